@@ -1,0 +1,59 @@
+# Needs GNU make and Python >= 3.11 with pip and venv; everything else goes into $(VENV).
+#   make test PYTHON=python3.12 VENV=.venv-3.12      another interpreter, its own environment
+#   make test ARGS='-k kernels -x'                   more arguments for the command
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+
+# These need no display. (The docs are left out: their notebooks draw inline.)
+example test test-slow bench: export MPLBACKEND ?= Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help example test test-slow lint format docs bench clean
+
+help: ## Show this help
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
+		| awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+example: $(VENV)/.installed-examples ## Fit and plot the rotated Swiss roll
+	$(BIN)/python examples/rotated_swiss_roll.py $(ARGS)
+
+test: $(VENV)/.installed-test ## Run the tests and doctests, in two processes (JOBS=2)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-slow: $(VENV)/.installed-test ## Run only the slow tests
+	$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Apply what `make lint` can fix by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs ## Build the docs into docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
+
+bench: $(VENV)/.installed-examples ## Run the speed benchmarks
+	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+clean: ## Remove .venv (VENV), caches and built files
+	rm -rf $(VENV) docs/_build build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name '.venv*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp .installed-X says that extra X is installed, as pyproject.toml has it now.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Python >= 3.11 is needed: call make with PYTHON=/path/to/python3.x' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,72 @@
+"""Small helpers over pytrees whose leaves share leading chain axes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax, random
+
+
+def normal_like(rng_key: Array, tree: Any) -> Any:
+    """Standard normal noise in the shape and dtype of every leaf."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = random.split(rng_key, max(len(leaves), 1))
+    noise = [random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(treedef, noise)
+
+
+def chain_sum(tree: Any, chain_shape: tuple[int, ...]) -> Array:
+    """Sum of all leaves over all but their leading chain axes: ``[*C]``."""
+    ndim = len(chain_shape)
+    total = [jnp.sum(x, axis=tuple(range(ndim, x.ndim))) for x in jax.tree.leaves(tree)]
+    return sum(total, start=jnp.zeros(chain_shape))
+
+
+def chain_select(accept: Array, new: Any, old: Any) -> Any:
+    """``new`` where ``accept`` (``[*C]``), else ``old``, leaf by leaf."""
+
+    def select(a: Array, b: Array) -> Array:
+        return jnp.where(accept.reshape(accept.shape + (1,) * (a.ndim - accept.ndim)), a, b)
+
+    return jax.tree.map(select, new, old)
+
+
+def take(tree: Any, indices: Array | None, axis: int) -> Any:
+    """Gather ``indices`` along ``axis`` of every leaf; all of it if ``indices`` is None."""
+    if indices is None:
+        return tree
+    return jax.tree.map(lambda x: jnp.take(x, indices, axis=axis, unique_indices=True), tree)
+
+
+def put(tree: Any, indices: Array | None, new: Any, axis: int) -> Any:
+    """Scatter ``new`` back to where :func:`take` found it."""
+    if indices is None:
+        return new
+    where = (slice(None),) * axis + (indices,)
+    return jax.tree.map(lambda x, y: x.at[where].set(y, unique_indices=True), tree, new)
+
+
+def batched_value_and_grad(fn: Callable[[Any], Array]) -> Callable[[Any], tuple[Array, Any]]:
+    """Value ``[*C]`` and gradient of a function of independent chains, in one backward pass."""
+
+    def total(x: Any) -> tuple[Array, Array]:
+        value = fn(x)
+        return value.sum(), value
+
+    def value_and_grad(x: Any) -> tuple[Array, Any]:
+        (_, value), grad = jax.value_and_grad(total, has_aux=True)(x)
+        return value, grad
+
+    return value_and_grad
+
+
+def strong_type(tree: Any) -> Any:
+    """Strip weak types, which would cost a second compilation."""
+    return jax.tree.map(lambda x: lax.convert_element_type(x, jnp.result_type(x)), tree)
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every inexact leaf is finite, a boolean scalar."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves] or [True]))

@@ -1,0 +1,192 @@
+r"""Sequential Monte Carlo from a base density to a tilted one.
+
+Targets ``log π_t = log p_0 − t E`` for ``t`` from 0 to 1. A population starts as exact draws of ``p_0``; each
+stage raises ``t`` by as much as the spread of ``E`` allows, reweights, resamples if the effective sample
+size is low, and moves every walker by MALA (Del Moral et al., 2006; Neal, 2001, for the weights). It
+estimates ``log Z = log ∫ p_0 e^{−E}`` with an unbiased estimate of ``Z``, and gives draws of ``p_0 e^{−E} / Z``
+whether or not that density is multimodal, which one chain started at ``p_0`` does not.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax, random
+
+from numpyro_ebipla._tree import batched_value_and_grad, chain_select
+from numpyro_ebipla.kernels import metropolis
+from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample
+
+#: Step sizes are kept at this many temperatures, equally spaced.
+NUM_KNOTS = 16
+TARGET_ACCEPT = 0.65
+
+
+class TiltedDensity(NamedTuple):
+    """A base density and the energy that tilts it, as functions of unconstrained positions.
+
+    Attributes:
+        log_base: ``[P, *event] -> [P]`` (or ``[P, D, *event] -> [P, D]``), normalised.
+        energy: the same shapes.
+        sample_base: ``(rng_key, P) -> [P, *event]`` exact draws of the base.
+    """
+
+    log_base: Callable[[Array], Array]
+    energy: Callable[[Array], Array]
+    sample_base: Callable[[Array, int], Array]
+
+    def log_density(self, x: Array) -> Array:
+        """The unnormalised tilted log density."""
+        return self.log_base(x) - self.energy(x)
+
+
+class Annealed(NamedTuple):
+    """A weighted population at ``t = 1``.
+
+    Attributes:
+        position: ``[P, *event]`` (or ``[P, D, *event]``).
+        log_weight: ``[P]`` (``[P, D]``); their log-mean-exp is ``log_z``.
+        log_z: estimate of the log normaliser, scalar (``[D]``).
+        log_step: ``[NUM_KNOTS]`` adapted log step sizes, to start the next anneal with.
+        ess: smallest effective sample size on the way, as a fraction of P.
+        accept_prob: mean acceptance of the moves.
+        num_temps: number of temperatures visited.
+    """
+
+    position: Array
+    log_weight: Array
+    log_z: Array
+    log_step: Array
+    ess: Array
+    accept_prob: Array
+    num_temps: Array
+
+
+class _Stage(NamedTuple):
+    t: Array
+    k: Array
+    walkers: tuple[Array, Array, Array, Array, Array]  # position, log_base, energy, their gradients
+    log_weight: Array
+    log_step: Array
+    ess: Array
+    accept: Array
+
+
+def initial_log_step(dtype: jnp.dtype) -> Array:
+    """Step sizes before any adaptation (relative to the population's variances)."""
+    return jnp.full((NUM_KNOTS,), jnp.log(0.3), dtype)
+
+
+def anneal(
+    rng_key: Array,
+    density: TiltedDensity,
+    num_walkers: int,
+    log_step: Array,
+    *,
+    num_moves: int = 1,
+    stage_ess: float = 0.5,
+    threshold: float = 0.5,
+    max_temps: int = 100,
+    rate: float = 0.1,
+) -> Annealed:
+    """Anneal a fresh population from the base to the tilted density.
+
+    Args:
+        rng_key: a PRNG key.
+        density: base and energy.
+        num_walkers: P.
+        log_step: ``[NUM_KNOTS]`` log step sizes by temperature, in units of the population's variance.
+        num_moves: MALA moves at each temperature.
+        stage_ess: effective sample size, as a fraction of P, that one stage's reweighting may cost a
+            population of equal weights. Nearer to one: more temperatures.
+        threshold: resample when the ESS falls below this fraction of P.
+        max_temps: the ladder is stretched so as to end within this number; the weights stay right.
+        rate: of the adaptation of ``log_step``.
+    """
+    key_base, key_stages = random.split(rng_key)
+    value_and_grad_base = batched_value_and_grad(density.log_base)
+    value_and_grad_energy = batched_value_and_grad(density.energy)
+
+    def evaluate(x: Array) -> tuple[Array, Array, Array, Array]:
+        base, grad_base = value_and_grad_base(x)
+        energy, grad_energy = value_and_grad_energy(x)
+        return base, energy, grad_base, grad_energy
+
+    def stage(s: _Stage) -> _Stage:
+        key_resample, *key_moves = random.split(random.fold_in(key_stages, s.k), 1 + num_moves)
+        # To second order reweighting by exp(−Δ E) leaves an ESS of exp(−Δ² Var E).
+        weight = normalised(s.log_weight)
+        energy = jnp.where(weight > 0, s.walkers[2], 0.0)
+        deviation = jnp.square(energy - jnp.sum(weight * energy, 0))
+        spread = jnp.sqrt(jnp.max(jnp.sum(weight * deviation, 0)))
+        step = jnp.sqrt(-jnp.log(stage_ess)) / jnp.maximum(spread, 1e-6)
+        step = jnp.maximum(step, (1 - s.t) / (max_temps - s.k))
+        t = jnp.where(jnp.isfinite(step), jnp.minimum(s.t + step, 1.0), 1.0)
+
+        log_weight = s.log_weight - (t - s.t) * s.walkers[2]
+        log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
+        low = jnp.minimum(s.ess, ess(log_weight).min() / num_walkers)
+        log_weight, walkers, _ = resample(key_resample, log_weight, s.walkers, threshold)
+
+        def tempered(x: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+            base, energy, grad_base, grad_energy = evaluate(x)
+            return base - t * energy, grad_base - t * grad_energy, (base, energy, grad_base, grad_energy)
+
+        knot = jnp.round(t * (NUM_KNOTS - 1)).astype(jnp.int32)
+        log_step, accepts = s.log_step, jnp.zeros(())
+        variance = _variance(walkers[0], log_weight)
+        for key in key_moves:
+            x, base, energy, grad_base, grad_energy = walkers
+            here = (x, base - t * energy, grad_base - t * grad_energy)
+            accept, new, prob = metropolis(key, tempered, here, jnp.exp(log_step[knot]), variance)
+            walkers = chain_select(accept, (new[0], *new[3]), walkers)
+            log_step = log_step.at[knot].add(rate * (prob.mean() - TARGET_ACCEPT))
+            accepts += prob.mean() / num_moves
+        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, s.accept + accepts)
+
+    x = density.sample_base(key_base, num_walkers)
+    known = evaluate(x)
+    first = _Stage(
+        t=jnp.zeros((), x.dtype),
+        k=jnp.zeros((), jnp.int32),
+        walkers=(x, *known),
+        log_weight=jnp.zeros_like(known[0]),
+        log_step=log_step,
+        ess=jnp.ones((), x.dtype),
+        accept=jnp.zeros(()),
+    )
+    last = lax.while_loop(lambda s: s.t < 1, stage, first)
+    return Annealed(
+        position=last.walkers[0],
+        log_weight=last.log_weight,
+        log_z=log_mean_exp(last.log_weight),
+        log_step=last.log_step,
+        ess=last.ess,
+        accept_prob=last.accept / last.k,
+        num_temps=last.k,
+    )
+
+
+def equally_weighted(rng_key: Array, annealed: Annealed, num_draws: int) -> Array:
+    """``num_draws`` unweighted draws ``[num_draws, ...]`` of an annealed population, in random order."""
+    num = annealed.log_weight.shape[0]
+
+    def draw(key: Array, log_weight: Array) -> Array:
+        return random.choice(key, num, (num_draws,), p=normalised(log_weight))
+
+    if annealed.log_weight.ndim == 1:
+        key_order, key_draw = random.split(rng_key)
+        _, x, _ = resample(key_draw, annealed.log_weight, annealed.position, 2.0)
+        return random.permutation(key_order, x)[:num_draws]
+    keys = random.split(rng_key, annealed.log_weight.shape[1])
+    ancestors = jax.vmap(draw, (0, 1), 1)(keys, annealed.log_weight)
+    return annealed.position[ancestors, jnp.arange(ancestors.shape[1])]
+
+
+def _variance(x: Array, log_weight: Array) -> Array:
+    """Weighted variance of the population, per coordinate (and per D), kept away from zero."""
+    weight = normalised(log_weight)
+    weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+    centred = x - jnp.sum(weight * x, 0)
+    return jnp.maximum(jnp.sum(weight * jnp.square(centred), 0), 1e-12)

@@ -1,0 +1,224 @@
+"""Draws of the posterior particles with the parameters held."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+
+from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.particles import Block, Particles, evaluated_at
+
+
+class Plan(NamedTuple):
+    """What to collect.
+
+    Attributes:
+        num_samples: draws of each particle.
+        thinning: moves between draws.
+        warmup: moves before the first draw, in which the kernel still adapts.
+        sites: latent or deterministic sites.
+        indices: ``[M']`` data whose local sites are wanted, None for all.
+        max_bytes: of all draws together.
+    """
+
+    num_samples: int
+    thinning: int
+    warmup: int
+    sites: tuple[str, ...]
+    indices: np.ndarray | None
+    max_bytes: int
+
+
+class Draws(NamedTuple):
+    """``samples``: ``{site: [N, S, …]}``, constrained; ``log_density``: ``[N, S]`` or ``[N, S, M']``;
+    ``accept``: mean acceptance by block."""
+
+    samples: dict[str, np.ndarray]
+    log_density: np.ndarray
+    accept: dict[str, float]
+
+
+class Layout(NamedTuple):
+    """Shape and type of one particle's value at a site, and its data axis from the right (None if global)."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axis: int | None
+
+
+def layouts(
+    model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
+) -> dict[str, Layout]:
+    """How the values at latent and deterministic sites are laid out.
+
+    The data axis of a deterministic site is the one whose length follows that of the minibatch.
+    """
+
+    def shapes(width: int) -> dict[str, jax.ShapeDtypeStruct]:
+        def values(key: Array) -> dict[str, Array]:
+            constrained = model.constrain_params(params)
+            indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
+            local, glob = model.draw_latents(key, constrained, indices, data, mutable)
+            local, glob = jax.tree.map(lambda x: x[None], (local, glob))
+            return model.values(constrained, local, glob, indices, data, key, mutable, sites)
+
+        return jax.eval_shape(values, random.key(0))
+
+    here = shapes(model.batch_size)
+    wider = shapes(model.batch_size + 1) if model.subsampled else here
+    result = {}
+    for name, value in here.items():
+        shape = value.shape[1:]
+        grown = [
+            i - len(shape)
+            for i, (a, b) in enumerate(zip(shape, wider[name].shape[1:], strict=True))
+            if a != b
+        ]
+        axis = grown[0] if grown else None
+        if name in model.latents:
+            axis = model.latents[name].value_axis if model.latents[name].local else None
+        result[name] = Layout(shape, value.dtype, axis)
+    return result
+
+
+def check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
+    """Estimate the memory of all draws before any work.
+
+    Raises:
+        ModelError: if it exceeds ``plan.max_bytes``.
+    """
+    wanted = model.num_data if plan.indices is None else len(plan.indices)
+    total = 0
+    for shape, dtype, axis in layout.values():
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
+        total += size if axis is None else size // shape[axis] * wanted
+    total *= num_particles * plan.num_samples
+    if total > plan.max_bytes:
+        raise ModelError(
+            f"the draws would take {total / 2**30:.1f} GiB, above the limit of {plan.max_bytes / 2**30:.1f} GiB: "
+            "lower num_samples or num_particles, name fewer sites=… or data indices=… in run(), or raise "
+            "max_bytes."
+        )
+
+
+def collect(
+    model: LatentModel,
+    particles: Particles,
+    plan: Plan,
+    layout: dict[str, Layout],
+    params: Params,
+    state: TrainState,
+    data: Any,
+    rng_key: Array,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Draws:
+    """Run every particle on at ``params`` (unconstrained) and keep ``plan.num_samples`` draws.
+
+    Local latents of different data are independent given the parameters, so a subsampled model is worked off
+    in blocks of B data. A global latent couples all data: then they form one block.
+    """
+    run_block = jax.jit(lambda *a: _run_block(model, particles, plan, *a))
+    blocks = _blocks(model, plan)
+    posterior = state.posterior
+    parts = []
+    for i, indices in enumerate(blocks):
+        take = (lambda x: x) if indices is None else (lambda x, j=indices: jnp.take(x, j, axis=1))
+        momentum = posterior.momentum and (jax.tree.map(take, posterior.momentum[0]), posterior.momentum[1])
+        block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum)
+        adapt = (posterior.adapt_local, posterior.adapt_global)
+        out = run_block(random.fold_in(rng_key, i), params, state.mutable, block, adapt, indices, data)
+        parts.append(jax.tree.map(np.asarray, out))
+        progress(i + 1, len(blocks))
+    return _assemble(model, plan, layout, parts)
+
+
+def _run_block(
+    model: LatentModel,
+    particles: Particles,
+    plan: Plan,
+    rng_key: Array,
+    params: Params,
+    mutable: dict[str, Any],
+    block: Block,
+    adapt: Any,
+    indices: Array | None,
+    data: Any,
+) -> tuple[dict[str, Array], Array, dict[str, Array]]:
+    params = model.constrain_params(params)
+    key_model, key_warmup, key_draws = random.split(rng_key, 3)
+
+    def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
+        return model.log_joint(params, local, glob, indices, data, key_model, mutable, {})[:2]
+
+    def advance(key: Array, block: Block, adapt: Any, num_moves: int) -> tuple[Block, Any, dict[str, Array]]:
+        moved = Particles(particles.kernel, num_moves)
+        known = evaluated_at(log_joint, 1.0, block.local, block.glob)
+        return moved.advance(key, log_joint, 1.0, block, known, adapt)
+
+    def draw(block: Block, key: Array) -> tuple[Block, Any]:
+        block, _, info = advance(key, block, adapt, plan.thinning)
+        values = model.values(params, *block[:2], indices, data, key_model, mutable, plan.sites)
+        per_datum, rest = log_joint(*block[:2])
+        return block, (values, per_datum if _by_datum(model) else per_datum.sum(-1) + rest, info)
+
+    if plan.warmup:
+        block, adapt, _ = advance(key_warmup, block, adapt, plan.warmup)
+    _, (values, log_density, info) = lax.scan(draw, block, random.split(key_draws, plan.num_samples))
+    values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)
+    return values, jnp.swapaxes(log_density, 0, 1), jax.tree.map(jnp.mean, info)
+
+
+def _by_datum(model: LatentModel) -> bool:
+    """Whether the chains of different data are independent, so that each has a log density of its own."""
+    return bool(model.local_sites) and not model.global_sites
+
+
+def _blocks(model: LatentModel, plan: Plan) -> list[Array | None]:
+    """Indices to work off, all of one length: the last block is filled up with data from the front."""
+    if not model.subsampled:
+        return [None]
+    if model.global_sites:
+        return [jnp.arange(model.num_data, dtype=jnp.int32)]
+    wanted = np.arange(model.num_data) if plan.indices is None else plan.indices
+    size = min(model.batch_size, len(wanted))
+    padded = np.resize(wanted, -(-len(wanted) // size) * size)
+    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
+
+
+def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: list[Any]) -> Draws:
+    """Blocks joined along their data axes, and what only filled up the last one cut off."""
+    wanted = model.num_data if plan.indices is None else len(plan.indices)
+    in_order = model.subsampled and not model.global_sites  # blocks hold just what is wanted, in its order
+    chosen = slice(wanted) if in_order or plan.indices is None else plan.indices
+
+    def join(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
+        if axis is None:
+            return arrays[0]
+        joined = np.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
+        return joined[(slice(None),) * (axis % joined.ndim) + (chosen,)]
+
+    samples = {name: join([part[0][name] for part in parts], layout[name].axis) for name in plan.sites}
+    axis = -1 if _by_datum(model) else None
+    accept = {k: float(np.mean([part[2][k] for part in parts])) for k in parts[0][2]}
+    return Draws(samples, join([part[1] for part in parts], axis), accept)
+
+
+def parse_sites(
+    model: LatentModel, sites: Sequence[str] | None, deterministic: Sequence[str]
+) -> tuple[str, ...]:
+    """Names to collect, checked.
+
+    Raises:
+        ModelError: for a name that is neither a latent nor a deterministic site.
+    """
+    known = [*model.latents, *deterministic]
+    for name in sites or ():
+        if name not in known:
+            raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
+    return tuple(sites) if sites is not None else tuple(model.latents)

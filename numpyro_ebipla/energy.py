@@ -1,0 +1,296 @@
+"""``EnergyPrior``: an energy-based, unnormalised and learnable prior as a NumPyro distribution."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array, random
+from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+from numpyro_ebipla._errors import EBIPLAWarning
+from numpyro_ebipla._static import join_static, split_static
+from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
+
+_log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
+
+
+@contextmanager
+def log_normaliser(log_z: Any) -> Iterator[None]:
+    """Inside, ``EnergyPrior.log_prob`` subtracts ``log_z`` (it broadcasts to the batch shape).
+
+    Whoever supplies it answers for its derivative too: the warning about a missing normaliser is off.
+    """
+    token = _log_normaliser.set(log_z)
+    try:
+        yield
+    finally:
+        _log_normaliser.reset(token)
+
+
+class EnergyPrior(dist.Distribution):
+    r"""Density proportional to ``exp(−energy(x)) · base.prob(x)``.
+
+    The energy tilts a proper base distribution, so that ``energy = 0`` is the base itself, with known
+    normaliser (Pang et al., 2006.08205, eq. 2).
+
+    :meth:`log_prob` is **unnormalised**: it lacks ``−log Z``. This is right for inference of ``x`` with the
+    energy fixed (NUTS included) and for :class:`~numpyro_ebipla.EBIPLA`, which supplies the gradient of
+    ``log Z``. It is **wrong** for SVI or MCMC over the energy's own parameters, or over parameters of its
+    base; where they are differentiated outside EBIPLA an ``EBIPLAWarning`` is raised.
+
+    Args:
+        energy: what maps ``x`` of shape ``[..., *event_shape]`` to energies ``[...]``: a bound linen, nnx or
+            equinox module (``flax_module``, ``nnx_module``, ``eqx_module``) or any function, of
+            ``numpyro.param`` values too. A function that accepts a single ``x`` only is mapped over the rest.
+            An energy that depends on covariates of the data inside a plate returns ``[..., B]``.
+        base: distribution with continuous support and a ``sample`` method.
+        num_walkers: least size of the population that :meth:`sample` anneals.
+        num_moves: MALA moves at each of its temperatures.
+        step_size: of those moves in units of the population's variance; adapted on the way if None.
+        max_temps: largest number of temperatures.
+
+    Raises:
+        TypeError: if ``energy`` is not callable or ``base`` is no distribution.
+        ValueError: if the base is discrete or cannot be sampled, or the energy's shape does not fit.
+
+    >>> import jax.numpy as jnp, numpyro.distributions as dist
+    >>> from jax import random
+    >>> prior = EnergyPrior(lambda x: 0.5 * jnp.sum(x**2, -1), dist.Normal(0, 1).expand([2]).to_event(1))
+    >>> x = prior.sample(random.key(0), (1000,))  # N(0, 1/2) in each coordinate
+    >>> x.shape, bool(abs(x.var() - 0.5) < 0.05)
+    ((1000, 2), True)
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    pytree_data_fields = ("_arrays", "base")
+    pytree_aux_fields = ("_static", "_mapped", "num_walkers", "num_moves", "step_size", "max_temps")
+
+    def __init__(
+        self,
+        energy: Callable[[Array], Array],
+        base: dist.Distribution,
+        *,
+        num_walkers: int = 256,
+        num_moves: int = 4,
+        step_size: float | None = None,
+        max_temps: int = 100,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_base(energy, base)
+        self._arrays, self._static = _split(energy)
+        self._mapped = False
+        self.base = base
+        self.num_walkers, self.num_moves = num_walkers, num_moves
+        self.step_size, self.max_temps = step_size, max_temps
+        batch_shape, self._mapped = self._infer_shape()
+        super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> dist.constraints.Constraint:
+        """The base's support."""
+        return self.base.support
+
+    def energy(self, x: Array) -> Array:
+        """Energies ``[*sample_shape, *batch_shape]`` of ``x`` in the constrained space."""
+        return self._energy(self._arrays, x)
+
+    def _energy(self, arrays: Any, x: Array) -> Array:
+        energy = _join(arrays, self._static)
+        if not self._mapped:
+            return energy(x)
+        inner = len(self.base.batch_shape) + self.event_dim
+        lead = x.shape[: x.ndim - inner]
+        flat = jax.vmap(energy)(x.reshape((-1, *x.shape[x.ndim - inner :])))
+        return flat.reshape(lead + flat.shape[1:])
+
+    def log_prob(self, value: Array) -> Array:
+        """Unnormalised: ``base.log_prob(value) − energy(value)``."""
+        log_z, arrays = _log_normaliser.get(), self._arrays
+        if log_z is None:
+            log_z, arrays = 0.0, jax.tree.map(_warn_if_differentiated, arrays)
+        return self.base.log_prob(value) - self._energy(arrays, value) - log_z
+
+    def tilted(self) -> TiltedDensity:
+        """Base and energy as functions of unconstrained walkers ``[P, *event]``, or ``[P, D, *event]``.
+
+        The second where ``batch_shape`` is not empty: ``D`` is its product. The Jacobian of the map to the
+        support belongs to the base.
+        """
+        transform = biject_to(self.support)
+        batch, event_dim = self.batch_shape, self.event_dim
+        unconstrained = transform.inverse_shape(batch + self.event_shape)
+        flat = (-1,) if batch else ()
+
+        def constrain(u: Array) -> tuple[Array, Array]:
+            u = u.reshape(u.shape[:1] + unconstrained)
+            return u, transform(u)
+
+        def log_base(u: Array) -> Array:
+            u, x = constrain(u)
+            log_det = transform.log_abs_det_jacobian(u, x)
+            log_det = sum_rightmost(log_det, log_det.ndim - x.ndim + event_dim)
+            value = jnp.broadcast_to(self.base.log_prob(x) + log_det, u.shape[:1] + batch)
+            return value.reshape(u.shape[:1] + flat)
+
+        def energy(u: Array) -> Array:
+            value = self.energy(constrain(u)[1])
+            return value.reshape(u.shape[:1] + flat)
+
+        def sample_base(rng_key: Array, num: int) -> Array:
+            expanded = self.base.expand(batch) if self.base.batch_shape != batch else self.base
+            u = transform.inv(expanded.sample(rng_key, (num,)))
+            return u.reshape((num, *flat, *unconstrained[len(batch) :]))
+
+        return TiltedDensity(log_base, energy, sample_base)
+
+    def constrain_walkers(self, u: Array) -> Array:
+        """Walkers as :meth:`tilted` has them -> ``[P, *batch_shape, *event_shape]``."""
+        transform = biject_to(self.support)
+        shape = transform.inverse_shape(self.batch_shape + self.event_shape)
+        return transform(u.reshape(u.shape[:1] + shape))
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws from the normalised density, by annealing a population from the base.
+
+        They are exchangeable but not independent: draws of one call share their population's resampling.
+        """
+        num = 1
+        for size in sample_shape:
+            num *= size
+        return _sample(self, key, num).reshape(sample_shape + self.batch_shape + self.event_shape)
+
+    def _infer_shape(self) -> tuple[tuple[int, ...], bool]:
+        """The batch shape that base and energy have together, and whether the energy takes single points."""
+        batch, event = self.base.batch_shape, self.event_shape_of_base
+        probe = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.result_type(float))
+        call = _join(self._arrays, self._static)
+        advice = f"It is called with x of shape [..., *{event}] and must return one energy for each x, shape [...]."
+        try:
+            single = jnp.shape(jax.eval_shape(call, probe(shape=batch + event)))
+        except Exception as e:
+            raise ValueError(
+                f"EnergyPrior: the energy failed on x of shape {batch + event}: {e}\n{advice} If it uses "
+                "covariates of the data, give the base their batch shape: base.expand([batch_size])."
+            ) from e
+        if len(single) < len(batch) or (len(single) > len(batch) and single[-1] == 1):
+            hint = (
+                "squeeze its last axis" if single[-1:] == (1,) else "did you forget .to_event() on the base?"
+            )
+            raise ValueError(
+                f"EnergyPrior: the energy returns shape {single} for x of shape {batch + event}; expected "
+                f"{batch}: {hint} {advice}"
+            )
+        full = jnp.broadcast_shapes(single, batch)
+        try:
+            several = jnp.shape(jax.eval_shape(call, probe(shape=(3, *full, *event))))
+        except Exception:
+            several = None
+        if several == (3, *full):
+            return full, False
+        if single == batch:
+            return batch, True
+        raise ValueError(
+            f"EnergyPrior: the energy returns shape {several} for x of shape {(3, *full, *event)}; "
+            f"expected {(3, *full)}. {advice}"
+        )
+
+    @property
+    def event_shape_of_base(self) -> tuple[int, ...]:
+        """Shape of one ``x``."""
+        return self.base.event_shape
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
+    key_anneal, key_draw = random.split(rng_key)
+    density = prior.tilted()
+    num_walkers = max(num, prior.num_walkers)
+    dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), key_anneal).dtype
+    fixed = prior.step_size is not None
+    log_step = jnp.full_like(initial_log_step(dtype), jnp.log(prior.step_size)) if fixed else None
+    population = anneal(
+        key_anneal,
+        density,
+        num_walkers,
+        initial_log_step(dtype) if log_step is None else log_step,
+        num_moves=prior.num_moves,
+        stage_ess=0.8,
+        max_temps=prior.max_temps,
+        rate=0.0 if fixed else 0.2,
+    )
+    return prior.constrain_walkers(equally_weighted(key_draw, population, num))
+
+
+def _check_base(energy: Any, base: Any) -> None:
+    if not callable(energy):
+        raise TypeError(
+            f"EnergyPrior: energy must be callable, got {type(energy).__name__}; pass a bound module "
+            "(flax_module, nnx_module, eqx_module) or a function of x."
+        )
+    if not isinstance(base, dist.Distribution):
+        raise TypeError(f"EnergyPrior: base must be a NumPyro distribution, got {type(base).__name__}.")
+    if base.support is None or base.support.is_discrete:
+        raise ValueError(
+            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous support."
+        )
+    try:
+        jax.eval_shape(lambda k: base.sample(k), random.key(0))
+    except NotImplementedError as e:
+        raise ValueError(
+            f"EnergyPrior: base {type(base).__name__} has no `sample`; the walkers start as draws of the base, "
+            "so choose a proper distribution that can be sampled."
+        ) from e
+
+
+def unwrap(fn: dist.Distribution) -> dist.Distribution:
+    """The distribution inside ``expand``, ``mask`` and ``to_event``."""
+    wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
+
+
+@functools.partial(jax.custom_jvp)
+def _warn_if_differentiated(x: Array) -> Array:
+    return x
+
+
+def _warn_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
+        warnings.warn(
+            "the log density of an EnergyPrior is being differentiated with respect to the energy's own "
+            "parameters outside EBIPLA. It lacks the normaliser −log Z, so SVI or MCMC over these "
+            "parameters is wrong: fit them with EBIPLA(model).run(...), or hold them fixed "
+            "(numpyro.handlers.substitute).",
+            EBIPLAWarning,
+            stacklevel=2,
+        )
+    else:
+        dx = jnp.zeros_like(x)
+    return x, dx
+
+
+_warn_if_differentiated.defjvp(_warn_jvp, symbolic_zeros=True)
+
+
+def _split(energy: Callable) -> tuple[Any, Any]:
+    """Arrays of an energy and the rest of it; a partial's arguments count as arrays of its."""
+    if isinstance(energy, functools.partial):
+        arrays, static = split_static((energy.func, energy.args, energy.keywords))
+        return arrays, (True, static)
+    arrays, static = split_static(energy)
+    return arrays, (False, static)
+
+
+def _join(arrays: Any, static: Any) -> Callable[[Array], Array]:
+    partial, rest = static
+    energy = join_static(arrays, rest)
+    return functools.partial(energy[0], *energy[1], **energy[2]) if partial else energy

@@ -1,0 +1,254 @@
+"""One look at a NumPyro model before any long work: its layout, and clear errors for what cannot be fitted."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer.inspect import get_dependencies
+from numpyro.ops.provenance import eval_provenance
+
+from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._static import split_static
+from numpyro_ebipla._tree import strong_type
+from numpyro_ebipla._types import Params
+from numpyro_ebipla.energy import EnergyPrior, unwrap
+from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite, _from_base, _trace
+
+
+class Inspection(NamedTuple):
+    """What :func:`inspect_model` finds.
+
+    Attributes:
+        model: the pure functions.
+        data: the model's array arguments.
+        params: initial parameters, unconstrained.
+        mutable: initial values at ``mutable`` sites.
+        energy_params: names of the parameters on which an energy prior depends.
+        deterministic: names of the deterministic sites.
+    """
+
+    model: LatentModel
+    data: Any
+    params: Params
+    mutable: dict[str, Any]
+    energy_params: tuple[str, ...]
+    deterministic: tuple[str, ...]
+
+
+def inspect_model(
+    model: Callable,
+    rng_key: Array,
+    args: tuple,
+    kwargs: dict[str, Any],
+    init_params: Params | None = None,
+) -> Inspection:
+    """Trace ``model(*args, **kwargs)`` once and lay out its parameters, latents, energies and data.
+
+    Raises:
+        ModelError: naming the site or argument, for everything that cannot be fitted.
+    """
+    check_arguments(model, args, kwargs)
+    data, static = split_static((args, kwargs))
+    data = jax.tree.map(jnp.asarray, data)
+    seeded = handlers.seed(handlers.substitute(model, data=init_params or {}), rng_key)
+    trace = _trace(_from_base(seeded), args, kwargs)
+    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    for name, site in latent.items():
+        if site["fn"].support is not None and site["fn"].support.is_discrete:
+            raise ModelError(
+                f"latent site '{name}' is discrete ({type(unwrap(site['fn'])).__name__}); Langevin particles "
+                "need continuous latents: marginalise it (e.g. dist.MixtureSameFamily) or observe it."
+            )
+    energies = {name: s for name, s in sites.items() if isinstance(unwrap(s["fn"]), EnergyPrior)}
+    if not latent and not any(energies[name]["is_observed"] for name in energies):
+        raise ModelError(
+            "nothing to do: the model has no latent site and no observed EnergyPrior. Give it a "
+            "numpyro.sample site without obs=, or obs= on an EnergyPrior; parameters alone are fitted by SVI."
+        )
+    dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
+    _check_energies(energies, latent, dependencies)
+    plate = _data_plate(trace, sites, latent)
+    layout = LatentModel(
+        model=model,
+        static_arguments=static,
+        param_transforms=_param_transforms(trace),
+        latents=_latent_sites(latent, plate, dependencies),
+        energies={name: _energy_site(name, site, plate) for name, site in energies.items()},
+        plate=plate,
+    )
+    params = strong_type({n: s["value"] for n, s in trace.items() if s["type"] == "param"})
+    mutable = strong_type({n: s["value"] for n, s in trace.items() if s["type"] == "mutable"})
+    unconstrained = strong_type(layout.unconstrain_params(params))
+    return Inspection(
+        layout,
+        data,
+        unconstrained,
+        mutable,
+        _energy_params(layout, params, data, mutable),
+        tuple(n for n, s in trace.items() if s["type"] == "deterministic"),
+    )
+
+
+def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse NaN and unbindable arguments by name.
+
+    Raises:
+        ModelError: naming the argument.
+    """
+    try:
+        bound = inspect.signature(model).bind(*args, **kwargs).arguments
+    except TypeError as e:
+        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
+    except ValueError:  # no signature, e.g. a callable from C
+        bound = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+    for name, value in bound.items():
+        for leaf in jax.tree.leaves(value):
+            if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                continue
+            if bool(np.isnan(np.asarray(leaf)).any()):
+                raise ModelError(
+                    f"argument '{name}' of the model contains NaN: remove these data, or replace them and hide "
+                    "them with numpyro.handlers.mask."
+                )
+
+
+def _dependencies(model: Callable, trace: dict, args: tuple, kwargs: dict) -> dict[str, Any]:
+    known = {n: s["value"] for n, s in trace.items() if s["type"] in ("param", "mutable", "plate")}
+    return get_dependencies(handlers.substitute(model, data=known), args, kwargs)
+
+
+def _check_energies(energies: dict, latent: dict, dependencies: dict) -> None:
+    prior = dependencies.get("prior_dependencies", {})
+    for name, site in energies.items():
+        upstream = sorted(set(prior.get(name, ())) - {name})
+        if upstream:
+            kind = "another energy prior" if upstream[0] in energies else "the latent"
+            raise ModelError(
+                f"the energy prior at '{name}' depends on {kind} '{upstream[0]}', so its normaliser would "
+                f"depend on '{upstream[0]}' too and is not estimated. Put both into one site with a joint "
+                "energy, or make the dependence part of the likelihood (numpyro.factor with a normalised "
+                "prior)."
+            )
+        probe = unwrap(site["fn"])
+        value = np.asarray(probe.energy(probe.base.sample(jax.random.key(0), (8,))))
+        if not np.isfinite(value).all():
+            raise ModelError(
+                f"the energy at '{name}' is not finite at draws of its base at the start: check its "
+                "initial parameters and the scale of its inputs."
+            )
+
+
+def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
+    """The plate to treat as data: the subsampled one, else the one with most latent values in it."""
+    sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
+    for name, (size, batch) in sizes.items():
+        if batch > size:
+            raise ModelError(
+                f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size."
+            )
+    dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
+    subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
+    if len(subsampled) > 1:
+        raise ModelError(
+            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the others."
+        )
+
+    def count(name: str, among: dict) -> int:
+        inside = [s for s in among.values() if any(f.name == name for f in s["cond_indep_stack"])]
+        return sum(int(np.size(s["value"])) for s in inside)
+
+    candidates = subsampled or sorted(
+        dims, key=lambda n: (count(n, latent), count(n, sites), sizes[n][0]), reverse=True
+    )
+    if not candidates:
+        return None
+    name = candidates[0]
+    return DataPlate(name, *sizes[name], dims[name])
+
+
+def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> dict[str, LatentSite]:
+    """Which latents are local, and where their data axis is."""
+    inside = {n for n, s in latent.items() if plate and _in_plate(s, plate)}
+    posterior = dependencies.get("posterior_dependencies", {})
+    coupled = sorted(
+        {u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())}
+    )
+    if coupled and plate and plate.batch_size < plate.size:
+        raise ModelError(
+            f"latent '{coupled[0]}' in the subsampled plate '{plate.name}' is coupled across its elements by a "
+            "site outside the plate, so its particles cannot be updated batch by batch: pass "
+            "subsample_size=None."
+        )
+    if coupled:  # one block: particles of all data are accepted or refused together
+        inside = set()
+    result = {}
+    for name, site in latent.items():
+        transform = biject_to(site["fn"].support)
+        shrink = transform.codomain.event_dim - transform.domain.event_dim
+        event_dim = site["fn"].event_dim
+        dim = plate.dim if plate else -1
+        names: list[str | None] = [None] * len(site["fn"].batch_shape)
+        for frame in site["cond_indep_stack"]:
+            names[len(names) + frame.dim] = frame.name
+        result[name] = LatentSite(
+            name in inside, dim - event_dim + shrink, dim - event_dim, tuple(names) + (None,) * event_dim
+        )
+    return result
+
+
+def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
+    shape = unwrap(site["fn"]).batch_shape
+    per_datum = (
+        plate is not None
+        and _in_plate(site, plate)
+        and len(shape) >= -plate.dim
+        and shape[plate.dim] == plate.batch_size
+        and plate.batch_size > 1
+    )
+    if per_datum and int(np.prod(shape)) != plate.batch_size:
+        raise ModelError(
+            f"the energy prior at '{name}' is conditional on the data plate and on another plate at once "
+            f"(batch shape {shape}): put the other plate's dimension into the event with .to_event()."
+        )
+    return EnergySite(bool(site["is_observed"]), per_datum)
+
+
+def _in_plate(site: dict, plate: DataPlate) -> bool:
+    return any(frame.name == plate.name for frame in site["cond_indep_stack"])
+
+
+def _param_transforms(trace: dict) -> dict[str, Any]:
+    transforms = {}
+    for name, site in trace.items():
+        if site["type"] != "param":
+            continue
+        constraint = site["kwargs"].get("constraint", constraints.real)
+        if constraint is not constraints.real:
+            transforms[name] = biject_to(constraint)
+    return transforms
+
+
+def _energy_params(
+    layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]
+) -> tuple[str, ...]:
+    """Parameters that an energy prior's own arrays depend on."""
+
+    def arrays(**params: Any) -> Any:
+        indices = jnp.arange(layout.batch_size, dtype=jnp.int32) if layout.subsampled else None
+        priors = layout.energy_priors(params, indices, data, jax.random.key(0), mutable)
+        densities = [prior.tilted() for prior in priors.values()]
+        draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
+        return [d.log_density(x) for d, x in zip(densities, draws, strict=True)]
+
+    provenance = eval_provenance(arrays, **params)
+    return tuple(
+        sorted(set().union(*jax.tree.leaves(provenance, is_leaf=lambda x: isinstance(x, frozenset))))
+    )

@@ -1,0 +1,277 @@
+r"""Langevin transition kernels over many independent chains.
+
+Each kernel moves a :class:`Point`, chains in the leading axes ``C``, towards a log density ``log π``.
+``h`` is the step size and ``s`` a per-coordinate scale (one where nothing is preconditioned):
+
+==================  =====================================================================  ==========
+kernel              proposal                                                               bias
+==================  =====================================================================  ==========
+:class:`ULA`        ``x + h ∇log π(x) + √(2h) ξ``                                          O(h)
+:class:`MALA`       ``x + h s² ∇log π(x) + √(2h) s ξ``, accepted or rejected per chain     none
+:class:`Underdamped`  exponential integrator of ``dx = v dt, dv = ∇log π dt − γ v dt + √(2γ) dB``  O(h)
+==================  =====================================================================  ==========
+
+A kernel uses the gradient that the point already carries. ULA and Underdamped therefore cost no
+gradient of their own after a training step's backward pass, MALA exactly one, at its proposal.
+
+A chain in plain JAX:
+
+>>> import jax, jax.numpy as jnp
+>>> from numpyro_ebipla.kernels import MALA, start
+>>> from numpyro_ebipla._tree import batched_value_and_grad
+>>> target = batched_value_and_grad(lambda x: -0.5 * jnp.sum(x["x"] ** 2, -1))
+>>> kernel = MALA()
+>>> point, adapt = start(kernel, target, {"x": jnp.zeros((1000, 2))})
+>>> for key in jax.random.split(jax.random.key(0), 50):
+...     point, info = kernel.move(key, target, point, adapt)
+...     adapt = kernel.adapt(adapt, info, point)
+>>> bool(jnp.abs(point.position["x"].var() - 1) < 0.1)
+True
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+
+from numpyro_ebipla._tree import chain_select, chain_sum, normal_like
+from numpyro_ebipla._types import Adaptation, Latents
+
+Target = Callable[[Latents], tuple[Array, Latents]]
+Schedule = Callable[[Array], Array]
+
+
+class Point(NamedTuple):
+    """Chains together with what is known where they stand.
+
+    Attributes:
+        position: ``{site: [*C, *event]}``.
+        log_density: ``[*C]``, or None if not yet known there.
+        gradient: of the log density, like ``position``, or None.
+        momentum: like ``position`` for underdamped kernels, else None.
+    """
+
+    position: Latents
+    log_density: Array | None
+    gradient: Latents | None
+    momentum: Latents | None = None
+
+
+class MoveInfo(NamedTuple):
+    """What a move reports: the mean acceptance probability (one if unadjusted)."""
+
+    accept_prob: Array
+
+
+def evaluated(target: Target, point: Point) -> Point:
+    """``point`` with its log density and gradient filled in, if they are not there."""
+    if point.gradient is not None:
+        return point
+    value, gradient = target(point.position)
+    return point._replace(log_density=value, gradient=gradient)
+
+
+def start(kernel: "Kernel", target: Target, position: Latents) -> tuple[Point, Adaptation]:
+    """A point at ``position`` and a fresh adaptation, to use a kernel on its own."""
+    value, gradient = target(position)
+    chain_ndim = value.ndim
+    momentum = jax.tree.map(jnp.zeros_like, position) if kernel.has_momentum else None
+    return Point(position, value, gradient, momentum), kernel.init(position, chain_ndim)
+
+
+def metropolis(
+    rng_key: Array,
+    target: Callable[[Any], tuple[Array, Any, Any]],
+    here: tuple[Any, Array, Any],
+    step_size: Array,
+    variance: Any,
+) -> tuple[Array, tuple[Any, Array, Any, Any], Array]:
+    """A Metropolis-adjusted Langevin proposal of every chain, and whether each accepts it.
+
+    Args:
+        rng_key: a PRNG key.
+        target: position -> ``(log density [*C], gradient, anything else known there)``.
+        here: ``(position, log density, gradient)``.
+        step_size: ``h``.
+        variance: per-coordinate variances ``s²`` of the proposal, leaves broadcasting to the positions.
+
+    Returns:
+        ``(accept, proposal, prob)``: booleans ``[*C]``, what ``target`` knows at the proposal with the
+        position before it, and acceptance probabilities ``[*C]``.
+    """
+    position, log_density, gradient = here
+    h = step_size
+    key_noise, key_accept = random.split(rng_key)
+    noise = normal_like(key_noise, position)
+    proposed = jax.tree.map(
+        lambda x, g, xi, v: x + h * v * g + jnp.sqrt(2 * h * v) * xi, position, gradient, noise, variance
+    )
+    value, new_gradient, extra = target(proposed)
+    # log q(x | x') − log q(x' | x); the forward residual is the noise itself.
+    backward = jax.tree.map(
+        lambda x, y, g, v: jnp.square(x - y - h * v * g) / (4 * h * v),
+        position, proposed, new_gradient, variance,
+    )  # fmt: skip
+    forward = jax.tree.map(lambda xi: 0.5 * jnp.square(xi), noise)
+    shape = value.shape
+    log_ratio = value - log_density + chain_sum(forward, shape) - chain_sum(backward, shape)
+    # A proposal where anything is not finite is refused; a chain that stands in such a place may leave.
+    leave = jnp.isfinite(value) & ~jnp.isfinite(log_density)
+    prob = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+    prob = jnp.where(leave, 1.0, prob)
+    accept = random.uniform(key_accept, shape, prob.dtype) < prob
+    return accept, (proposed, value, new_gradient, extra), prob
+
+
+class Kernel:
+    """Base of the kernels: a fixed step size, nothing adapted."""
+
+    adjusted = False
+    has_momentum = False
+    step_size: float | Schedule
+
+    def init(self, position: Latents, chain_ndim: int) -> Adaptation:
+        """Adaptation before the first move; ``chain_ndim`` is the number of chain axes."""
+        first = self.step_size(jnp.zeros((), jnp.int32)) if callable(self.step_size) else self.step_size
+        return Adaptation(jnp.log(jnp.asarray(first, _dtype(position))), {}, jnp.zeros((), jnp.int32))
+
+    def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
+        """Count the move and follow the schedule, if the step size is one."""
+        count = adapt.count + 1
+        if not callable(self.step_size):
+            return adapt._replace(count=count)
+        log_step = jnp.log(self.step_size(count)).astype(adapt.log_step.dtype)
+        return adapt._replace(log_step=log_step, count=count)
+
+    def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        """One transition of every chain."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ULA(Kernel):
+    """Unadjusted Langevin: the Euler–Maruyama step of EBIPLA (2510.12311) and IPLA (2303.13429).
+
+    For a standard normal target its stationary variance is ``1 / (1 − h/2)``.
+
+    Args:
+        step_size: ``h``, a number or a schedule of the number of moves made (any optax schedule).
+    """
+
+    step_size: float | Schedule = 1e-2
+
+    def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        point = evaluated(target, point)
+        h = jnp.exp(adapt.log_step)
+        noise = normal_like(rng_key, point.position)
+        position = jax.tree.map(
+            lambda x, g, xi: x + h * g + jnp.sqrt(2 * h) * xi, point.position, point.gradient, noise
+        )
+        return Point(position, None, None), MoveInfo(jnp.ones_like(h))
+
+
+@dataclass(frozen=True)
+class MALA(Kernel):
+    """Metropolis-adjusted Langevin, accepted per chain, with its step size and scales adapted.
+
+    The step size follows ``log h += ρ_k (acceptance − target_accept)``; the scale of each coordinate is
+    the inverse square root of its mean squared gradient over chains and time, which is the diagonal of
+    the Fisher information of the target (Titsias, 2023, *Optimal preconditioning and Fisher adaptive
+    Langevin sampling*). Both are shared by all chains of the family.
+
+    Args:
+        step_size: the first ``h`` (in units of the scales, so of order one whatever the data).
+        target_accept: acceptance that the step size is driven to.
+        precondition: whether the scales are adapted; ones if not.
+        adapt_step: whether the step size is adapted.
+    """
+
+    step_size: float = 0.2
+    target_accept: float = 0.65
+    precondition: bool = True
+    adapt_step: bool = True
+    adjusted = True
+
+    def init(self, position: Latents, chain_ndim: int) -> Adaptation:
+        adapt = super().init(position, chain_ndim)
+        if not self.precondition:
+            return adapt
+        ones = {k: jnp.ones(x.shape[chain_ndim:], x.dtype) for k, x in position.items()}
+        return adapt._replace(curvature=ones)
+
+    def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
+        k = adapt.count.astype(adapt.log_step.dtype)
+        log_step, curvature = adapt.log_step, adapt.curvature
+        if self.adapt_step:
+            rate = jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02)
+            log_step = log_step + rate * (info.accept_prob - self.target_accept)
+        if self.precondition:
+            curvature = jax.tree.map(
+                lambda c, g: _running_mean(c, g, jnp.maximum(1 / (1 + k), 0.01)), curvature, point.gradient
+            )
+        return Adaptation(log_step, curvature, adapt.count + 1)
+
+    def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        point = evaluated(target, point)
+        h = jnp.exp(adapt.log_step)
+        variance = jax.tree.map(lambda c: 1 / c, adapt.curvature) or jax.tree.map(
+            lambda x: jnp.ones((), x.dtype), point.position
+        )
+        accept, proposal, prob = metropolis(rng_key, lambda x: (*target(x), ()), point[:3], h, variance)
+        return Point(*chain_select(accept, proposal[:3], point[:3])), MoveInfo(prob.mean())
+
+
+@dataclass(frozen=True)
+class Underdamped(Kernel):
+    """Underdamped (kinetic) Langevin, unadjusted: the exponential integrator of Cheng et al. (2018).
+
+    With the gradient frozen over a step the remaining Ornstein–Uhlenbeck process is solved exactly,
+    position and velocity noise with their joint covariance. KIPLMC (2407.05790) uses the same scheme.
+
+    Args:
+        step_size: ``h``, a number or a schedule; of the order of the target's standard deviations.
+        friction: ``γ > 0``.
+    """
+
+    step_size: float | Schedule = 0.1
+    friction: float = 2.0
+    has_momentum = True
+
+    def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        point = evaluated(target, point)
+        h, gamma = jnp.exp(adapt.log_step), self.friction
+        decay = jnp.exp(-gamma * h)
+        drift = -jnp.expm1(-gamma * h) / gamma  # ∫₀ʰ e^{−γt} dt
+        var_v = -jnp.expm1(-2 * gamma * h)
+        var_x = (2 * h - 4 * drift - jnp.expm1(-2 * gamma * h) / gamma) / gamma
+        cov = gamma * drift**2
+        x_from_v = cov / var_v
+        rest = jnp.sqrt(jnp.maximum(var_x - cov * x_from_v, 0.0))
+        key_v, key_x = random.split(rng_key)
+        noise_v, noise_x = normal_like(key_v, point.position), normal_like(key_x, point.position)
+
+        def position(x: Array, v: Array, g: Array, a: Array, b: Array) -> Array:
+            return x + drift * v + (h - drift) / gamma * g + x_from_v * jnp.sqrt(var_v) * a + rest * b
+
+        def velocity(v: Array, g: Array, a: Array) -> Array:
+            return decay * v + drift * g + jnp.sqrt(var_v) * a
+
+        x, v, g = point.position, point.momentum, point.gradient
+        new_x = jax.tree.map(position, x, v, g, noise_v, noise_x)
+        return Point(new_x, None, None, jax.tree.map(velocity, v, g, noise_v)), MoveInfo(jnp.ones_like(h))
+
+
+def _running_mean(curvature: Array, gradient: Array, rate: Array) -> Array:
+    """Move ``curvature`` towards the mean squared gradient; what is not finite or zero is left out."""
+    axes = tuple(range(gradient.ndim - curvature.ndim))
+    square = jnp.mean(jnp.square(gradient), axis=axes)
+    square = jnp.where(jnp.isfinite(square) & (square > 0), square, curvature)
+    return curvature + rate * (square - curvature)
+
+
+def _dtype(position: Latents) -> jnp.dtype:
+    leaves = jax.tree.leaves(position)
+    return jnp.result_type(*leaves) if leaves else jnp.result_type(float)

@@ -1,0 +1,107 @@
+"""The parameter move: any optax transformation or NumPyro optimiser, and what optax lacks.
+
+The parameter noise of EBIPLA (2510.12311) and IPLA (2303.13429) is an optax transformation that takes its
+key as an extra argument of ``update``, so that no hidden state decides a run:
+
+>>> import jax.numpy as jnp, optax
+>>> from jax import random
+>>> optim = optax.chain(optax.sgd(1e-2), langevin_noise(1e-2))
+>>> params = {"theta": jnp.zeros(3)}
+>>> state = optim.init(params)
+>>> updates, state = optim.update(params, state, params, rng_key=random.key(0), inverse_temperature=100)
+>>> updates["theta"].shape
+(3,)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.example_libraries import optimizers
+from numpyro.optim import Minimize, _NumPyroOptim
+
+from numpyro_ebipla._tree import normal_like
+
+
+class NoiseState(NamedTuple):
+    """Number of updates made."""
+
+    count: Array
+
+
+def langevin_noise(
+    step_size: float | Callable[[Array], Array], inverse_temperature: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Add ``√(2h/(MN)) ξ`` to the update: the noise of ``θ`` in 2510.12311, eq. (8), and 2303.13429.
+
+    Args:
+        step_size: ``h``, or a schedule; that of the gradient step it is chained to.
+        inverse_temperature: ``MN``. If None, the one that :class:`~numpyro_ebipla.EBIPLA` passes: number of
+            data times number of particles.
+    """
+
+    def init(params: Any) -> NoiseState:
+        del params
+        return NoiseState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: NoiseState, params: Any = None, *, rng_key: Array, **extra: Any
+    ) -> tuple[Any, NoiseState]:
+        del params
+        h = step_size(state.count) if callable(step_size) else step_size
+        beta = extra["inverse_temperature"] if inverse_temperature is None else inverse_temperature
+        noise = normal_like(rng_key, updates)
+        updates = jax.tree.map(lambda u, xi: u + jnp.sqrt(2 * h / beta).astype(u.dtype) * xi, updates, noise)
+        return updates, NoiseState(state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
+    """Any supported optimiser as an optax transformation with extra arguments.
+
+    Raises:
+        TypeError: if it is neither an optax transformation, a NumPyro optimiser (``Minimize`` excepted, which
+            evaluates the loss by itself) nor one of ``jax.example_libraries.optimizers``.
+    """
+    if isinstance(optim, optax.GradientTransformation):
+        return optax.with_extra_args_support(optim)
+    if isinstance(optim, optimizers.Optimizer):
+        optim = _NumPyroOptim(lambda *args: args, *optim)
+    if not isinstance(optim, _NumPyroOptim) or isinstance(optim, Minimize):
+        raise TypeError(
+            "optim must be an optax.GradientTransformation, a numpyro.optim optimiser (not Minimize) or a "
+            f"jax.example_libraries Optimizer, got {type(optim).__name__}; e.g. optim=optax.adam(1e-3)."
+        )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, value: Array, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra
+        state = optim.update(updates, state, value=value)
+        moved = optim.get_params(state)
+        return jax.tree.map(jnp.subtract, moved, params), state
+
+    return optax.GradientTransformationExtraArgs(optim.init, update)
+
+
+def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTransformationExtraArgs:
+    """Adam, slower for the energy's parameters than for the rest, with rates that fall like ``1/√k``.
+
+    No horizon enters, so a run may be continued at any time; the tail average does the rest.
+
+    Args:
+        energy_params: names of the parameters on which an energy prior depends.
+    """
+
+    def adam(rate: float) -> optax.GradientTransformation:
+        return optax.adam(lambda k: rate / jnp.sqrt(1 + k / 1000))
+
+    def label(params: Any) -> Any:
+        return {name: "energy" if name in energy_params else "rest" for name in params}
+
+    parts = {"energy": adam(1e-3), "rest": adam(5e-3)}
+    return optax.with_extra_args_support(optax.multi_transform(parts, label))

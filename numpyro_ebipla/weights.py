@@ -1,0 +1,96 @@
+r"""Importance weights along a path of densities: ESS, Jarzynski increments, systematic resampling.
+
+Walkers carry log weights ``A`` such that, at every step, expectations under the current density are
+weighted means with ``softmax(A)`` and ``log Z = log Z_0 + log mean exp(A)`` (2305.19414, Prop. 1).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+from jax.scipy.special import logsumexp
+
+
+def log_mean_exp(log_weight: Array) -> Array:
+    """``log mean exp`` over the leading axis, max-shifted."""
+    return logsumexp(log_weight, axis=0) - jnp.log(log_weight.shape[0])
+
+
+def normalised(log_weight: Array) -> Array:
+    """Self-normalised weights over the leading axis (they sum to one)."""
+    return jax.nn.softmax(log_weight, axis=0)
+
+
+def ess(log_weight: Array) -> Array:
+    """Effective sample size ``1 / Σ w²`` over the leading axis, between 1 and P.
+
+    >>> round(float(ess(jnp.zeros(100))), 3)
+    100.0
+    """
+    return jnp.exp(2 * logsumexp(log_weight, axis=0) - logsumexp(2 * log_weight, axis=0))
+
+
+def ula_increment(
+    old: tuple[Array, Array, Array], new: tuple[Array, Array, Array], step_size: Array, chain_ndim: int = 1
+) -> Array:
+    r"""Jarzynski's increment of ``A`` for an unadjusted Langevin move (2305.19414, eq. 13).
+
+    With ``U = −log density`` and the move ``x → y`` made at ``θ_k`` with step ``h``:
+    ``α_k(x, y) = U_k(x) + ½⟨y − x, ∇U_k(x)⟩ + (h/4)‖∇U_k(x)‖²`` and the increment is
+    ``α_k(x, y) − α_{k+1}(y, x)``.
+
+    Args:
+        old: ``(x, log density, gradient)`` at ``θ_k``: ``[*C, *event]``, ``[*C]``, ``[*C, *event]``.
+        new: the same for ``y`` at ``θ_{k+1}``.
+        step_size: ``h`` with which the move was made.
+        chain_ndim: number of leading chain axes.
+    """
+
+    def alpha(here: tuple[Array, Array, Array], there: Array) -> Array:
+        x, log_density, grad = here
+        axes = tuple(range(chain_ndim, x.ndim))
+        cross = jnp.sum((there - x) * grad, axes)
+        return -log_density - 0.5 * cross + 0.25 * step_size * jnp.sum(grad**2, axes)
+
+    return alpha(old, new[0]) - alpha(new, old[0])
+
+
+def systematic_ancestors(rng_key: Array, log_weight: Array) -> Array:
+    """Ancestors ``[P]`` (int32) by systematic resampling: one uniform, each index ``⌊P w⌋`` or ``⌈P w⌉`` times.
+
+    >>> systematic_ancestors(random.key(0), jnp.log(jnp.array([0.5, 0.5, 0.0, 0.0]))).tolist()
+    [0, 0, 1, 1]
+    """
+    num = log_weight.shape[0]
+    edges = jnp.cumsum(normalised(log_weight))
+    points = (jnp.arange(num) + random.uniform(rng_key, dtype=edges.dtype)) / num
+    # The last edge may fall short of one by rounding.
+    return jnp.clip(jnp.searchsorted(edges / edges[-1], points), 0, num - 1).astype(jnp.int32)
+
+
+def resample(rng_key: Array, log_weight: Array, tree: Any, threshold: float) -> tuple[Array, Any, Array]:
+    """Resample where ``ESS < threshold · P``, everything cached with the walkers included.
+
+    Args:
+        rng_key: a PRNG key.
+        log_weight: ``[P]``, or ``[P, D]`` for D independent populations.
+        tree: arrays ``[P, ...]`` (``[P, D, ...]``) that belong to the walkers.
+        threshold: fraction of P.
+
+    Returns:
+        ``(log_weight, tree, resampled)``. After resampling every log weight is ``log mean exp`` of the old
+        ones, so the running log Z is kept; ``resampled`` is a boolean scalar (``[D]``).
+    """
+    num = log_weight.shape[0]
+    low = ess(log_weight) < threshold * num
+    if log_weight.ndim == 1:
+        ancestors = jnp.where(low, systematic_ancestors(rng_key, log_weight), jnp.arange(num))
+        tree = jax.tree.map(lambda x: x[ancestors], tree)
+    else:
+        keys = random.split(rng_key, log_weight.shape[1])
+        drawn = jax.vmap(systematic_ancestors, (0, 1), 1)(keys, log_weight)
+        ancestors = jnp.where(low, drawn, jnp.arange(num)[:, None])
+        columns = jnp.arange(log_weight.shape[1])
+        tree = jax.tree.map(lambda x: x[ancestors, columns], tree)
+    return jnp.where(low, log_mean_exp(log_weight), log_weight), tree, low
