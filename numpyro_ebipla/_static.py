@@ -1,6 +1,8 @@
 """Splitting Python objects into arrays, which JAX traces, and the rest, by which it caches."""
 
+import functools
 from collections.abc import Callable
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import jax
@@ -69,3 +71,88 @@ def join_static(arrays: Any, static: Any) -> Any:
     treedef, rest = static
     remaining = iter(arrays)
     return jax.tree.unflatten(treedef, [next(remaining) if x is None else x.value for x in rest])
+
+
+# --- functions as pytrees -----------------------------------------------------------------------------
+
+
+class _Function:
+    """A function or ``functools.partial`` taken apart: what it holds are children, its code is static."""
+
+    def __init__(self, children: Any, code: Any) -> None:
+        self.children, self.code = children, code
+
+
+jax.tree_util.register_pytree_node(
+    _Function, lambda f: ((f.children,), f.code), lambda code, children: _Function(children[0], code)
+)
+
+
+def split_function(fn: Callable) -> tuple[tuple[Any, ...], Any]:
+    """:func:`split_static` of a callable that also finds the arrays held in closures and partials.
+
+    A module bound in a model, or a function of ``numpyro.param`` values, is a new object at each call of the
+    model, but its code is not: so two calls have equal static parts, and one compilation serves both.
+    """
+    return split_static(_take_apart(fn, ()))
+
+
+def join_function(arrays: Any, static: Any) -> Callable:
+    """The inverse of :func:`split_function`, with copies of whatever containers the callable holds."""
+    return _put_together(join_static(arrays, static))
+
+
+def _take_apart(tree: Any, seen: tuple[int, ...]) -> Any:
+    def visit(leaf: Any) -> Any:
+        if id(leaf) in seen:  # a function that calls itself
+            return leaf
+        inside = (*seen, id(leaf))
+        if isinstance(leaf, functools.partial):
+            return _Function(_take_apart((leaf.func, leaf.args, leaf.keywords), inside), "partial")
+        if isinstance(leaf, MethodType):
+            return _Function(_take_apart((leaf.__func__, leaf.__self__), inside), "method")
+        if not isinstance(leaf, FunctionType):
+            return leaf
+        try:
+            cells = [cell.cell_contents for cell in leaf.__closure__ or ()]
+        except ValueError:  # a cell that is not filled yet
+            return leaf
+        held = (cells, leaf.__defaults__, leaf.__kwdefaults__)
+        return _Function(_take_apart(held, inside), _Code(leaf))
+
+    return jax.tree.map(visit, tree)
+
+
+def _put_together(tree: Any) -> Any:
+    def visit(leaf: Any) -> Any:
+        if not isinstance(leaf, _Function):
+            return leaf
+        children = _put_together(leaf.children)
+        if leaf.code == "partial":
+            return functools.partial(children[0], *children[1], **children[2])
+        if leaf.code == "method":
+            return MethodType(*children)
+        return leaf.code.function(*children)
+
+    return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, _Function))
+
+
+class _Code:
+    """Code and globals of a function, compared as such."""
+
+    def __init__(self, fn: FunctionType) -> None:
+        self.code, self.globals, self.name = fn.__code__, fn.__globals__, fn.__name__
+
+    def function(self, cells: list, defaults: Any, kwdefaults: Any) -> FunctionType:
+        """A function of this code that closes over ``cells``."""
+        fn = FunctionType(
+            self.code, self.globals, self.name, defaults, tuple(CellType(value) for value in cells)
+        )
+        fn.__kwdefaults__ = kwdefaults
+        return fn
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code) and self.code == other.code and self.globals is other.globals
+
+    def __hash__(self) -> int:
+        return hash(self.code)

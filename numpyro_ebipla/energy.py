@@ -10,13 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import Array, random
+from jax import Array, lax, random
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 
 from numpyro_ebipla._errors import EBIPLAWarning
-from numpyro_ebipla._static import join_static, split_static
+from numpyro_ebipla._static import is_array, join_function, split_function
+from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.kernels import Kernel, Point, evaluated, start
 
 _log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
 
@@ -52,9 +54,10 @@ class EnergyPrior(dist.Distribution):
             An energy that depends on covariates of the data inside a plate returns ``[..., B]``.
         base: distribution with continuous support and a ``sample`` method.
         num_walkers: least size of the population that :meth:`sample` anneals.
-        num_moves: MALA moves at each of its temperatures.
+        num_moves: MALA moves at each of its temperatures, and moves of ``kernel`` after the last.
         step_size: of those moves in units of the population's variance; adapted on the way if None.
         max_temps: largest number of temperatures.
+        kernel: of the moves at the end, none by default: :class:`~numpyro_ebipla.MALA` or any other.
 
     Raises:
         TypeError: if ``energy`` is not callable or ``base`` is no distribution.
@@ -70,7 +73,7 @@ class EnergyPrior(dist.Distribution):
 
     arg_constraints: dict[str, Any] = {}
     pytree_data_fields = ("_arrays", "base")
-    pytree_aux_fields = ("_static", "_mapped", "num_walkers", "num_moves", "step_size", "max_temps")
+    pytree_aux_fields = ("_static", "_mapped", "num_walkers", "num_moves", "step_size", "max_temps", "kernel")
 
     def __init__(
         self,
@@ -81,14 +84,15 @@ class EnergyPrior(dist.Distribution):
         num_moves: int = 4,
         step_size: float | None = None,
         max_temps: int = 100,
+        kernel: Kernel | None = None,
         validate_args: bool | None = None,
     ) -> None:
         _check_base(energy, base)
-        self._arrays, self._static = _split(energy)
-        self._mapped = False
+        _check_options(num_walkers, num_moves, max_temps, step_size, kernel)
+        self._arrays, self._static = split_function(energy)
         self.base = base
-        self.num_walkers, self.num_moves = num_walkers, num_moves
-        self.step_size, self.max_temps = step_size, max_temps
+        self.num_walkers, self.num_moves, self.max_temps = num_walkers, num_moves, max_temps
+        self.step_size, self.kernel = step_size, kernel
         batch_shape, self._mapped = self._infer_shape()
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
 
@@ -102,20 +106,18 @@ class EnergyPrior(dist.Distribution):
         return self._energy(self._arrays, x)
 
     def _energy(self, arrays: Any, x: Array) -> Array:
-        energy = _join(arrays, self._static)
+        energy = join_function(arrays, self._static)
         if not self._mapped:
             return energy(x)
-        inner = len(self.base.batch_shape) + self.event_dim
-        lead = x.shape[: x.ndim - inner]
-        flat = jax.vmap(energy)(x.reshape((-1, *x.shape[x.ndim - inner :])))
-        return flat.reshape(lead + flat.shape[1:])
+        lead = x.shape[: x.ndim - self.event_dim]
+        return jax.vmap(energy)(x.reshape((-1, *self.event_shape))).reshape(lead)
 
     def log_prob(self, value: Array) -> Array:
         """Unnormalised: ``base.log_prob(value) − energy(value)``."""
-        log_z, arrays = _log_normaliser.get(), self._arrays
+        log_z, base, arrays = _log_normaliser.get(), self.base, self._arrays
         if log_z is None:
-            log_z, arrays = 0.0, jax.tree.map(_warn_if_differentiated, arrays)
-        return self.base.log_prob(value) - self._energy(arrays, value) - log_z
+            log_z, (base, arrays) = 0.0, jax.tree.map(_watched, (base, arrays))
+        return base.log_prob(value) - self._energy(arrays, value) - log_z
 
     def tilted(self) -> TiltedDensity:
         """Base and energy as functions of unconstrained walkers ``[P, *event]``, or ``[P, D, *event]``.
@@ -168,64 +170,88 @@ class EnergyPrior(dist.Distribution):
 
     def _infer_shape(self) -> tuple[tuple[int, ...], bool]:
         """The batch shape that base and energy have together, and whether the energy takes single points."""
-        batch, event = self.base.batch_shape, self.event_shape_of_base
-        probe = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.result_type(float))
-        call = _join(self._arrays, self._static)
-        advice = f"It is called with x of shape [..., *{event}] and must return one energy for each x, shape [...]."
-        try:
-            single = jnp.shape(jax.eval_shape(call, probe(shape=batch + event)))
-        except Exception as e:
-            raise ValueError(
-                f"EnergyPrior: the energy failed on x of shape {batch + event}: {e}\n{advice} If it uses "
-                "covariates of the data, give the base their batch shape: base.expand([batch_size])."
-            ) from e
-        if len(single) < len(batch) or (len(single) > len(batch) and single[-1] == 1):
-            hint = (
-                "squeeze its last axis" if single[-1:] == (1,) else "did you forget .to_event() on the base?"
-            )
-            raise ValueError(
-                f"EnergyPrior: the energy returns shape {single} for x of shape {batch + event}; expected "
-                f"{batch}: {hint} {advice}"
-            )
-        full = jnp.broadcast_shapes(single, batch)
-        try:
-            several = jnp.shape(jax.eval_shape(call, probe(shape=(3, *full, *event))))
-        except Exception:
-            several = None
-        if several == (3, *full):
-            return full, False
-        if single == batch:
-            return batch, True
-        raise ValueError(
-            f"EnergyPrior: the energy returns shape {several} for x of shape {(3, *full, *event)}; "
-            f"expected {(3, *full)}. {advice}"
-        )
+        batch, event = self.base.batch_shape, self.base.event_shape
+        call = join_function(self._arrays, self._static)
 
-    @property
-    def event_shape_of_base(self) -> tuple[int, ...]:
-        """Shape of one ``x``."""
-        return self.base.event_shape
+        def returned(*shape: int) -> tuple[int, ...] | Exception:
+            try:
+                return jnp.shape(jax.eval_shape(call, jax.ShapeDtypeStruct(shape, jnp.result_type(float))))
+            except Exception as e:  # whatever the user's function raises
+                return e
+
+        one = returned(*batch, *event)
+        if isinstance(one, tuple):
+            full = one or batch
+            if _extends(full, batch) and returned(3, *full, *event) == (3, *full):
+                return full, False
+        if (returned(*event) if batch else one) == ():
+            return batch, True
+        raise ValueError(_shape_message(one, batch, event))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
     key_anneal, key_draw = random.split(rng_key)
     density = prior.tilted()
-    num_walkers = max(num, prior.num_walkers)
     dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), key_anneal).dtype
-    fixed = prior.step_size is not None
-    log_step = jnp.full_like(initial_log_step(dtype), jnp.log(prior.step_size)) if fixed else None
+    log_step, rate = initial_log_step(dtype), 0.2
+    if prior.step_size is not None:
+        log_step, rate = jnp.full_like(log_step, jnp.log(prior.step_size)), 0.0
     population = anneal(
         key_anneal,
         density,
-        num_walkers,
-        initial_log_step(dtype) if log_step is None else log_step,
+        max(num, prior.num_walkers),
+        log_step,
         num_moves=prior.num_moves,
         stage_ess=0.8,
         max_temps=prior.max_temps,
-        rate=0.0 if fixed else 0.2,
+        rate=rate,
     )
-    return prior.constrain_walkers(equally_weighted(key_draw, population, num))
+    draws = equally_weighted(key_draw, population, num)
+    if prior.kernel is not None:
+        draws = _moved(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.num_moves)
+    return prior.constrain_walkers(draws)
+
+
+def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
+    """``x`` after moves of ``kernel`` towards the tilted density."""
+    target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
+    carry = start(kernel, target, {"x": x})
+
+    def move(carry: tuple[Point, Any], key: Array) -> tuple[tuple[Point, Any], None]:
+        here = evaluated(target, carry[0])
+        there, info = kernel.move(key, target, here, carry[1])
+        return (evaluated(target, there), kernel.adapt(carry[1], info, here)), None
+
+    return lax.scan(move, carry, random.split(rng_key, num_moves))[0][0].position["x"]
+
+
+def _extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether ``full`` is what ``batch`` broadcasts to."""
+    try:
+        return jnp.broadcast_shapes(full, batch) == full
+    except ValueError:
+        return False
+
+
+def _shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], event: tuple[int, ...]) -> str:
+    """What is wrong with the shape that an energy returns, and what to do."""
+    x = batch + event
+    advice = (
+        f"It is called with x of shape [..., {', '.join(map(str, x))}] and must return one energy for each "
+        "x, without the event's axes."
+    )
+    if isinstance(one, Exception):
+        return (
+            f"EnergyPrior: the energy failed on x of shape {x}: {one}\n{advice} If it uses covariates of the "
+            "data, give the base their batch shape: base.expand([batch_size])."
+        ) + (" A base of vectors needs .to_event(1)." if event == () else "")
+    hint = (
+        "squeeze its last axis" if one[-1:] == (1,) else "did you forget .to_event() on the base, or a sum?"
+    )
+    return (
+        f"EnergyPrior: the energy returns shape {one} for x of shape {x}, expected {batch}: {hint}. {advice}"
+    )
 
 
 def _check_base(energy: Any, base: Any) -> None:
@@ -238,15 +264,26 @@ def _check_base(energy: Any, base: Any) -> None:
         raise TypeError(f"EnergyPrior: base must be a NumPyro distribution, got {type(base).__name__}.")
     if base.support is None or base.support.is_discrete:
         raise ValueError(
-            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous support."
+            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous "
+            "support."
         )
     try:
         jax.eval_shape(lambda k: base.sample(k), random.key(0))
     except NotImplementedError as e:
         raise ValueError(
-            f"EnergyPrior: base {type(base).__name__} has no `sample`; the walkers start as draws of the base, "
-            "so choose a proper distribution that can be sampled."
+            f"EnergyPrior: base {type(base).__name__} has no `sample`; the walkers start as draws of the "
+            "base, so choose a proper distribution that can be sampled."
         ) from e
+
+
+def _check_options(num_walkers: Any, num_moves: Any, max_temps: Any, step_size: Any, kernel: Any) -> None:
+    for name, value in (("num_walkers", num_walkers), ("num_moves", num_moves), ("max_temps", max_temps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"EnergyPrior: {name} must be an integer of at least 1, got {value!r}.")
+    if step_size is not None and not step_size > 0:
+        raise ValueError(f"EnergyPrior: step_size must be positive or None, got {step_size!r}.")
+    if not isinstance(kernel, Kernel | None):
+        raise TypeError(f"EnergyPrior: kernel must be MALA(), ULA(), Underdamped() or None, got {kernel!r}.")
 
 
 def unwrap(fn: dist.Distribution) -> dist.Distribution:
@@ -257,7 +294,11 @@ def unwrap(fn: dist.Distribution) -> dist.Distribution:
     return fn
 
 
-@functools.partial(jax.custom_jvp)
+def _watched(x: Any) -> Any:
+    return _warn_if_differentiated(x) if is_array(x) and jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+@jax.custom_jvp
 def _warn_if_differentiated(x: Array) -> Array:
     return x
 
@@ -266,8 +307,8 @@ def _warn_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array
     (x,), (dx,) = primals, tangents
     if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
         warnings.warn(
-            "the log density of an EnergyPrior is being differentiated with respect to the energy's own "
-            "parameters outside EBIPLA. It lacks the normaliser −log Z, so SVI or MCMC over these "
+            "the log density of an EnergyPrior is being differentiated with respect to parameters of its "
+            "energy or its base outside EBIPLA. It lacks the normaliser −log Z, so SVI or MCMC over these "
             "parameters is wrong: fit them with EBIPLA(model).run(...), or hold them fixed "
             "(numpyro.handlers.substitute).",
             EBIPLAWarning,
@@ -279,18 +320,3 @@ def _warn_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array
 
 
 _warn_if_differentiated.defjvp(_warn_jvp, symbolic_zeros=True)
-
-
-def _split(energy: Callable) -> tuple[Any, Any]:
-    """Arrays of an energy and the rest of it; a partial's arguments count as arrays of its."""
-    if isinstance(energy, functools.partial):
-        arrays, static = split_static((energy.func, energy.args, energy.keywords))
-        return arrays, (True, static)
-    arrays, static = split_static(energy)
-    return arrays, (False, static)
-
-
-def _join(arrays: Any, static: Any) -> Callable[[Array], Array]:
-    partial, rest = static
-    energy = join_static(arrays, rest)
-    return functools.partial(energy[0], *energy[1], **energy[2]) if partial else energy

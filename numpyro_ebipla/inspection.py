@@ -1,12 +1,14 @@
-"""One look at a NumPyro model before any long work: its layout, and clear errors for what cannot be fitted."""
+"""One look at a NumPyro model before any long work: its layout, and errors for what cannot be fitted."""
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
@@ -15,11 +17,39 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebipla._errors import ModelError
-from numpyro_ebipla._static import split_static
-from numpyro_ebipla._tree import strong_type
+from numpyro_ebipla._static import join_static, split_static
+from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
 from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite, _from_base, _trace
+
+
+class Start(NamedTuple):
+    """The numbers that a model starts with, for one key.
+
+    Attributes:
+        params: initial parameters, unconstrained.
+        mutable: initial values at ``mutable`` sites.
+        energies: ``{energy site: energies at some draws of its base}``.
+        constraints: arrays in the parameters' constraints, see :func:`_param_transforms`.
+        outside: ``{observed site: whether a value lies outside its distribution's support}``.
+    """
+
+    params: Params
+    mutable: dict[str, Any]
+    energies: dict[str, Array]
+    constraints: Any
+    outside: dict[str, Array]
+
+
+class Layout(NamedTuple):
+    """What a trace says besides numbers: fields of :class:`LatentModel`, and names."""
+
+    latents: dict[str, LatentSite]
+    energies: dict[str, EnergySite]
+    plate: DataPlate | None
+    constraints: Any
+    deterministic: tuple[str, ...]
 
 
 class Inspection(NamedTuple):
@@ -32,6 +62,7 @@ class Inspection(NamedTuple):
         mutable: initial values at ``mutable`` sites.
         energy_params: names of the parameters on which an energy prior depends.
         deterministic: names of the deterministic sites.
+        start: ``(rng_key, init_params, data) -> Start``, compiled: for other keys and initial values.
     """
 
     model: LatentModel
@@ -40,6 +71,12 @@ class Inspection(NamedTuple):
     mutable: dict[str, Any]
     energy_params: tuple[str, ...]
     deterministic: tuple[str, ...]
+    start: Callable
+
+    def restarted(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
+        """The same model with its initial numbers for another key."""
+        params, mutable = _checked(self.start(rng_key, _arrays(init_params), data))
+        return self._replace(data=data, params=params, mutable=mutable)
 
 
 def inspect_model(
@@ -57,8 +94,43 @@ def inspect_model(
     check_arguments(model, args, kwargs)
     data, static = split_static((args, kwargs))
     data = jax.tree.map(jnp.asarray, data)
-    seeded = handlers.seed(handlers.substitute(model, data=init_params or {}), rng_key)
-    trace = _trace(_from_base(seeded), args, kwargs)
+    found: list[Layout] = []
+
+    # One program instead of a hundred small ones, to be run once or twice: it is the compilation that costs.
+    # The layout leaves it on the side.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def start(rng_key: Array, init_params: Params, data: Any) -> Start:
+        args, kwargs = join_static(data, static)
+        bound = handlers.substitute(model, data=init_params)
+        trace = _trace(_from_base(handlers.seed(bound, rng_key)), args, kwargs)
+        if init_params:
+            own = _trace(_from_base(handlers.seed(model, rng_key)), args, kwargs)
+            _check_init_params(init_params, own)
+        layout = _lay_out(model, trace, args, kwargs)
+        found.append(layout)
+        return _numbers(trace, layout)
+
+    first = start(rng_key, _arrays(init_params), data)
+    params, mutable = _checked(first)
+    layout = found[0]
+    latent_model = LatentModel(
+        model=model,
+        static_arguments=static,
+        param_transforms=_param_transforms(join_static(first.constraints, layout.constraints)),
+        latents=layout.latents,
+        energies=layout.energies,
+        plate=layout.plate,
+    )
+    energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
+    return Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, start)
+
+
+def _lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Layout:
+    """The layout of a traced model.
+
+    Raises:
+        ModelError: for all that the sites alone show to be impossible.
+    """
     sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     for name, site in latent.items():
@@ -74,27 +146,100 @@ def inspect_model(
             "numpyro.sample site without obs=, or obs= on an EnergyPrior; parameters alone are fitted by SVI."
         )
     dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
-    _check_energies(energies, latent, dependencies)
+    _check_energies(energies, dependencies)
     plate = _data_plate(trace, sites, latent)
-    layout = LatentModel(
-        model=model,
-        static_arguments=static,
-        param_transforms=_param_transforms(trace),
-        latents=_latent_sites(latent, plate, dependencies),
-        energies={name: _energy_site(name, site, plate) for name, site in energies.items()},
-        plate=plate,
-    )
-    params = strong_type({n: s["value"] for n, s in trace.items() if s["type"] == "param"})
-    mutable = strong_type({n: s["value"] for n, s in trace.items() if s["type"] == "mutable"})
-    unconstrained = strong_type(layout.unconstrain_params(params))
-    return Inspection(
-        layout,
-        data,
-        unconstrained,
-        mutable,
-        _energy_params(layout, params, data, mutable),
+    return Layout(
+        _latent_sites(latent, plate, dependencies),
+        {name: _energy_site(name, site, plate) for name, site in energies.items()},
+        plate,
+        split_static(_constraints(trace))[1],
         tuple(n for n, s in trace.items() if s["type"] == "deterministic"),
     )
+
+
+def _numbers(trace: dict[str, Any], layout: Layout) -> Start:
+    """What of a trace are numbers."""
+    constrained = _constraints(trace)
+    transforms = _param_transforms(constrained)
+    values = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
+    values = strong_type(jax.tree.map(jnp.asarray, values))
+    params = {n: transforms[n].inv(v) if n in transforms else v for n, v in values.items()}
+    mutable = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
+    priors = {name: unwrap(trace[name]["fn"]) for name in layout.energies}
+    energies = {n: p.energy(p.base.sample(jax.random.key(0), (8,))) for n, p in priors.items()}
+    observed = {n: s for n, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
+    outside = {n: _outside(s) for n, s in observed.items()}
+    arrays = jax.tree.map(jnp.copy, split_static(constrained)[0])
+    return Start(strong_type(params), strong_type(mutable), energies, arrays, outside)
+
+
+def _checked(start: Start) -> tuple[Params, dict[str, Any]]:
+    """Parameters and mutable values.
+
+    Raises:
+        ModelError: if something is not finite, or outside its support.
+    """
+    params, mutable, energies, _, outside = start
+    for name, value in params.items():
+        if not all_finite(value):
+            raise ModelError(
+                f"the initial value of parameter '{name}' is not finite or violates its constraint: change "
+                "it in the model, or by init_params."
+            )
+    for name, value in energies.items():
+        if not np.isfinite(np.asarray(value)).all():
+            raise ModelError(
+                f"the energy at '{name}' is not finite at draws of its base at the start: check its initial "
+                "parameters and the scale of its inputs."
+            )
+    for name, value in outside.items():
+        if bool(value):
+            raise ModelError(
+                f"observed values at '{name}' lie outside the support of their distribution: check the data, "
+                "or choose a distribution that covers them."
+            )
+    return params, mutable
+
+
+def _outside(site: dict[str, Any]) -> Array:
+    """Whether an observation lies outside a continuous support; masked ones do not count."""
+    fn, none = site["fn"], jnp.zeros((), bool)
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return none
+    if support is None or support.is_discrete:  # fractions at a Bernoulli site are common use
+        return none
+    inside = support(site["value"])
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.MaskedDistribution):
+        inside = inside | ~jnp.asarray(fn._mask)
+    return ~jnp.all(inside)
+
+
+def _check_init_params(init_params: Params, trace: dict[str, Any]) -> None:
+    """Refuse initial parameters that the model does not have, or has in other shapes.
+
+    Raises:
+        ModelError: naming the parameter.
+    """
+    own = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+    for name, value in init_params.items():
+        if name not in own:
+            raise ModelError(f"init_params: the model has no parameter '{name}'; it has {sorted(own)}.")
+        ours, theirs = (
+            {jax.tree_util.keystr(k): jnp.shape(x) for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (own[name], value)
+        )
+        if ours != theirs:
+            raise ModelError(f"init_params: '{name}' has shape {theirs}, but the model's {ours}.")
+
+
+def _arrays(init_params: Params | None) -> Params:
+    if not isinstance(init_params, dict | None):
+        raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
+    return jax.tree.map(jnp.asarray, init_params or {})
 
 
 def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -115,8 +260,8 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 continue
             if bool(np.isnan(np.asarray(leaf)).any()):
                 raise ModelError(
-                    f"argument '{name}' of the model contains NaN: remove these data, or replace them and hide "
-                    "them with numpyro.handlers.mask."
+                    f"argument '{name}' of the model contains NaN: remove these data, or replace "
+                    "them and hide them with numpyro.handlers.mask."
                 )
 
 
@@ -125,9 +270,9 @@ def _dependencies(model: Callable, trace: dict, args: tuple, kwargs: dict) -> di
     return get_dependencies(handlers.substitute(model, data=known), args, kwargs)
 
 
-def _check_energies(energies: dict, latent: dict, dependencies: dict) -> None:
+def _check_energies(energies: dict, dependencies: dict) -> None:
     prior = dependencies.get("prior_dependencies", {})
-    for name, site in energies.items():
+    for name in energies:
         upstream = sorted(set(prior.get(name, ())) - {name})
         if upstream:
             kind = "another energy prior" if upstream[0] in energies else "the latent"
@@ -136,13 +281,6 @@ def _check_energies(energies: dict, latent: dict, dependencies: dict) -> None:
                 f"depend on '{upstream[0]}' too and is not estimated. Put both into one site with a joint "
                 "energy, or make the dependence part of the likelihood (numpyro.factor with a normalised "
                 "prior)."
-            )
-        probe = unwrap(site["fn"])
-        value = np.asarray(probe.energy(probe.base.sample(jax.random.key(0), (8,))))
-        if not np.isfinite(value).all():
-            raise ModelError(
-                f"the energy at '{name}' is not finite at draws of its base at the start: check its "
-                "initial parameters and the scale of its inputs."
             )
 
 
@@ -158,7 +296,8 @@ def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
     subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
     if len(subsampled) > 1:
         raise ModelError(
-            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the others."
+            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the "
+            "others."
         )
 
     def count(name: str, among: dict) -> int:
@@ -183,8 +322,8 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
     )
     if coupled and plate and plate.batch_size < plate.size:
         raise ModelError(
-            f"latent '{coupled[0]}' in the subsampled plate '{plate.name}' is coupled across its elements by a "
-            "site outside the plate, so its particles cannot be updated batch by batch: pass "
+            f"latent '{coupled[0]}' in the subsampled plate '{plate.name}' is coupled across its elements by "
+            "a site outside the plate, so its particles cannot be updated batch by batch: pass "
             "subsample_size=None."
         )
     if coupled:  # one block: particles of all data are accepted or refused together
@@ -225,15 +364,18 @@ def _in_plate(site: dict, plate: DataPlate) -> bool:
     return any(frame.name == plate.name for frame in site["cond_indep_stack"])
 
 
-def _param_transforms(trace: dict) -> dict[str, Any]:
-    transforms = {}
-    for name, site in trace.items():
-        if site["type"] != "param":
-            continue
-        constraint = site["kwargs"].get("constraint", constraints.real)
-        if constraint is not constraints.real:
-            transforms[name] = biject_to(constraint)
-    return transforms
+def _constraints(trace: dict[str, Any]) -> dict[str, Any]:
+    """``{param: constraint}`` for all that are constrained."""
+    found = {
+        name: site["kwargs"].get("constraint", constraints.real)
+        for name, site in trace.items()
+        if site["type"] == "param"
+    }
+    return {name: constraint for name, constraint in found.items() if constraint is not constraints.real}
+
+
+def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
+    return {name: biject_to(constraint) for name, constraint in constrained.items()}
 
 
 def _energy_params(
@@ -243,6 +385,7 @@ def _energy_params(
 
     def arrays(**params: Any) -> Any:
         indices = jnp.arange(layout.batch_size, dtype=jnp.int32) if layout.subsampled else None
+        params = layout.constrain_params(params)
         priors = layout.energy_priors(params, indices, data, jax.random.key(0), mutable)
         densities = [prior.tilted() for prior in priors.values()]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]

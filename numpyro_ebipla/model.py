@@ -159,16 +159,22 @@ class LatentModel:
         per_datum, rest, state = jax.vmap(one)(local, glob)
         return per_datum, rest, jax.tree.map(lambda x: x[0], state)
 
-    def site_log_probs(
+    def faults(
         self, params: Params, local: Latents, glob: Latents, indices: Any, data: Any, key: Array, mutable: Any
     ) -> dict[str, Array]:
-        """Log density of every sample site for one particle, to tell which one is at fault."""
+        """Where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
         trace, log_det = self._run(params, local, glob, indices, data, key, mutable)
-        return {
-            name: _site_log_prob(site, log_det.get(name), jnp.zeros(()))
-            for name, site in trace.items()
-            if site["type"] == "sample"
-        }
+        result = {}
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            bad = ~jnp.isfinite(_site_log_prob(site, log_det.get(name), jnp.zeros(())))
+            if self._is_local(site):
+                bad = jnp.moveaxis(bad, self.plate.dim, 0)
+                result[name] = bad.reshape(bad.shape[0], -1).any(-1)
+            else:
+                result[name] = bad.any()
+        return result
 
     def tilted(
         self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
@@ -196,12 +202,14 @@ class LatentModel:
         indices: Array | None,
         data: Any,
         mutable: dict[str, Any],
+        known: Latents | None = None,
     ) -> tuple[Latents, Latents]:
         """One unconstrained particle ``(local {site: [B, ...]}, global)`` from the prior.
 
-        Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2).
+        Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2). ``known`` are
+        global latents to draw the local ones from.
         """
-        model = _from_base(self._bound(params, indices, data, rng_key, mutable))
+        model = _from_base(_Place(self._bound(params, indices, data, rng_key, mutable), known or {}))
         trace = _trace(model, *join_static(data, self.static_arguments))
         local, glob = {}, {}
         for name, site in self.latents.items():
