@@ -37,11 +37,11 @@ class Plan(NamedTuple):
 
 class Draws(NamedTuple):
     """``samples``: ``{site: [N, S, …]}``, constrained; ``log_density``: ``[N, S]`` or ``[N, S, M']``;
-    ``accept``: mean acceptance by block."""
+    ``accept``: ``{block: [S]}`` mean acceptance over the particles."""
 
     samples: dict[str, np.ndarray]
     log_density: np.ndarray
-    accept: dict[str, float]
+    accept: dict[str, np.ndarray]
 
 
 class Layout(NamedTuple):
@@ -171,7 +171,7 @@ def _run_block(
         block, adapt, _ = advance(key_warmup, block, adapt, plan.warmup)
     _, (values, log_density, info) = lax.scan(draw, block, random.split(key_draws, plan.num_samples))
     values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)
-    return values, jnp.swapaxes(log_density, 0, 1), jax.tree.map(jnp.mean, info)
+    return values, jnp.swapaxes(log_density, 0, 1), info
 
 
 def _by_datum(model: LatentModel) -> bool:
@@ -205,7 +205,7 @@ def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: 
 
     samples = {name: join([part[0][name] for part in parts], layout[name].axis) for name in plan.sites}
     axis = -1 if _by_datum(model) else None
-    accept = {k: float(np.mean([part[2][k] for part in parts])) for k in parts[0][2]}
+    accept = {k: np.mean([part[2][k] for part in parts], axis=0) for k in parts[0][2]}
     return Draws(samples, join([part[1] for part in parts], axis), accept)
 
 

@@ -1,72 +1,516 @@
 """What a run returns: plain data, and views of it for ArviZ and the terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array, lax, random
 from numpyro import handlers
+from numpyro.diagnostics import summary
+from numpyro.primitives import Messenger
 
-from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla import _arviz
+from numpyro_ebipla._static import split_static
+from numpyro_ebipla._types import Params, TrainState, WalkerState
+from numpyro_ebipla.anneal import TiltedDensity, equally_weighted
+from numpyro_ebipla.collect import Draws, Layout, Plan
+from numpyro_ebipla.energy import EnergyPrior
+from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.step import Config
+from numpyro_ebipla.walkers import WalkerStrategy
+
+#: Rounds of the walkers' own strategy, at the fitted parameters, before they are shown.
+WALKER_ROUNDS = 50
+#: Scalars of a site over which a summary computes its diagnostics, at most.
+MAX_DIAGNOSED = 1000
+#: Parameter arrays that a summary lists, at most.
+MAX_LISTED = 20
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
-    """A fitted model.
+    """A fitted model: arrays, and the functions that were fitted.
+
+    ``az.from_numpyro(fit)`` works as for an ``MCMC`` object; :meth:`to_arviz` gives more groups.
 
     Attributes:
         params: constrained parameters, like SVI's.
         state: the last sound :class:`~numpyro_ebipla._types.TrainState`; ``run(init_state=fit.state)`` goes on.
-        losses: contrast at each step, ``[K]``.
         history: ``{name: [K]}`` contrast, gradient norm, acceptance, step sizes; for each energy prior
             ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (as a fraction), ``site/swap``.
-        model: the model with the fitted parameters put in.
-        num_chains: particles.
-        num_samples: draws of each.
         stopped: why the run ended early, or None.
+        model: the model with the fitted parameters put in. It visits the data that :meth:`get_samples` holds, not
+            a random minibatch (all data of plates of another size).
+        args, kwargs: of the model, as in ``run``.
+        draws: ``samples``, ``log_density`` and ``accept``, see :class:`~numpyro_ebipla.collect.Draws`; None if the
+            model has no latents.
+        plan: what was collected: ``num_samples``, ``thinning``, ``warmup``, ``sites``, ``indices``.
+        layout: ``{site: Layout}`` of what was collected.
+        config: the choices that the run was composed of, see :class:`~numpyro_ebipla.step.Config`.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from numpyro_ebipla import EBIPLA
+    >>> def model(y):
+    ...     mean = numpyro.param("mean", 0.0)
+    ...     with numpyro.plate("data", len(y)):
+    ...         x = numpyro.sample("x", dist.Normal(mean, 1))
+    ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+    >>> ebipla = EBIPLA(model, num_particles=4, num_steps=10, num_samples=20)
+    >>> fit = ebipla.run(random.key(0), jnp.arange(3.0), progress_bar=False)
+    >>> fit
+    Fit(10 steps, 4 particles, 20 draws each of 'x')
+    >>> fit.get_samples()["x"].shape, fit.losses.shape
+    ((4, 20, 3), (10,))
+    >>> fit.to_arviz().posterior["x"].dims
+    ('chain', 'draw', 'data')
     """
 
-    sample_dims = ("chain", "draw")
-
-    def __init__(self, **fields: Any) -> None:
-        self.__dict__.update(fields)
+    params: Params
+    state: TrainState
+    history: dict[str, np.ndarray]
+    stopped: str | None
+    model: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    draws: Draws | None
+    plan: Plan
+    layout: dict[str, Layout]
+    config: Config
 
     @staticmethod
     def build(
         model: Callable,
         args: tuple,
         kwargs: dict[str, Any],
-        config: Any,
+        config: Config,
         params: Params,
         state: TrainState,
         history: dict[str, np.ndarray],
-        draws: Any,
-        plan: Any,
+        draws: Draws | None,
+        plan: Plan,
         stopped: str | None,
+        layout: dict[str, Layout],
     ) -> "Fit":
         """Put together what :meth:`EBIPLA.run` has."""
-        return Fit(
-            model=handlers.substitute(model, data=params),
-            _args=args,
-            _kwargs=kwargs,
-            config=config,
+        fitted = handlers.substitute(model, data={**params, **state.mutable})
+        fit = Fit(
             params=params,
             state=state,
             history=history,
-            losses=history["contrast"],
+            stopped=stopped,
+            model=_Visiting(fitted, config.model, layout, plan.indices),
+            args=args,
+            kwargs=kwargs,
             draws=draws,
             plan=plan,
-            stopped=stopped,
-            num_chains=config.num_particles,
-            num_samples=plan.num_samples,
-            thinning=plan.thinning,
+            layout=layout,
+            config=config,
         )
+        return _cut_deterministic(fit)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Contrast at each step, ``[K]``, as SVI calls it. Its level means nothing without ``log_z``."""
+        return self.history["contrast"]
+
+    @property
+    def num_chains(self) -> int:
+        """N, the particles."""
+        return self.config.num_particles
+
+    @property
+    def num_samples(self) -> int:
+        """S, the draws of each particle."""
+        return self.plan.num_samples if self.draws is not None else 1
+
+    # --- samples --------------------------------------------------------------------------------------
 
     def get_samples(self, group_by_chain: bool = True) -> dict[str, np.ndarray]:
-        """Particle posteriors in the constrained space.
+        """Draws of the particles, constrained.
 
         Args:
-            group_by_chain: ``[particle, draw, ...]`` if true, else ``[particle · draw, ...]``.
+            group_by_chain: ``[particle, draw, ...]`` if true, else ``[particle · draw, ...]``, as
+                ``Predictive(fit.model, posterior_samples=…)`` wants it.
         """
         samples = self.draws.samples if self.draws is not None else {}
         if group_by_chain:
             return dict(samples)
         return {k: v.reshape((-1, *v.shape[2:])) for k, v in samples.items()}
+
+    def energy_prior(self, site: str | None = None) -> EnergyPrior:
+        """The fitted prior as a NumPyro distribution, to sample from or evaluate.
+
+        Args:
+            site: which, if there are several. A prior that is conditional on covariates has the batch shape of
+                the first minibatch.
+
+        Raises:
+            ValueError: if there is no such prior, or several and ``site`` is None.
+        """
+        name = self._energy_site(site)
+        model = self.config.model
+        indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
+        key = random.key(0)
+        return model.energy_priors(self.params, indices, self._data(), key, self.state.mutable)[name]
+
+    def prior_samples(self, rng_key: Array | None = None, indices: Any = None) -> dict[str, np.ndarray]:
+        """The prior walkers of every energy prior, ``{site: [P, ...]}``, constrained and equally weighted.
+
+        They go on from the fit's last state by their own strategy (a fresh population, if that is what
+        the strategy makes) for 50 rounds at the *fitted* parameters, which may be averages over many steps and so
+        differ from those that the walkers last saw. Weighted walkers are resampled.
+
+        Args:
+            rng_key: by default derived from the state's own, so that the same fit gives the same walkers.
+            indices: data for priors that are conditional on covariates (``[P, len(indices), ...]``), by default
+                all.
+        """
+        key = random.fold_in(self.state.rng_key, 0x5EED) if rng_key is None else rng_key
+        model = self.config.model
+        if not model.energies:
+            return {}
+        wanted = np.arange(model.num_data) if indices is None else np.atleast_1d(indices)
+        axis: dict[str, int] = {}
+
+        @jax.jit
+        def walk(key: Array, block: Array | None, params: Params, last: Params, data: Any, state: Any) -> Any:
+            mutable, walkers = state
+            priors = model.energy_priors(params, block, data, key, mutable)
+            before = model.tilted(last, block, data, key, mutable)
+            out = {}
+            for i, (name, prior) in enumerate(priors.items()):
+                strategy, at = self.config.walkers[name], (before[name], prior.tilted())
+                axis[name] = model.plate.dim - prior.event_dim if model.plate else 0
+                walked = _walk(random.fold_in(key, i), strategy, *at, walkers[name])
+                out[name] = prior.constrain_walkers(walked)
+            return out
+
+        last = model.constrain_params(self.state.params)
+        state = (self.state.mutable, self.state.prior)
+        per_datum = any(site.per_datum for site in model.energies.values())
+        parts = []
+        for i, block in enumerate(_blocks(model, wanted if per_datum else wanted[:1])):
+            part = walk(random.fold_in(key, i), block, self.params, last, self._data(), state)
+            parts.append(jax.tree.map(np.asarray, part))
+        result = {}
+        for name, site in model.energies.items():
+            result[name] = parts[0][name]
+            if site.per_datum:
+                joined = np.concatenate([part[name] for part in parts], axis[name])
+                kept = np.arange(len(wanted)) if model.subsampled else wanted
+                result[name] = np.take(joined, kept, axis[name])
+        return result
+
+    # --- ArviZ ----------------------------------------------------------------------------------------
+
+    def to_arviz(
+        self,
+        var_names: Sequence[str] | None = None,
+        indices: Any = None,
+        *,
+        log_likelihood: bool = False,
+        posterior_predictive: bool = False,
+        prior: bool = True,
+        coords: Mapping[str, Any] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        rng_key: Array | None = None,
+        max_bytes: int = 2 * 2**30,
+    ) -> Any:
+        """The fit as ArviZ has it: an ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (1.x).
+
+        ======================  =============================================================================
+        group                   content
+        ======================  =============================================================================
+        posterior               the draws; chain = particle
+        sample_stats            ``lp``, the log density of latents and data (by datum where their chains are
+                                independent; an energy prior's −log Z is left out), and the acceptance of
+                                each draw's last move, averaged over the particles
+        prior                   the walkers of the energy priors, see :meth:`prior_samples`; other latents
+                                have none
+        observed_data           the observed sites, of the chosen data
+        constant_data           the other array arguments of the model, whole
+        log_likelihood          on request, of the observed sites (``factor`` left out); observed energy
+                                priors are normalised by an annealed estimate of log Z
+        posterior_predictive    on request, the observed sites redrawn for each draw
+        ======================  =============================================================================
+
+        Axes of plates are named by the plate; its coordinates are the indices of the data. Other axes are
+        ``<site>_dim_<i>``, or as ``infer={"event_dims": […]}`` at the site says.
+
+        Args:
+            var_names: posterior sites to keep, by default all that the run collected.
+            indices: data to keep, by default all that the run collected. ``az.summary`` takes a minute for
+                10,000 scalars and plots fail: choose a few.
+            log_likelihood: add the group of that name. PSIS-LOO on it misleads for latents with one datum each.
+            posterior_predictive: likewise.
+            prior: whether to add the prior walkers.
+            coords: ``{dim: values}``; for the data plate, of all M data.
+            dims: ``{variable: [dim, ...]}`` to name axes by hand, e.g. ``{"covariates": ["data", "feature"]}``.
+                Constant data that so have the plate's dimension are cut to the chosen indices.
+            rng_key: for the predictive draws and the walkers.
+            max_bytes: refuse to make larger groups than this.
+
+        Raises:
+            ImportError: without ArviZ.
+            ValueError: naming a variable or index that was not collected, or what would be too large.
+        """
+        return _arviz.convert(
+            self,
+            var_names,
+            indices,
+            log_likelihood=log_likelihood,
+            posterior_predictive=posterior_predictive,
+            prior=prior,
+            coords=dict(coords or {}),
+            dims={k: list(v) for k, v in (dims or {}).items()},
+            rng_key=rng_key,
+            max_bytes=max_bytes,
+        )
+
+    # What ArviZ's own converters ask an inference object for.
+
+    @property
+    def sample_dims(self) -> list[str]:
+        """For ``az.from_numpyro``."""
+        return ["chain", "draw"]
+
+    @property
+    def sample_shape(self) -> tuple[int, int]:
+        """For ``az.from_numpyro``."""
+        return (self.num_chains, self.num_samples)
+
+    @property
+    def thinning(self) -> int:
+        """For ``az.from_numpyro``, which divides ``num_samples`` by it: always one. See ``fit.plan.thinning``."""
+        return 1
+
+    @property
+    def sampler(self) -> Any:
+        """For ``az.from_numpyro``."""
+        return SimpleNamespace(model=self.model)
+
+    @property
+    def _args(self) -> tuple:
+        return self.args
+
+    @property
+    def _kwargs(self) -> dict[str, Any]:
+        return self.kwargs
+
+    def get_sample_stats(self) -> dict[str, np.ndarray]:
+        """``{"lp": [particle, draw, ...]}``."""
+        return {} if self.draws is None else {"lp": np.asarray(self.draws.log_density)}
+
+    def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, np.ndarray]:
+        """As of an ``MCMC`` object."""
+        stats = self.get_sample_stats()
+        return stats if group_by_chain else {k: v.reshape((-1, *v.shape[2:])) for k, v in stats.items()}
+
+    # --- the terminal ---------------------------------------------------------------------------------
+
+    def print_summary(
+        self,
+        var_names: Sequence[str] | None = None,
+        indices: Any = None,
+        *,
+        prob: float = 0.9,
+        max_rows: int = 10,
+    ) -> None:
+        """Print the run, its parameters, and NumPyro's diagnostics of the draws.
+
+        Of a site with more than ``max_rows`` scalars evenly spaced ones are shown, and a line says so and gives
+        the worst R-hat and ESS of up to 1000.
+
+        Args:
+            var_names: sites, by default all that were collected.
+            indices: data, by default all that were collected.
+            prob: of the credible intervals.
+            max_rows: rows for each site.
+
+        Raises:
+            ValueError: naming a site or index that was not collected.
+        """
+        lines = [repr(self), *_run_lines(self), "", *_param_lines(self.params)]
+        if self.draws is not None:
+            lines += ["", *_site_lines(self, var_names, indices, prob, max_rows)]
+        print("\n".join(lines))
+
+    def __repr__(self) -> str:
+        text = f"{int(self.state.step)} steps"
+        if self.draws is not None:
+            sites = ", ".join(repr(name) for name in self.draws.samples)
+            text += f", {self.num_chains} particles, {self.num_samples} draws each of {sites}"
+        return f"Fit({text}{', stopped early' if self.stopped else ''})"
+
+    # --- parts ----------------------------------------------------------------------------------------
+
+    def _data(self) -> Any:
+        """The model's array arguments."""
+        return jax.tree.map(jnp.asarray, split_static((self.args, self.kwargs))[0])
+
+    def _energy_site(self, site: str | None) -> str:
+        names = list(self.config.model.energies)
+        if site is None and len(names) == 1:
+            return names[0]
+        if site not in names:
+            raise ValueError(f"site must be one of the model's energy priors {names}, got {site!r}.")
+        return site
+
+
+class _Visiting(Messenger):
+    """The model on the data whose latents were collected, in their order.
+
+    A subsampled plate gets their indices, or all of a plate of another size. Where the plate is not subsampled the
+    model cannot be told which data to visit: then latents of data that were not collected become NaN, and so does
+    what is computed from them.
+    """
+
+    def __init__(
+        self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None
+    ) -> None:
+        super().__init__(fn)
+        self.plate, self.subsampled, self.indices = model.plate, model.subsampled, indices
+        self.axes = {name: layout[name].axis for name in model.latents if name in layout}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "plate" or self.plate is None or msg["name"] != self.plate.name:
+            return
+        size, batch = msg["args"]
+        if batch is None or batch == size:
+            return
+        collected = self.indices is not None and size == self.plate.size
+        msg["value"] = jnp.asarray(self.indices if collected else np.arange(size), jnp.int32)
+        msg["args"] = (size, msg["value"].shape[0])
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if self.indices is None or self.subsampled or msg["type"] != "sample":
+            return
+        axis = self.axes.get(msg["name"])
+        if axis is not None and jnp.shape(msg["value"])[axis] == len(self.indices):
+            msg["value"] = _arviz.spread(msg["value"], axis, self.indices, self.plate.size)
+
+
+def _cut_deterministic(fit: Fit) -> Fit:
+    """Cut deterministic sites to the chosen data where the latents are, so that all axes of the plate agree.
+
+    A plate that is not subsampled computes them for all data.
+    """
+    model, indices = fit.config.model, fit.plan.indices
+    cut = [name for name in model.latents if name in fit.layout and fit.layout[name].axis is not None]
+    if fit.draws is None or indices is None or model.subsampled or not cut:
+        return fit
+    sites, _ = _arviz.trace_sites(fit, np.asarray(indices), {}, values=False)
+    samples, layout, plate = dict(fit.draws.samples), dict(fit.layout), _arviz.plate_name(fit)
+    for name, value in samples.items():
+        if name in model.latents or plate not in sites[name].dims:
+            continue
+        axis = sites[name].dims.index(plate) - len(sites[name].dims)
+        samples[name] = np.take(value, indices, axis)
+        layout[name] = layout[name]._replace(axis=axis)
+    return replace(fit, draws=fit.draws._replace(samples=samples), layout=layout)
+
+
+# --- walkers ------------------------------------------------------------------------------------------
+
+
+def _walk(
+    rng_key: Array, strategy: WalkerStrategy, before: TiltedDensity, at: TiltedDensity, state: WalkerState
+) -> Array:
+    """Walkers brought from one density to another, and moved on there: ``[P, ...]``, equally weighted."""
+    key_change, key_rounds, key_last, key_draw = random.split(rng_key, 4)
+    if state.position is not None:
+        state, _ = strategy.advance(key_change, before, at, state, None)
+
+        def one_round(state: WalkerState, key: Array) -> tuple[WalkerState, None]:
+            key_prepare, key_advance = random.split(key)
+            _, state, _ = strategy.prepare(key_prepare, at, state)
+            return strategy.advance(key_advance, at, at, state, None)[0], None
+
+        state, _ = lax.scan(one_round, state, random.split(key_rounds, WALKER_ROUNDS))
+    walkers, _, _ = strategy.prepare(key_last, at, state)
+    weighted = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
+    return equally_weighted(key_draw, weighted, walkers.weight.shape[0])
+
+
+def _blocks(model: LatentModel, wanted: np.ndarray) -> list[Array | None]:
+    """Data in blocks of B; the last one is filled up from the front."""
+    if not model.subsampled:
+        return [None]
+    padded = np.resize(wanted, -(-len(wanted) // model.batch_size) * model.batch_size)
+    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, model.batch_size)]
+
+
+# --- text ---------------------------------------------------------------------------------------------
+
+
+def _run_lines(fit: Fit) -> Iterator[str]:
+    """Why it ended and what the history ends with."""
+    if fit.stopped:
+        yield f"stopped: {fit.stopped}"
+    for name, values in fit.history.items():
+        last = name.rpartition("/")[2]
+        if len(values) and (name == "contrast" or last.startswith("accept") or last in _SHOWN):
+            tail = values[-max(1, len(values) // 10) :]
+            yield f"{name}: {values[-1]:.4g} at the last step, mean {np.mean(tail):.4g} over the last tenth"
+
+
+_SHOWN = ("log_z", "swap", "ess")
+
+
+def _param_lines(params: Params) -> list[str]:
+    """Scalars by value, arrays by shape and norm."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    lines = []
+    for path, leaf in leaves[:MAX_LISTED]:
+        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
+        if jnp.size(leaf) == 1:
+            lines.append(f"{name} = {float(jnp.reshape(leaf, ())):.4g}")
+        else:
+            lines.append(
+                f"{name}: shape {jnp.shape(leaf)}, norm {float(jnp.linalg.norm(jnp.ravel(leaf))):.4g}"
+            )
+    if len(leaves) > MAX_LISTED:
+        lines.append(f"… and {len(leaves) - MAX_LISTED} more arrays")
+    return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]
+
+
+def _site_lines(
+    fit: Fit, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int
+) -> list[str]:
+    """A table of the draws' diagnostics."""
+    chosen = _arviz.chosen_indices(fit, indices)
+    variables = _arviz.posterior(fit, var_names, chosen, {})
+    if fit.num_samples < 4:
+        return [f"R-hat and ESS need at least 4 draws of each particle, there are {fit.num_samples}."]
+    rows, notes = [], []
+    for name, variable in variables.items():
+        labels = [chosen if dim == _arviz.plate_name(fit) else None for dim in variable.dims]
+        flat = variable.values.reshape((*variable.values.shape[:2], -1))
+        size = flat.shape[-1]
+        diagnosed = _spaced(size, MAX_DIAGNOSED)
+        table = summary({name: flat[..., diagnosed]}, prob)[name]
+        for i in _spaced(len(diagnosed), max_rows):
+            at = np.unravel_index(diagnosed[i], variable.values.shape[2:])
+            label = [str(a if names is None else names[a]) for a, names in zip(at, labels, strict=True)]
+            text = f"{name}[{','.join(label)}]" if label else name
+            rows.append((text, [float(column[i]) for column in table.values()]))
+        if size > max_rows:
+            which = f"all {size}" if len(diagnosed) == size else f"{len(diagnosed)} of {size}"
+            r_hat, n_eff = table["r_hat"], table["n_eff"]
+            notes.append(
+                f"{name}: {max_rows} of {size} scalars shown; over {which}: r_hat max {np.max(r_hat):.3f}, "
+                f"median {np.median(r_hat):.3f}; n_eff min {np.min(n_eff):.0f}, median {np.median(n_eff):.0f}"
+            )
+    width = max([len(text) for text, _ in rows] + [10])
+    header = " " * width + "".join(f"{column:>10}" for column in table)
+    body = [f"{text:>{width}}" + "".join(f"{v:>10.2f}" for v in values) for text, values in rows]
+    return [header, *body, *notes]
+
+
+def _spaced(size: int, number: int) -> np.ndarray:
+    """Up to ``number`` evenly spaced indices below ``size``."""
+    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)

@@ -1,0 +1,497 @@
+"""A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``)."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+from numpyro import handlers
+from numpyro.distributions.distribution import Unit
+
+from numpyro_ebipla._static import is_array, join_static
+from numpyro_ebipla.anneal import anneal, initial_log_step
+from numpyro_ebipla.energy import log_normaliser, unwrap
+from numpyro_ebipla.model import LatentModel, _copy, _from_base, _trace
+
+if TYPE_CHECKING:
+    from numpyro_ebipla.result import Fit
+
+#: Walkers for the log normaliser of an observed energy prior.
+NORMALISER_WALKERS = 1000
+
+
+class Variable(NamedTuple):
+    """Values, and names of their axes after ``chain`` and ``draw``."""
+
+    values: np.ndarray
+    dims: tuple[str, ...]
+
+
+class Site(NamedTuple):
+    """How a sample or deterministic site is laid out.
+
+    Attributes:
+        dims: a name for each axis of its value.
+        event_dim: of its distribution.
+        observed: whether it is (``factor`` sites are not).
+    """
+
+    dims: tuple[str, ...]
+    event_dim: int
+    observed: bool
+
+    @property
+    def batch_dims(self) -> tuple[str, ...]:
+        """Names of the axes of its log density."""
+        return self.dims[: len(self.dims) - self.event_dim]
+
+
+def import_arviz() -> ModuleType:
+    """ArviZ.
+
+    Raises:
+        ImportError: saying how to install it.
+    """
+    try:
+        import arviz
+    except ImportError as e:
+        raise ImportError("to_arviz needs ArviZ: pip install numpyro_ebipla[arviz].") from e
+    return arviz
+
+
+def convert(
+    fit: "Fit",
+    var_names: Sequence[str] | None,
+    indices: Any,
+    *,
+    log_likelihood: bool,
+    posterior_predictive: bool,
+    prior: bool,
+    coords: dict[str, Any],
+    dims: dict[str, list[str]],
+    rng_key: Array | None,
+    max_bytes: int,
+) -> Any:
+    """See :meth:`numpyro_ebipla.result.Fit.to_arviz`."""
+    az = import_arviz()
+    chosen = chosen_indices(fit, indices)
+    key = random.fold_in(fit.state.rng_key, 0xA2) if rng_key is None else rng_key
+    sites, observed = trace_sites(fit, chosen, dims)
+    key_prior, key_likelihood, key_predictive = random.split(key, 3)
+    groups: dict[str, dict[str, Variable]] = {}
+    if fit.draws is not None:
+        groups["posterior"] = posterior(fit, var_names, chosen, dims)
+        groups["sample_stats"] = sample_stats(fit, chosen)
+    elif posterior_predictive:
+        raise ValueError(
+            "the model has no latents, so there is no posterior to predict from: the group 'prior' "
+            "(or fit.energy_prior().sample) has draws of the fitted energy prior."
+        )
+    if posterior_predictive:
+        groups["posterior_predictive"] = predictive(fit, chosen, sites, key_predictive, max_bytes)
+    if log_likelihood:
+        groups["log_likelihood"] = likelihood(fit, chosen, sites, key_likelihood, max_bytes)
+    if prior and fit.config.model.energies:
+        groups["prior"] = prior_walkers(fit, chosen, sites, key_prior)
+    groups["observed_data"] = observed
+    groups["constant_data"] = constant_data(fit, chosen, observed, dims)
+    coords = check_coords(fit, chosen, coords)
+    datasets = {name: _dataset(name, group, coords) for name, group in groups.items() if group}
+    if az.__version__.startswith("0."):
+        return az.InferenceData(**datasets)
+    from xarray import DataTree
+
+    return DataTree.from_dict(datasets)
+
+
+# --- the groups ---------------------------------------------------------------------------------------
+
+
+def posterior(
+    fit: "Fit", var_names: Sequence[str] | None, chosen: np.ndarray, dims: dict[str, list[str]]
+) -> dict[str, Variable]:
+    """The draws at ``var_names`` (None: all) of the chosen data."""
+    if isinstance(var_names, str):
+        var_names = [var_names]
+    samples = fit.get_samples()
+    for name in var_names or ():
+        if name not in samples:
+            raise ValueError(f"var_names: '{name}' was not collected; there are {list(samples)}.")
+    sites, _ = trace_sites(fit, chosen, dims, values=False)
+    names = samples if var_names is None else var_names
+    return {name: _restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
+
+
+def sample_stats(fit: "Fit", chosen: np.ndarray) -> dict[str, Variable]:
+    """The log density, by datum where it is so known, and the acceptance of each draw's moves."""
+    assert fit.draws is not None
+    lp = np.asarray(fit.draws.log_density)
+    if lp.ndim == 3:
+        stats = {"lp": Variable(np.take(lp, _positions(fit, chosen), 2), (plate_name(fit) or "lp_dim_0",))}
+    else:
+        stats = {"lp": Variable(lp, ())}
+    for name, value in fit.draws.accept.items():
+        # One number per draw, averaged over the particles, shown at each of them.
+        each = np.broadcast_to(np.asarray(value), (fit.num_chains, fit.num_samples))
+        stats[name.replace("accept", "acceptance_rate")] = Variable(each, ())
+    return stats
+
+
+def prior_walkers(
+    fit: "Fit", chosen: np.ndarray, sites: dict[str, Site], rng_key: Array
+) -> dict[str, Variable]:
+    """One chain whose draws are the walkers."""
+    result = {}
+    plate = plate_name(fit)
+    for name, value in fit.prior_samples(rng_key, chosen).items():
+        site = sites[name]
+        # An unconditional prior has no axis for the plate (and no plate's axis has length one by chance).
+        batch = value.ndim - 1 - site.event_dim
+        dims = site.batch_dims[len(site.batch_dims) - batch :] + site.dims[len(site.dims) - site.event_dim :]
+        if not fit.config.model.energies[name].per_datum:
+            dims = tuple(f"{name}_prior_dim_{i}" if dim == plate else dim for i, dim in enumerate(dims))
+        result[name] = Variable(value[None], dims)
+    return result
+
+
+def constant_data(
+    fit: "Fit", chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
+) -> dict[str, Variable]:
+    """Array arguments of the model that are not an observed site's data."""
+    full = {name: v.values for name, v in observed.items()}
+    if len(chosen) < fit.config.model.num_data:
+        full = {name: v.values for name, v in trace_sites(fit, _all(fit), {})[1].items()}
+    result = {}
+    for name, value in _arguments(fit).items():
+        value = np.asarray(value)
+        if value.dtype.kind not in "biufc" or any(np.array_equal(value, known) for known in full.values()):
+            continue
+        names = _check_dims(name, dims.get(name), value.ndim)
+        if names is None:
+            names = tuple(f"{name}_dim_{i}" for i in range(value.ndim))
+        elif plate_name(fit) in names:
+            value = np.take(value, chosen, names.index(plate_name(fit)))
+        result[name] = Variable(value, names)
+    return result
+
+
+def likelihood(
+    fit: "Fit", chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
+) -> dict[str, Variable]:
+    """Log density of the observed sites at each draw."""
+    names = [name for name, site in sites.items() if site.observed]
+
+    def read(model: Callable, data: Any, log_z: dict[str, Array]) -> dict[str, Array]:
+        trace = _trace(_from_base(model), *join_static(data, fit.config.model.static_arguments))
+        result = {}
+        for name in names:
+            fn = trace[name]["fn"]
+            with log_normaliser(log_z.get(name, 0.0)):
+                value = fn.log_prob(trace[name]["value"])
+            result[name] = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, fn.batch_shape))
+        return result
+
+    dims = {name: sites[name].batch_dims for name in names}
+    return _each_draw(fit, chosen, read, dims, rng_key, max_bytes, "log_likelihood")
+
+
+def predictive(
+    fit: "Fit", chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
+) -> dict[str, Variable]:
+    """The observed sites redrawn for each draw."""
+    names = [name for name, site in sites.items() if site.observed]
+
+    def read(model: Callable, data: Any, log_z: dict[str, Array]) -> dict[str, Array]:
+        # Unlike _from_base this draws energy priors that are observed from the priors themselves.
+        trace = _trace(model, *join_static(data, fit.config.model.static_arguments))
+        return {name: trace[name]["value"] for name in names}
+
+    dims = {name: sites[name].dims for name in names}
+    return _each_draw(fit, chosen, read, dims, rng_key, max_bytes, "posterior_predictive", redraw=True)
+
+
+# --- the model at the draws -----------------------------------------------------------------------------
+
+
+def _each_draw(
+    fit: "Fit",
+    chosen: np.ndarray,
+    read: Callable,
+    dims: dict[str, tuple[str, ...]],
+    rng_key: Array,
+    max_bytes: int,
+    group: str,
+    redraw: bool = False,
+) -> dict[str, Variable]:
+    """``read`` the model at every draw, in blocks of B data if it is subsampled."""
+    model, samples = fit.config.model, fit.get_samples(group_by_chain=False)
+    missing = [name for name in model.latents if name not in samples]
+    if missing:
+        raise ValueError(
+            f"{group} needs draws of all latents, and {missing} were not collected: leave sites=None in run()."
+        )
+    num = fit.num_chains * fit.num_samples
+    params, mutable = fit.params, fit.state.mutable
+
+    @jax.jit
+    def at_block(key: Array, block: Array | None, latents: dict, data: Any) -> dict[str, Array]:
+        key_normaliser, key_draws = random.split(key)
+        log_z = {} if redraw else _log_normalisers(fit, key_normaliser, block, data)
+
+        def one(args: tuple[Array, dict]) -> dict[str, Array]:
+            key, values = args
+            values = {**params, **_copy(mutable), **values}
+            if block is not None and model.plate is not None:
+                values[model.plate.name] = block
+            placed = handlers.substitute(model.model, data=values)
+            seeded = handlers.seed(handlers.uncondition(placed) if redraw else placed, key)
+            return read(seeded, data, log_z)
+
+        return lax.map(one, (random.split(key_draws, num), latents))
+
+    blocks = _blocks(model, chosen)
+    data = fit._data()
+    place = _placed(fit, samples, blocks[0])
+    shapes = jax.eval_shape(at_block, rng_key, blocks[0], place, data)
+    total = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes.values()) * len(blocks)
+    if total > max_bytes:
+        raise ValueError(
+            f"{group} would take {total / 2**30:.2g} GiB, above max_bytes ({max_bytes / 2**30:.2g} GiB): choose "
+            "fewer indices=…, collect fewer draws, or raise max_bytes."
+        )
+    parts = []
+    for i, block in enumerate(blocks):
+        out = at_block(random.fold_in(rng_key, i), block, _placed(fit, samples, block), data)
+        parts.append(jax.tree.map(np.asarray, out))
+    result = {}
+    for name, value in parts[0].items():
+        names = dims[name][len(dims[name]) - (value.ndim - 1) :]
+        if plate_name(fit) in names:
+            axis = 1 + names.index(plate_name(fit))
+            value = np.concatenate([part[name] for part in parts], axis)
+            value = np.take(value, np.arange(len(chosen)) if model.subsampled else chosen, axis)
+        result[name] = Variable(value.reshape((fit.num_chains, fit.num_samples, *value.shape[1:])), names)
+    return result
+
+
+def _placed(fit: "Fit", samples: dict[str, np.ndarray], block: Array | None) -> dict[str, Any]:
+    """Latents ``[N · S, ...]`` as the model wants them: of the block's data, or of all of them."""
+    model, result = fit.config.model, {}
+    for name in model.latents:
+        value, axis = samples[name], fit.layout[name].axis
+        if axis is not None and block is not None:
+            value = np.take(value, _positions(fit, np.asarray(block)), axis)
+        elif axis is not None and fit.plan.indices is not None:
+            value = spread(value, axis, fit.plan.indices, model.num_data)
+        result[name] = value
+    return result
+
+
+def spread(value: Any, axis: int, indices: np.ndarray, size: int) -> Any:
+    """``value`` at ``indices`` of an axis of length ``size``, NaN elsewhere."""
+    value = jnp.moveaxis(jnp.asarray(value), axis, 0)
+    full = jnp.full((size, *value.shape[1:]), jnp.nan, value.dtype)
+    return jnp.moveaxis(full.at[np.asarray(indices)].set(value), 0, axis)
+
+
+def _blocks(model: LatentModel, chosen: np.ndarray) -> list[Array | None]:
+    """The chosen data in blocks of at most B, the last one filled up from the front."""
+    if not model.subsampled:
+        return [None]
+    size = min(model.batch_size, len(chosen))
+    padded = np.resize(chosen, -(-len(chosen) // size) * size)
+    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
+
+
+def _log_normalisers(fit: "Fit", rng_key: Array, block: Array | None, data: Any) -> dict[str, Array]:
+    """Log Z of the observed energy priors at the fitted parameters."""
+    model = fit.config.model
+    if not any(site.observed for site in model.energies.values()):
+        return {}
+    result = {}
+    priors = model.energy_priors(fit.params, block, data, rng_key, fit.state.mutable)
+    for i, (name, prior) in enumerate(priors.items()):
+        if not model.energies[name].observed:
+            continue
+        density = prior.tilted()
+        dtype = jax.eval_shape(lambda k, d=density: d.sample_base(k, 1), rng_key).dtype
+        population = anneal(
+            random.fold_in(rng_key, i),
+            density,
+            max(NORMALISER_WALKERS, prior.num_walkers),
+            initial_log_step(dtype),
+            num_moves=prior.num_moves,
+            stage_ess=0.9,
+            max_temps=prior.max_temps,
+            rate=0.2,
+        )
+        result[name] = population.log_z.reshape(prior.batch_shape)
+    return result
+
+
+# --- layout -------------------------------------------------------------------------------------------
+
+
+def trace_sites(
+    fit: "Fit", chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
+) -> tuple[dict[str, Site], dict[str, Variable]]:
+    """All sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
+    model, found = fit.config.model, {}
+    block = jnp.asarray(chosen, jnp.int32) if model.subsampled else None
+
+    def run(block: Array | None, data: Any) -> dict[str, Array]:
+        bound = model._bound(fit.params, block, data, random.key(0), fit.state.mutable)
+        trace = _trace(_from_base(bound), *join_static(data, model.static_arguments))
+        for name, site in trace.items():
+            if site["type"] in ("sample", "deterministic"):
+                found[name] = _site(fit, name, site, dims.get(name))
+        return {name: trace[name]["value"] for name, site in found.items() if site.observed}
+
+    if not values:
+        jax.eval_shape(run, block, fit._data())
+        return found, {}
+    # Compiled, all that the observed values do not depend on is left out.
+    observed = jax.jit(run)(block, fit._data())
+    return found, {
+        name: _restricted(fit, name, np.asarray(value)[None, None], found[name].dims, chosen, data=True)
+        for name, value in observed.items()
+    }
+
+
+def _site(fit: "Fit", name: str, site: dict[str, Any], given: list[str] | None) -> Site:
+    """Axes of plates named by the plate, others as the site or ``given`` says, or by number."""
+    shape, frames = jnp.shape(site["value"]), site["cond_indep_stack"]
+    event_dim, events = 0, []
+    names: list[str | None] = [None] * len(shape)
+    if site["type"] == "sample":
+        event_dim = min(site["fn"].event_dim, len(shape))
+        events = list(site["infer"].get("event_dims", ()))
+        batch = len(shape) - event_dim
+    else:  # a deterministic site in plates: their axes lead
+        batch = max((-frame.dim for frame in frames), default=0)
+    for frame in frames:
+        axis = batch + frame.dim
+        if 0 <= axis < len(shape) and shape[axis] == frame.size:
+            names[axis] = frame.name
+    layout = fit.layout.get(name)
+    if layout is not None and layout.axis is not None:
+        names[len(shape) + layout.axis] = plate_name(fit)
+    if len(events) == event_dim and events:
+        names[len(shape) - event_dim :] = events
+    names = list(_check_dims(name, given, len(shape)) or names)
+    unnamed = iter(range(len(shape)))
+    dims = tuple(f"{name}_dim_{next(unnamed)}" if dim is None else dim for dim in names)
+    unit = site["type"] == "sample" and isinstance(unwrap(site["fn"]), Unit)
+    observed = site["type"] == "sample" and bool(site["is_observed"]) and not unit
+    return Site(dims, event_dim, observed)
+
+
+def _restricted(
+    fit: "Fit", name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
+) -> Variable:
+    """``[chain, draw, ...]`` cut to the chosen data; of ``data``, without chain and draw."""
+    model, plate = fit.config.model, plate_name(fit)
+    if plate in dims:
+        axis = 2 + dims.index(plate)
+        if data:
+            at = np.arange(len(chosen)) if model.subsampled else chosen
+        else:  # sites without a known data axis were collected whole
+            at = _positions(fit, chosen) if fit.layout[name].axis is not None else chosen
+        value = np.take(value, at, axis)
+    return Variable(value[0, 0] if data else np.asarray(value), dims)
+
+
+def plate_name(fit: "Fit") -> str | None:
+    """The data plate's name."""
+    return fit.config.model.plate.name if fit.config.model.plate else None
+
+
+def _all(fit: "Fit") -> np.ndarray:
+    return np.arange(fit.config.model.num_data)
+
+
+def _collected(fit: "Fit") -> np.ndarray:
+    return _all(fit) if fit.plan.indices is None else np.asarray(fit.plan.indices)
+
+
+def _positions(fit: "Fit", chosen: np.ndarray) -> np.ndarray:
+    """Where the chosen data are among the collected ones."""
+    place = np.zeros(fit.config.model.num_data, int)
+    collected = _collected(fit)
+    place[collected] = np.arange(len(collected))
+    return place[chosen]
+
+
+def chosen_indices(fit: "Fit", indices: Any) -> np.ndarray:
+    """``indices`` checked, by default all that were collected.
+
+    Raises:
+        ValueError: for one that was not collected.
+    """
+    collected = _collected(fit)
+    if indices is None:
+        return collected
+    indices = np.atleast_1d(np.asarray(indices))
+    if not np.issubdtype(indices.dtype, np.integer) or indices.ndim != 1 or not len(indices):
+        raise ValueError(f"indices must be integers, one axis and at least one, got {indices!r}.")
+    missing = np.setdiff1d(indices, collected)
+    if len(missing):
+        raise ValueError(
+            f"indices: the data {missing[:5].tolist()} were not collected; there are {len(collected)} of "
+            f"{fit.config.model.num_data} (run(indices=…) says which)."
+        )
+    return indices
+
+
+def check_coords(fit: "Fit", chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
+    """The coordinates, those of the data plate cut to the chosen data."""
+    plate = plate_name(fit)
+    if plate is None:
+        return coords
+    labels = np.asarray(coords.get(plate, _all(fit)))
+    if len(labels) != fit.config.model.num_data:
+        raise ValueError(
+            f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one for each "
+            "datum, also with indices=…."
+        )
+    return {**coords, plate: labels[chosen]}
+
+
+def _check_dims(name: str, given: list[str] | None, ndim: int) -> tuple[str, ...] | None:
+    if given is not None and len(given) != ndim:
+        raise ValueError(f"dims: '{name}' has {ndim} axes, got the names {given}.")
+    return None if given is None else tuple(given)
+
+
+def _arguments(fit: "Fit") -> dict[str, Any]:
+    """The model's array arguments by name; leaves of a pytree by path."""
+    try:
+        bound = inspect.signature(fit.config.model.model).bind(*fit.args, **fit.kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {**{f"arg_{i}": x for i, x in enumerate(fit.args)}, **fit.kwargs}
+    result = {}
+    for name, value in bound.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+            if is_array(leaf):
+                result[name + jax.tree_util.keystr(path)] = leaf
+    return result
+
+
+def _dataset(group: str, variables: dict[str, Variable], coords: dict[str, Any]) -> Any:
+    import xarray as xr
+
+    from numpyro_ebipla import __version__
+
+    lead = () if group.endswith("_data") else ("chain", "draw")
+    arrays = {name: ((*lead, *v.dims), v.values) for name, v in variables.items()}
+    labels = {}
+    for dims, values in arrays.values():
+        for dim, size in zip(dims, values.shape, strict=True):
+            labels[dim] = coords.get(dim, np.arange(size))
+    attrs = {"inference_library": "numpyro_ebipla", "inference_library_version": __version__}
+    return xr.Dataset(arrays, coords=labels, attrs=attrs)

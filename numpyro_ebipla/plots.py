@@ -1,0 +1,310 @@
+"""Pictures of a fit, with Matplotlib: its history, generated data, and a two-dimensional energy landscape."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_ebipla.energy import EnergyPrior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from numpyro_ebipla.result import Fit
+
+#: Points of a scatter plot, at most.
+MAX_POINTS = 2000
+#: Nats below its mode at which a landscape's colours end.
+DEPTH = 12.0
+
+#: Panels of the history: title, label of the axis, log scale, which entries.
+_PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
+    ("contrast", "nats per datum", False, lambda name: name == "contrast"),
+    ("gradient norm", "‖∇θ‖", True, lambda name: name == "grad_norm"),
+    ("acceptance", "probability", False, lambda name: name.startswith("accept") or name.endswith("/accept")),
+    ("step size", "step size h", True, lambda name: name.startswith("step_size")),
+    ("log normaliser", "log Z against the base", False, lambda name: name.endswith("/log_z")),
+    (
+        "health of the walkers",
+        "fraction",
+        False,
+        lambda name: name.rpartition("/")[2] in ("ess", "swap", "brake"),
+    ),
+]
+_LABELS = {
+    "ess": "lowest effective sample size",
+    "swap": "rarest swap of neighbours",
+    "brake": "brake on the energy",
+}
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise ImportError("numpyro_ebipla.plots needs Matplotlib: pip install numpyro_ebipla[plots].") from e
+    return plt
+
+
+def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> "Figure":
+    """The history of a fit, one panel for each kind of number that it has.
+
+    Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior walkers log Z
+    and their health: the effective sample size as a fraction, or the share of swaps between the neighbouring
+    temperatures that swap least. Faint lines are single steps, full lines running means.
+
+    Args:
+        fit: of :meth:`EBIPLA.run`.
+        axes: at least as many as there are panels (at most six), by default those of a new figure.
+        smooth: steps of the running mean, by default a fiftieth of all.
+
+    Raises:
+        ImportError: without Matplotlib.
+        ValueError: if the fit took no steps, or there are too few axes.
+    """
+    plt, history = _pyplot(), fit.history
+    num_steps = len(fit.losses)
+    if not num_steps:
+        raise ValueError("plot_history: the fit took no steps, so there is no history.")
+    panels = [(*panel[:3], [k for k in history if panel[3](k)]) for panel in _PANELS]
+    panels = [panel for panel in panels if panel[3]]
+    if axes is None:
+        rows = -(-len(panels) // 3)
+        figure, grid = plt.subplots(rows, 3, figsize=(12, 3 * rows), layout="constrained", squeeze=False)
+        axes = list(grid.flat)
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+    axes = list(np.ravel(np.asarray(axes, dtype=object)))
+    if len(axes) < len(panels):
+        raise ValueError(f"plot_history: {len(panels)} panels need as many axes, got {len(axes)}.")
+    window = max(1, num_steps // 50) if smooth is None else smooth
+    steps = int(fit.state.step) - num_steps + 1 + np.arange(num_steps)
+    for ax, (title, label, log, names) in zip(axes, panels, strict=False):
+        for name in names:
+            _line(ax, steps, history[name], window, _label(name))
+        if log:
+            ax.set_yscale("log")
+        if label in ("probability", "fraction"):
+            ax.set_ylim(-0.03, 1.03)
+        ax.set(title=title, xlabel="step", ylabel=label)
+        if len(names) > 1 or "/" in names[0]:
+            ax.legend(fontsize="small")
+    if fit.stopped:
+        axes[0].set_title(f"{panels[0][0]} (stopped early)")
+    return axes[0].figure
+
+
+def plot_generated(
+    data: Any,
+    generated: Any,
+    axes: Sequence["Axes"] | None = None,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    components: tuple[int, int] = (0, 1),
+    num_images: int = 36,
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> "Figure":
+    """Data beside generated draws: two coordinates as points, or grids of images, on equal scales.
+
+    Args:
+        data: ``[M, ...]``; everything after the first axis is flattened.
+        generated: ``[G, ...]`` likewise.
+        axes: two, by default those of a new figure.
+        image_shape: ``(height, width)`` or ``(height, width, 3)`` to draw images.
+        components: which two of the flattened coordinates to draw, if no images.
+        num_images: of each grid, at most.
+        vmin, vmax: values drawn black and white, by default the least and the greatest of the data.
+
+    Raises:
+        ImportError: without Matplotlib.
+        ValueError: if the shapes do not fit.
+
+    >>> import numpy as np
+    >>> figure = plot_generated(np.zeros((5, 2)), np.ones((9, 2)))
+    >>> [ax.get_title() for ax in figure.axes]
+    ['data', 'generated']
+    """
+    plt = _pyplot()
+    both = [np.asarray(x, dtype=float).reshape(len(x), -1) for x in (data, generated)]
+    if both[0].shape[1] != both[1].shape[1]:
+        raise ValueError(f"data have {both[0].shape[1]} coordinates, generated draws {both[1].shape[1]}.")
+    if image_shape is not None and np.prod(image_shape) != both[0].shape[1]:
+        raise ValueError(f"image_shape {image_shape} does not hold {both[0].shape[1]} values.")
+    if image_shape is None and not max(components) < both[0].shape[1]:
+        raise ValueError(
+            f"components {components} of data with {both[0].shape[1]} coordinates: choose others."
+        )
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+    low = both[0].min() if vmin is None else vmin
+    high = both[0].max() if vmax is None else vmax
+    for ax, title, x in zip(axes, ("data", "generated"), both, strict=True):
+        ax.set_title(title)
+        if image_shape is not None:
+            ax.imshow(
+                _tiles(x[_spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1
+            )
+            ax.set_axis_off()
+            continue
+        shown = x[_spaced(len(x), MAX_POINTS)]
+        ax.scatter(*shown[:, components].T, s=5, alpha=0.5, linewidths=0)
+        ax.set(xlabel=f"coordinate {components[0]}", ylabel=f"coordinate {components[1]}")
+        ax.set_aspect("equal", adjustable="datalim")
+    if image_shape is None:
+        axes[1].sharex(axes[0])
+        axes[1].sharey(axes[0])
+        _frame(axes[0], np.concatenate([x[:, components] for x in both]))
+    return axes[0].figure
+
+
+def plot_energy(
+    fit: "Fit | EnergyPrior",
+    ax: "Axes | None" = None,
+    *,
+    site: str | None = None,
+    walkers: Any = None,
+    particles: Any = None,
+    limits: tuple[float, float, float, float] | None = None,
+    resolution: int = 150,
+) -> "Axes":
+    """The landscape of a two-dimensional prior, with its walkers and the posterior particles on it.
+
+    Colours are the log density in nats below its highest value (its level is unknown without log Z). Where the fit
+    is good, walkers (draws of the prior) and particles (draws of the posteriors of all data) have one distribution.
+
+    Args:
+        fit: a fit, or an :class:`~numpyro_ebipla.EnergyPrior`.
+        ax: where to draw, by default a new figure.
+        site: which energy prior of the fit, if there are several.
+        walkers: ``[P, 2]`` to show instead of the fit's own; False shows none.
+        particles: ``[n, 2]`` likewise; by default the last draw of every particle.
+        limits: ``(left, right, bottom, top)``, by default what is shown and a margin.
+        resolution: grid points along each axis.
+
+    Raises:
+        ImportError: without Matplotlib.
+        ValueError: if the prior is not two-dimensional, or is conditional on covariates.
+
+    >>> import numpyro.distributions as dist
+    >>> prior = EnergyPrior(lambda x: jnp.sum(x**4, -1), dist.Normal(0, 1).expand([2]).to_event(1))
+    >>> ax = plot_energy(prior, resolution=20)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('coordinate 0', 'coordinate 1')
+    """
+    plt = _pyplot()
+    if isinstance(fit, EnergyPrior):
+        prior, name = fit, site or "x"
+        walkers = np.asarray(prior.sample(jax.random.key(0), (500,))) if walkers is None else walkers
+    else:
+        name = fit._energy_site(site)
+        prior = fit.energy_prior(name)
+        _check_two_dimensional(prior, name)
+        walkers = fit.prior_samples()[name] if walkers is None else walkers
+        if particles is None and name in fit.get_samples():
+            particles = fit.get_samples()[name][:, -1]
+    _check_two_dimensional(prior, name)
+    clouds = [
+        ("prior walkers", walkers, "tab:orange"),
+        ("posterior particles", particles, "white"),
+    ]
+    shown = [(label, _cloud(x), colour) for label, x, colour in clouds if x is not None and x is not False]
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 5), layout="constrained")
+    if limits is None:
+        limits = _limits(np.concatenate([x for _, x, _ in shown])) if shown else (-4.0, 4.0, -4.0, 4.0)
+    x, y = np.linspace(*limits[:2], resolution), np.linspace(*limits[2:], resolution)
+    grid = jnp.asarray(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), jnp.result_type(float))
+    value = np.asarray(jax.jit(prior.log_prob)(grid)).reshape(resolution, resolution)
+    value = np.where(np.isfinite(value), value, -np.inf)
+    value = np.maximum(value - value.max(), -DEPTH)
+    filled = ax.contourf(x, y, value, levels=np.linspace(-DEPTH, 0, 25), cmap="viridis", extend="min")
+    ax.figure.colorbar(
+        filled, ax=ax, label="log density below its mode (nats)", ticks=np.arange(-DEPTH, 1, 2)
+    )
+    for label, points, colour in shown:
+        points = points[_spaced(len(points), MAX_POINTS)]
+        edge = "black" if colour == "white" else "none"
+        ax.scatter(
+            *points.T, s=9, c=colour, edgecolors=edge, linewidths=0.3, label=f"{label} ({len(points)})"
+        )
+    ax.set(xlim=limits[:2], ylim=limits[2:], title=f"fitted prior of {name}")
+    ax.set(xlabel="coordinate 0", ylabel="coordinate 1")
+    if shown:
+        ax.legend(fontsize="small", facecolor="lightgrey", framealpha=0.9)
+    return ax
+
+
+# --- parts ----------------------------------------------------------------------------------------------
+
+
+def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label: str) -> None:
+    """Single steps faintly, and their running mean."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    if window == 1 or np.isnan(values).any():
+        ax.plot(steps, values, label=label, marker="." if len(values) == 1 else "")
+        return
+    (faint,) = ax.plot(steps, values, alpha=0.25, lw=0.7)
+    total = np.cumsum(np.insert(values.astype(float), 0, 0.0))
+    mean = (total[window:] - total[:-window]) / window
+    ax.plot(steps[window - 1 :], mean, color=faint.get_color(), label=label)
+
+
+def _label(name: str) -> str:
+    """An entry's name as a reader would say it."""
+    site, _, what = name.rpartition("/")
+    if site:
+        return f"{site}: {_LABELS[what]}" if what in _LABELS else f"prior walkers of {site}"
+    kind = {"local": "particles, local latents", "global": "particles, global latents"}
+    return kind.get(name.rpartition("_")[2], name)
+
+
+def _check_two_dimensional(prior: EnergyPrior, name: str) -> None:
+    if prior.batch_shape or prior.event_shape != (2,):
+        raise ValueError(
+            f"plot_energy draws priors with event shape (2,) and no batch shape; '{name}' has event shape "
+            f"{prior.event_shape} and batch shape {prior.batch_shape}."
+        )
+
+
+def _cloud(x: Any) -> np.ndarray:
+    """Points ``[n, 2]`` of any number of axes before the last."""
+    x = np.asarray(x, dtype=float)
+    if x.shape[-1] != 2:
+        raise ValueError(f"walkers and particles must have shape [..., 2], got {x.shape}.")
+    return x.reshape(-1, 2)
+
+
+def _limits(points: np.ndarray) -> tuple[float, float, float, float]:
+    """Where the bulk of the points is, and a margin of a fifth."""
+    low, high = np.quantile(points, [0.002, 0.998], axis=0)
+    margin = 0.2 * np.maximum(high - low, 1e-3)
+    (left, bottom), (right, top) = low - margin, high + margin
+    return float(left), float(right), float(bottom), float(top)
+
+
+def _frame(ax: "Axes", points: np.ndarray) -> None:
+    left, right, bottom, top = _limits(points)
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def _spaced(size: int, number: int) -> np.ndarray:
+    """Up to ``number`` evenly spaced indices below ``size``."""
+    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)
+
+
+def _tiles(x: np.ndarray, image_shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
+    """Images side by side in a square, scaled to [0, 1], with white lines between them."""
+    height, width, *colours = image_shape
+    columns = int(np.ceil(np.sqrt(len(x))))
+    rows = -(-len(x) // columns)
+    images = np.ones((rows * columns, height + 1, width + 1, *colours))
+    images[: len(x), :height, :width] = np.clip((x - low) / max(high - low, 1e-12), 0, 1).reshape(
+        len(x), height, width, *colours
+    )
+    grid = images.reshape(rows, columns, height + 1, width + 1, *colours)
+    grid = np.moveaxis(grid, 2, 1).reshape(rows * (height + 1), columns * (width + 1), *colours)
+    return grid[:-1, :-1]
