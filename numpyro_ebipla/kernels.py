@@ -61,9 +61,16 @@ class Point(NamedTuple):
 
 
 class MoveInfo(NamedTuple):
-    """What a move reports: the mean acceptance probability (one if unadjusted)."""
+    """What a move reports.
+
+    Attributes:
+        accept_prob: mean acceptance probability (one if unadjusted).
+        secant: ``{site: [*event]}`` change of the gradient over change of the position along the proposals,
+            root mean squares over chains; None for kernels that do not use it.
+    """
 
     accept_prob: Array
+    secant: Latents | None = None
 
 
 def evaluated(target: Target, point: Point) -> Point:
@@ -180,7 +187,10 @@ class MALA(Kernel):
     The step size follows ``log h += ρ_k (acceptance − target_accept)``; the scale of each coordinate is
     the inverse square root of its mean squared gradient over chains and time, which is the diagonal of
     the Fisher information of the target (Titsias, 2023, *Optimal preconditioning and Fisher adaptive
-    Langevin sampling*). Both are shared by all chains of the family.
+    Langevin sampling*). Chains that start many standard deviations out have gradients that say how far they
+    are, not how curved the target is, and scales from these would hold them there; there the change of the
+    gradient along the proposals is the smaller of the two and is taken instead. Step and scales are shared by
+    all chains of the family.
 
     Args:
         step_size: the first ``h`` (in units of the scales, so of order one whatever the data).
@@ -209,8 +219,9 @@ class MALA(Kernel):
             rate = jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02)
             log_step = log_step + rate * (info.accept_prob - self.target_accept)
         if self.precondition:
+            rate = jnp.maximum(1 / (1 + k), 0.01)
             curvature = jax.tree.map(
-                lambda c, g: _running_mean(c, g, jnp.maximum(1 / (1 + k), 0.01)), curvature, point.gradient
+                lambda c, g, s: _running_mean(c, g, s, rate), curvature, point.gradient, info.secant
             )
         return Adaptation(log_step, curvature, adapt.count + 1)
 
@@ -221,7 +232,8 @@ class MALA(Kernel):
             lambda x: jnp.ones((), x.dtype), point.position
         )
         accept, proposal, prob = metropolis(rng_key, lambda x: (*target(x), ()), point[:3], h, variance)
-        return Point(*chain_select(accept, proposal[:3], point[:3])), MoveInfo(prob.mean())
+        secant = jax.tree.map(_secant, point.position, proposal[0], point.gradient, proposal[2], variance)
+        return Point(*chain_select(accept, proposal[:3], point[:3])), MoveInfo(prob.mean(), secant)
 
 
 @dataclass(frozen=True)
@@ -264,10 +276,24 @@ class Underdamped(Kernel):
         return Point(new_x, None, None, jax.tree.map(velocity, v, g, noise_v)), MoveInfo(jnp.ones_like(h))
 
 
-def _running_mean(curvature: Array, gradient: Array, rate: Array) -> Array:
-    """Move ``curvature`` towards the mean squared gradient; what is not finite or zero is left out."""
+def _secant(x: Array, y: Array, gradient: Array, new_gradient: Array, like: Array) -> Array:
+    """Root mean square change of the gradient over that of the position; ``like`` has the event's shape."""
+    axes = tuple(range(x.ndim - like.ndim))
+    moved, turned = jnp.square(y - x), jnp.square(new_gradient - gradient)
+    known = jnp.isfinite(turned) & jnp.isfinite(moved)
+    moved, turned = (jnp.sum(jnp.where(known, a, 0.0), axis=axes) for a in (moved, turned))
+    return jnp.sqrt(turned / moved)
+
+
+def _running_mean(curvature: Array, gradient: Array, secant: Array, rate: Array) -> Array:
+    """Move ``curvature`` towards the mean squared gradient, or the secant where that is less.
+
+    At stationarity the mean squared gradient is the mean second derivative, and the secant about its root mean
+    square, which is larger. What is not finite or zero is left out.
+    """
     axes = tuple(range(gradient.ndim - curvature.ndim))
     square = jnp.mean(jnp.square(gradient), axis=axes)
+    square = jnp.where((secant > 0) & ~(square < secant), secant, square)
     square = jnp.where(jnp.isfinite(square) & (square > 0), square, curvature)
     return curvature + rate * (square - curvature)
 

@@ -28,7 +28,7 @@ def ess(log_weight: Array) -> Array:
     >>> round(float(ess(jnp.zeros(100))), 3)
     100.0
     """
-    return jnp.exp(2 * logsumexp(log_weight, axis=0) - logsumexp(2 * log_weight, axis=0))
+    return 1 / jnp.sum(jnp.square(normalised(log_weight)), axis=0)
 
 
 def ula_increment(

@@ -25,13 +25,16 @@ ORDER = [
     "inspection",
     "step",
     "collect",
+    "_arviz",
+    "_arviz",
     "result",
     "ebipla",
+    "plots",
     "__init__",
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "model", "inspection", "result"}
+KNOW_NUMPYRO = {"optim", "energy", "model", "inspection", "_arviz", "result"}
 
 
 def imports(path: Path) -> set[str]:
