@@ -16,10 +16,11 @@ class Structural:
     a compilation.
     """
 
-    def __init__(self, fn: Callable) -> None:
+    def __init__(self, fn: Callable, seen: tuple[int, ...] = ()) -> None:
         cells = getattr(fn, "__closure__", None) or ()
-        contents = tuple(hashable(c.cell_contents) for c in cells)
-        defaults = hashable(getattr(fn, "__defaults__", None))
+        seen = (*seen, id(fn))
+        contents = tuple(hashable(c.cell_contents, seen) for c in cells)
+        defaults = hashable(getattr(fn, "__defaults__", None), seen)
         self.key = (fn.__code__, contents, defaults)
 
     def __eq__(self, other: object) -> bool:
@@ -42,10 +43,12 @@ class Leaf:
         return hash(self.key)
 
 
-def hashable(value: Any) -> Any:
-    """``value`` if it can stand in a dictionary's key, else its identity."""
+def hashable(value: Any, seen: tuple[int, ...] = ()) -> Any:
+    """``value`` if it can stand in a dictionary's key, else its identity; ``seen``: functions around it."""
+    if id(value) in seen:  # a function that calls itself
+        return value.__code__
     if hasattr(value, "__code__"):
-        return Structural(value)
+        return Structural(value, seen)
     try:
         hash(value)
     except TypeError:

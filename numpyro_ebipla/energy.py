@@ -16,7 +16,7 @@ from numpyro.distributions.util import sum_rightmost
 
 from numpyro_ebipla._errors import EBIPLAWarning
 from numpyro_ebipla._static import is_array, join_function, split_function
-from numpyro_ebipla._tree import batched_value_and_grad
+from numpyro_ebipla._tree import batched_value_and_grad, normal_like
 from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
 from numpyro_ebipla.kernels import Kernel, Point, evaluated, start
 
@@ -216,14 +216,16 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
 def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
     """``x`` after moves of ``kernel`` towards the tilted density."""
     target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
-    carry = start(kernel, target, {"x": x})
+    point, adapt = start(kernel, target, {"x": x})
+    if kernel.has_momentum:
+        point = point._replace(momentum=normal_like(random.fold_in(rng_key, num_moves), {"x": x}))
 
     def move(carry: tuple[Point, Any], key: Array) -> tuple[tuple[Point, Any], None]:
         here = evaluated(target, carry[0])
         there, info = kernel.move(key, target, here, carry[1])
         return (evaluated(target, there), kernel.adapt(carry[1], info, here)), None
 
-    return lax.scan(move, carry, random.split(rng_key, num_moves))[0][0].position["x"]
+    return lax.scan(move, (point, adapt), random.split(rng_key, num_moves))[0][0].position["x"]
 
 
 def _extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
