@@ -81,9 +81,9 @@ class EnergyPrior(dist.Distribution):
         base: dist.Distribution,
         *,
         num_walkers: int = 256,
-        num_moves: int = 4,
+        num_moves: int = 10,
         step_size: float | None = None,
-        max_temps: int = 100,
+        max_temps: int = 200,
         kernel: Kernel | None = None,
         validate_args: bool | None = None,
     ) -> None:
@@ -203,7 +203,7 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
         max(num, prior.num_walkers),
         log_step,
         num_moves=prior.num_moves,
-        stage_ess=0.8,
+        stage_ess=0.98,
         max_temps=prior.max_temps,
         rate=rate,
     )

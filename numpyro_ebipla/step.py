@@ -32,6 +32,7 @@ class Config(NamedTuple):
     model: LatentModel
     particles: Particles
     walkers: dict[str, WalkerStrategy]
+    energy_params: tuple[str, ...]
     optim: optax.GradientTransformationExtraArgs
     num_particles: int
     averaging: float
@@ -73,7 +74,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         rng_key=key_optim,
         inverse_temperature=model.num_data * config.num_particles,
     )
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, braked(config, updates, info))
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
         constrained = model.constrain_params(state.params)
@@ -88,7 +89,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         config, key_advance, densities(state.params), densities(params), prior, now.walkers
     )
     info |= moved | walked | step_sizes(block, adapt)
-    info |= {"contrast": now.value, "grad_norm": optax.global_norm(now.params_grad)}
+    info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
     # A step that would leave the finite numbers is not taken: the state stays the last sound one.
     energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
     info["sound"] = sound = (
@@ -196,6 +197,18 @@ def advance_walkers(
         )
         info |= {f"{name}/{k}": v for k, v in said.items()}
     return states, info
+
+
+def braked(config: Config, updates: Params, info: dict[str, Array]) -> Params:
+    """Slow the energy's parameters down where walkers say that they cannot keep up."""
+    brakes = [value for name, value in info.items() if name.endswith("/brake")]
+    if not brakes:
+        return updates
+    brake = jnp.min(jnp.stack(brakes))
+    return {
+        name: jax.tree.map(lambda u: brake.astype(u.dtype) * u, update) if name in config.energy_params else update
+        for name, update in updates.items()
+    }
 
 
 def batch_indices(model: LatentModel, state: TrainState) -> Array | None:

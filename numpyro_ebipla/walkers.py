@@ -300,11 +300,19 @@ class Tempered(WalkerStrategy):
         num_walkers: P, the walkers at each rung.
         num_rungs: K, with both ends; at least 2.
         num_moves: MALA moves per training step.
+        brake: mean rejection between neighbours above which the energy is slowed down; None for never.
+        brake_power: how sharply, see below.
+
+    The sharper the energy, the seldomer neighbours swap and the longer a walker's way from the base. Left to
+    itself a flexible energy sharpens until the walkers are cut off, and then goes wrong unseen. Its updates are
+    therefore multiplied by ``min(1, brake / rejection) ** brake_power``.
     """
 
     num_walkers: int = 128
     num_rungs: int = 8
     num_moves: int = 1
+    brake: float | None = 0.2
+    brake_power: float = 4.0
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         key_base, key_moves = random.split(rng_key)
@@ -353,6 +361,8 @@ class Tempered(WalkerStrategy):
             "swap": 1 - ladder.rejection.max(),
             "log_z": jnp.mean(log_z),
         }
+        if self.brake is not None:
+            info["brake"] = jnp.minimum(1.0, self.brake / ladder.rejection.mean()) ** self.brake_power
         return Walkers(known[0][-1], weight), state, info
 
     def _evaluate(self, density: TiltedDensity, x: Array) -> tuple[Array, ...]:
