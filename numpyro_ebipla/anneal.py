@@ -116,8 +116,10 @@ def anneal(
     def stage(s: _Stage) -> _Stage:
         key_resample, *key_moves = random.split(random.fold_in(key_stages, s.k), 1 + num_moves)
         # To second order reweighting by exp(−Δ E) leaves an ESS of exp(−Δ² Var E).
-        weight = normalised(s.log_weight)
-        energy = jnp.where(weight > 0, s.walkers[2], 0.0)
+        # Walkers beyond a wall (of infinite energy, or none) will be gone, and say nothing of the rest.
+        standing = jnp.isfinite(s.walkers[2])
+        weight = normalised(jnp.where(standing, s.log_weight, -jnp.inf))
+        energy = jnp.where(standing & (weight > 0), s.walkers[2], 0.0)
         deviation = jnp.square(energy - jnp.sum(weight * energy, 0))
         spread = jnp.sqrt(jnp.max(jnp.sum(weight * deviation, 0)))
         step = jnp.sqrt(-jnp.log(stage_ess)) / jnp.maximum(spread, 1e-6)
