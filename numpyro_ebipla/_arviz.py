@@ -1,10 +1,13 @@
-"""A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``)."""
+"""A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``).
+
+``fit`` below is a :class:`~numpyro_ebipla.result.Fit`, which stands above this module.
+"""
 
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +20,6 @@ from numpyro_ebipla._static import is_array, join_static
 from numpyro_ebipla.anneal import anneal, initial_log_step
 from numpyro_ebipla.energy import log_normaliser, unwrap
 from numpyro_ebipla.model import LatentModel, _copy, _from_base, _trace
-
-if TYPE_CHECKING:
-    from numpyro_ebipla.result import Fit
 
 #: Walkers for the log normaliser of an observed energy prior.
 NORMALISER_WALKERS = 1000
@@ -65,7 +65,7 @@ def import_arviz() -> ModuleType:
 
 
 def convert(
-    fit: "Fit",
+    fit: Any,
     var_names: Sequence[str] | None,
     indices: Any,
     *,
@@ -113,7 +113,7 @@ def convert(
 
 
 def posterior(
-    fit: "Fit", var_names: Sequence[str] | None, chosen: np.ndarray, dims: dict[str, list[str]]
+    fit: Any, var_names: Sequence[str] | None, chosen: np.ndarray, dims: dict[str, list[str]]
 ) -> dict[str, Variable]:
     """The draws at ``var_names`` (None: all) of the chosen data."""
     if isinstance(var_names, str):
@@ -127,7 +127,7 @@ def posterior(
     return {name: _restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
 
 
-def sample_stats(fit: "Fit", chosen: np.ndarray) -> dict[str, Variable]:
+def sample_stats(fit: Any, chosen: np.ndarray) -> dict[str, Variable]:
     """The log density, by datum where it is so known, and the acceptance of each draw's moves."""
     assert fit.draws is not None
     lp = np.asarray(fit.draws.log_density)
@@ -142,9 +142,7 @@ def sample_stats(fit: "Fit", chosen: np.ndarray) -> dict[str, Variable]:
     return stats
 
 
-def prior_walkers(
-    fit: "Fit", chosen: np.ndarray, sites: dict[str, Site], rng_key: Array
-) -> dict[str, Variable]:
+def prior_walkers(fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array) -> dict[str, Variable]:
     """One chain whose draws are the walkers."""
     result = {}
     plate = plate_name(fit)
@@ -160,7 +158,7 @@ def prior_walkers(
 
 
 def constant_data(
-    fit: "Fit", chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
+    fit: Any, chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
 ) -> dict[str, Variable]:
     """Array arguments of the model that are not an observed site's data."""
     full = {name: v.values for name, v in observed.items()}
@@ -181,7 +179,7 @@ def constant_data(
 
 
 def likelihood(
-    fit: "Fit", chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
+    fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
 ) -> dict[str, Variable]:
     """Log density of the observed sites at each draw."""
     names = [name for name, site in sites.items() if site.observed]
@@ -201,7 +199,7 @@ def likelihood(
 
 
 def predictive(
-    fit: "Fit", chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
+    fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
 ) -> dict[str, Variable]:
     """The observed sites redrawn for each draw."""
     names = [name for name, site in sites.items() if site.observed]
@@ -219,7 +217,7 @@ def predictive(
 
 
 def _each_draw(
-    fit: "Fit",
+    fit: Any,
     chosen: np.ndarray,
     read: Callable,
     dims: dict[str, tuple[str, ...]],
@@ -233,7 +231,7 @@ def _each_draw(
     missing = [name for name in model.latents if name not in samples]
     if missing:
         raise ValueError(
-            f"{group} needs draws of all latents, and {missing} were not collected: leave sites=None in run()."
+            f"{group} needs draws of all latents, and {missing} were not collected: run() with sites=None."
         )
     num = fit.num_chains * fit.num_samples
     params, mutable = fit.params, fit.state.mutable
@@ -261,8 +259,8 @@ def _each_draw(
     total = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes.values()) * len(blocks)
     if total > max_bytes:
         raise ValueError(
-            f"{group} would take {total / 2**30:.2g} GiB, above max_bytes ({max_bytes / 2**30:.2g} GiB): choose "
-            "fewer indices=…, collect fewer draws, or raise max_bytes."
+            f"{group} would take {total / 2**30:.2g} GiB, above max_bytes ({max_bytes / 2**30:.2g} GiB): "
+            "choose fewer indices=…, collect fewer draws, or raise max_bytes."
         )
     parts = []
     for i, block in enumerate(blocks):
@@ -279,7 +277,7 @@ def _each_draw(
     return result
 
 
-def _placed(fit: "Fit", samples: dict[str, np.ndarray], block: Array | None) -> dict[str, Any]:
+def _placed(fit: Any, samples: dict[str, np.ndarray], block: Array | None) -> dict[str, Any]:
     """Latents ``[N · S, ...]`` as the model wants them: of the block's data, or of all of them."""
     model, result = fit.config.model, {}
     for name in model.latents:
@@ -308,7 +306,7 @@ def _blocks(model: LatentModel, chosen: np.ndarray) -> list[Array | None]:
     return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
 
 
-def _log_normalisers(fit: "Fit", rng_key: Array, block: Array | None, data: Any) -> dict[str, Array]:
+def _log_normalisers(fit: Any, rng_key: Array, block: Array | None, data: Any) -> dict[str, Array]:
     """Log Z of the observed energy priors at the fitted parameters."""
     model = fit.config.model
     if not any(site.observed for site in model.energies.values()):
@@ -338,7 +336,7 @@ def _log_normalisers(fit: "Fit", rng_key: Array, block: Array | None, data: Any)
 
 
 def trace_sites(
-    fit: "Fit", chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
+    fit: Any, chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
 ) -> tuple[dict[str, Site], dict[str, Variable]]:
     """All sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
     model, found = fit.config.model, {}
@@ -363,7 +361,7 @@ def trace_sites(
     }
 
 
-def _site(fit: "Fit", name: str, site: dict[str, Any], given: list[str] | None) -> Site:
+def _site(fit: Any, name: str, site: dict[str, Any], given: list[str] | None) -> Site:
     """Axes of plates named by the plate, others as the site or ``given`` says, or by number."""
     shape, frames = jnp.shape(site["value"]), site["cond_indep_stack"]
     event_dim, events = 0, []
@@ -392,7 +390,7 @@ def _site(fit: "Fit", name: str, site: dict[str, Any], given: list[str] | None) 
 
 
 def _restricted(
-    fit: "Fit", name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
+    fit: Any, name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
 ) -> Variable:
     """``[chain, draw, ...]`` cut to the chosen data; of ``data``, without chain and draw."""
     model, plate = fit.config.model, plate_name(fit)
@@ -406,20 +404,20 @@ def _restricted(
     return Variable(value[0, 0] if data else np.asarray(value), dims)
 
 
-def plate_name(fit: "Fit") -> str | None:
+def plate_name(fit: Any) -> str | None:
     """The data plate's name."""
     return fit.config.model.plate.name if fit.config.model.plate else None
 
 
-def _all(fit: "Fit") -> np.ndarray:
+def _all(fit: Any) -> np.ndarray:
     return np.arange(fit.config.model.num_data)
 
 
-def _collected(fit: "Fit") -> np.ndarray:
+def _collected(fit: Any) -> np.ndarray:
     return _all(fit) if fit.plan.indices is None else np.asarray(fit.plan.indices)
 
 
-def _positions(fit: "Fit", chosen: np.ndarray) -> np.ndarray:
+def _positions(fit: Any, chosen: np.ndarray) -> np.ndarray:
     """Where the chosen data are among the collected ones."""
     place = np.zeros(fit.config.model.num_data, int)
     collected = _collected(fit)
@@ -427,7 +425,7 @@ def _positions(fit: "Fit", chosen: np.ndarray) -> np.ndarray:
     return place[chosen]
 
 
-def chosen_indices(fit: "Fit", indices: Any) -> np.ndarray:
+def chosen_indices(fit: Any, indices: Any) -> np.ndarray:
     """``indices`` checked, by default all that were collected.
 
     Raises:
@@ -448,7 +446,7 @@ def chosen_indices(fit: "Fit", indices: Any) -> np.ndarray:
     return indices
 
 
-def check_coords(fit: "Fit", chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
+def check_coords(fit: Any, chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
     """The coordinates, those of the data plate cut to the chosen data."""
     plate = plate_name(fit)
     if plate is None:
@@ -456,8 +454,8 @@ def check_coords(fit: "Fit", chosen: np.ndarray, coords: dict[str, Any]) -> dict
     labels = np.asarray(coords.get(plate, _all(fit)))
     if len(labels) != fit.config.model.num_data:
         raise ValueError(
-            f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one for each "
-            "datum, also with indices=…."
+            f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one "
+            "for each datum, also with indices=…."
         )
     return {**coords, plate: labels[chosen]}
 
@@ -468,7 +466,7 @@ def _check_dims(name: str, given: list[str] | None, ndim: int) -> tuple[str, ...
     return None if given is None else tuple(given)
 
 
-def _arguments(fit: "Fit") -> dict[str, Any]:
+def _arguments(fit: Any) -> dict[str, Any]:
     """The model's array arguments by name; leaves of a pytree by path."""
     try:
         bound = inspect.signature(fit.config.model.model).bind(*fit.args, **fit.kwargs).arguments
@@ -485,13 +483,11 @@ def _arguments(fit: "Fit") -> dict[str, Any]:
 def _dataset(group: str, variables: dict[str, Variable], coords: dict[str, Any]) -> Any:
     import xarray as xr
 
-    from numpyro_ebipla import __version__
-
     lead = () if group.endswith("_data") else ("chain", "draw")
     arrays = {name: ((*lead, *v.dims), v.values) for name, v in variables.items()}
     labels = {}
     for dims, values in arrays.values():
         for dim, size in zip(dims, values.shape, strict=True):
             labels[dim] = coords.get(dim, np.arange(size))
-    attrs = {"inference_library": "numpyro_ebipla", "inference_library_version": __version__}
+    attrs = {"inference_library": "numpyro_ebipla", "group": group}
     return xr.Dataset(arrays, coords=labels, attrs=attrs)

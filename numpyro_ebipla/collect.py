@@ -71,7 +71,8 @@ def layouts(
         return jax.eval_shape(values, random.key(0))
 
     here = shapes(model.batch_size)
-    wider = shapes(model.batch_size + 1) if model.subsampled else here
+    ask = model.subsampled and any(name not in model.latents for name in sites)
+    wider = shapes(model.batch_size + 1) if ask else here
     result = {}
     for name, value in here.items():
         shape = value.shape[1:]

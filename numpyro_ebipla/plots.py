@@ -11,7 +11,6 @@ from numpyro_ebipla.energy import EnergyPrior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from numpyro_ebipla.result import Fit
 
@@ -49,17 +48,20 @@ def _pyplot() -> Any:
     return plt
 
 
-def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> "Figure":
+def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> Any:
     """The history of a fit, one panel for each kind of number that it has.
 
-    Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior walkers log Z
-    and their health: the effective sample size as a fraction, or the share of swaps between the neighbouring
-    temperatures that swap least. Faint lines are single steps, full lines running means.
+    Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior
+    walkers log Z and their health: the effective sample size as a fraction, or the share of swaps between the
+    neighbouring temperatures that swap least. Faint lines are single steps, full lines running means.
 
     Args:
         fit: of :meth:`EBIPLA.run`.
         axes: at least as many as there are panels (at most six), by default those of a new figure.
         smooth: steps of the running mean, by default a fiftieth of all.
+
+    Returns:
+        The figure.
 
     Raises:
         ImportError: without Matplotlib.
@@ -73,7 +75,7 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
     panels = [panel for panel in panels if panel[3]]
     if axes is None:
         rows = -(-len(panels) // 3)
-        figure, grid = plt.subplots(rows, 3, figsize=(12, 3 * rows), layout="constrained", squeeze=False)
+        _, grid = plt.subplots(rows, 3, figsize=(12, 3 * rows), layout="constrained", squeeze=False)
         axes = list(grid.flat)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
@@ -107,7 +109,7 @@ def plot_generated(
     num_images: int = 36,
     vmin: float | None = None,
     vmax: float | None = None,
-) -> "Figure":
+) -> Any:
     """Data beside generated draws: two coordinates as points, or grids of images, on equal scales.
 
     Args:
@@ -117,7 +119,11 @@ def plot_generated(
         image_shape: ``(height, width)`` or ``(height, width, 3)`` to draw images.
         components: which two of the flattened coordinates to draw, if no images.
         num_images: of each grid, at most.
-        vmin, vmax: values drawn black and white, by default the least and the greatest of the data.
+        vmin: value drawn black, by default the least of the data.
+        vmax: value drawn white, by default the greatest of the data.
+
+    Returns:
+        The figure.
 
     Raises:
         ImportError: without Matplotlib.
@@ -135,9 +141,7 @@ def plot_generated(
     if image_shape is not None and np.prod(image_shape) != both[0].shape[1]:
         raise ValueError(f"image_shape {image_shape} does not hold {both[0].shape[1]} values.")
     if image_shape is None and not max(components) < both[0].shape[1]:
-        raise ValueError(
-            f"components {components} of data with {both[0].shape[1]} coordinates: choose others."
-        )
+        raise ValueError(f"components {components} of data with {both[0].shape[1]} coordinates: choose others.")
     if axes is None:
         _, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
     low = both[0].min() if vmin is None else vmin
@@ -173,8 +177,9 @@ def plot_energy(
 ) -> "Axes":
     """The landscape of a two-dimensional prior, with its walkers and the posterior particles on it.
 
-    Colours are the log density in nats below its highest value (its level is unknown without log Z). Where the fit
-    is good, walkers (draws of the prior) and particles (draws of the posteriors of all data) have one distribution.
+    Colours are the log density in nats below its highest value (its level is unknown without log Z). Where
+    the fit is good, walkers (draws of the prior) and particles (draws of the posteriors of all data) have one
+    distribution.
 
     Args:
         fit: a fit, or an :class:`~numpyro_ebipla.EnergyPrior`.
@@ -191,7 +196,7 @@ def plot_energy(
 
     >>> import numpyro.distributions as dist
     >>> prior = EnergyPrior(lambda x: jnp.sum(x**4, -1), dist.Normal(0, 1).expand([2]).to_event(1))
-    >>> ax = plot_energy(prior, resolution=20)
+    >>> ax = plot_energy(prior, walkers=False, resolution=20)
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('coordinate 0', 'coordinate 1')
     """
@@ -222,14 +227,18 @@ def plot_energy(
     value = np.where(np.isfinite(value), value, -np.inf)
     value = np.maximum(value - value.max(), -DEPTH)
     filled = ax.contourf(x, y, value, levels=np.linspace(-DEPTH, 0, 25), cmap="viridis", extend="min")
-    ax.figure.colorbar(
-        filled, ax=ax, label="log density below its mode (nats)", ticks=np.arange(-DEPTH, 1, 2)
-    )
+    ax.figure.colorbar(filled, ax=ax, label="log density below its mode (nats)", ticks=np.arange(-DEPTH, 1, 2))
     for label, points, colour in shown:
         points = points[_spaced(len(points), MAX_POINTS)]
         edge = "black" if colour == "white" else "none"
         ax.scatter(
-            *points.T, s=9, c=colour, edgecolors=edge, linewidths=0.3, label=f"{label} ({len(points)})"
+            points[:, 0],
+            points[:, 1],
+            s=9,
+            c=colour,
+            edgecolors=edge,
+            linewidths=0.3,
+            label=f"{label} ({len(points)})",
         )
     ax.set(xlim=limits[:2], ylim=limits[2:], title=f"fitted prior of {name}")
     ax.set(xlabel="coordinate 0", ylabel="coordinate 1")

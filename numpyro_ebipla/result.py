@@ -39,15 +39,16 @@ class Fit:
 
     Attributes:
         params: constrained parameters, like SVI's.
-        state: the last sound :class:`~numpyro_ebipla._types.TrainState`; ``run(init_state=fit.state)`` goes on.
+        state: the last sound :class:`~numpyro_ebipla._types.TrainState`; ``run(init_state=fit.state)`` goes
+            on.
         history: ``{name: [K]}`` contrast, gradient norm, acceptance, step sizes; for each energy prior
             ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (as a fraction), ``site/swap``.
         stopped: why the run ended early, or None.
-        model: the model with the fitted parameters put in. It visits the data that :meth:`get_samples` holds, not
-            a random minibatch (all data of plates of another size).
+        model: the model with the fitted parameters put in. It visits the data that :meth:`get_samples` holds,
+            not a random minibatch (all data of plates of another size).
         args, kwargs: of the model, as in ``run``.
-        draws: ``samples``, ``log_density`` and ``accept``, see :class:`~numpyro_ebipla.collect.Draws`; None if the
-            model has no latents.
+        draws: ``samples``, ``log_density`` and ``accept``, see :class:`~numpyro_ebipla.collect.Draws`; None
+            if the model has no latents.
         plan: what was collected: ``num_samples``, ``thinning``, ``warmup``, ``sites``, ``indices``.
         layout: ``{site: Layout}`` of what was collected.
         config: the choices that the run was composed of, see :class:`~numpyro_ebipla.step.Config`.
@@ -145,8 +146,8 @@ class Fit:
         """The fitted prior as a NumPyro distribution, to sample from or evaluate.
 
         Args:
-            site: which, if there are several. A prior that is conditional on covariates has the batch shape of
-                the first minibatch.
+            site: which, if there are several. A prior that is conditional on covariates has the batch shape
+                of the first minibatch.
 
         Raises:
             ValueError: if there is no such prior, or several and ``site`` is None.
@@ -157,17 +158,27 @@ class Fit:
         key = random.key(0)
         return model.energy_priors(self.params, indices, self._data(), key, self.state.mutable)[name]
 
+    def log_normalizer(self, site: str | None = None, rng_key: Array | None = None) -> tuple[Array, Array]:
+        """Log Z of the fitted energy prior and its standard error, by fine annealing.
+
+        Args:
+            site: which, if there are several energy priors.
+            rng_key: by default derived from the state's own.
+        """
+        key = random.fold_in(self.state.rng_key, 0x10C2) if rng_key is None else rng_key
+        return self.energy_prior(site).log_normalizer(key)
+
     def prior_samples(self, rng_key: Array | None = None, indices: Any = None) -> dict[str, np.ndarray]:
         """The prior walkers of every energy prior, ``{site: [P, ...]}``, constrained and equally weighted.
 
         They go on from the fit's last state by their own strategy (a fresh population, if that is what
-        the strategy makes) for 50 rounds at the *fitted* parameters, which may be averages over many steps and so
-        differ from those that the walkers last saw. Weighted walkers are resampled.
+        the strategy makes) for 50 rounds at the *fitted* parameters, which may be averages over many steps
+        and so differ from those that the walkers last saw. Weighted walkers are resampled.
 
         Args:
             rng_key: by default derived from the state's own, so that the same fit gives the same walkers.
-            indices: data for priors that are conditional on covariates (``[P, len(indices), ...]``), by default
-                all.
+            indices: data for priors that are conditional on covariates (``[P, len(indices), ...]``), by
+                default all.
         """
         key = random.fold_in(self.state.rng_key, 0x5EED) if rng_key is None else rng_key
         model = self.config.model
@@ -245,11 +256,12 @@ class Fit:
             var_names: posterior sites to keep, by default all that the run collected.
             indices: data to keep, by default all that the run collected. ``az.summary`` takes a minute for
                 10,000 scalars and plots fail: choose a few.
-            log_likelihood: add the group of that name. PSIS-LOO on it misleads for latents with one datum each.
+            log_likelihood: add the group of that name. PSIS-LOO on it misleads where each datum has latents
+                of its own.
             posterior_predictive: likewise.
             prior: whether to add the prior walkers.
             coords: ``{dim: values}``; for the data plate, of all M data.
-            dims: ``{variable: [dim, ...]}`` to name axes by hand, e.g. ``{"covariates": ["data", "feature"]}``.
+            dims: ``{variable: [dim, ...]}`` to name axes by hand, e.g. ``{"X": ["data", "feature"]}``.
                 Constant data that so have the plate's dimension are cut to the chosen indices.
             rng_key: for the predictive draws and the walkers.
             max_bytes: refuse to make larger groups than this.
@@ -271,7 +283,8 @@ class Fit:
             max_bytes=max_bytes,
         )
 
-    # What ArviZ's own converters ask an inference object for.
+    # What ArviZ's own converters ask an inference object for. They know nothing of ``indices``: data that
+    # were collected by themselves count from zero there.
 
     @property
     def sample_dims(self) -> list[str]:
@@ -285,7 +298,7 @@ class Fit:
 
     @property
     def thinning(self) -> int:
-        """For ``az.from_numpyro``, which divides ``num_samples`` by it: always one. See ``fit.plan.thinning``."""
+        """For ``az.from_numpyro``, which divides ``num_samples`` by it: one. See ``fit.plan.thinning``."""
         return 1
 
     @property
@@ -322,8 +335,8 @@ class Fit:
     ) -> None:
         """Print the run, its parameters, and NumPyro's diagnostics of the draws.
 
-        Of a site with more than ``max_rows`` scalars evenly spaced ones are shown, and a line says so and gives
-        the worst R-hat and ESS of up to 1000.
+        Of a site with more than ``max_rows`` scalars evenly spaced ones are shown, and a line says so and
+        gives the worst R-hat and ESS of up to 1000.
 
         Args:
             var_names: sites, by default all that were collected.
@@ -364,16 +377,17 @@ class Fit:
 class _Visiting(Messenger):
     """The model on the data whose latents were collected, in their order.
 
-    A subsampled plate gets their indices, or all of a plate of another size. Where the plate is not subsampled the
-    model cannot be told which data to visit: then latents of data that were not collected become NaN, and so does
-    what is computed from them.
+    A subsampled plate gets their indices, or all of a plate of another size. Where the plate is not
+    subsampled the model cannot be told which data to visit: then latents of data that were not collected
+    become NaN, and so does what is computed from them.
     """
 
     def __init__(
         self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None
     ) -> None:
         super().__init__(fn)
-        self.plate, self.subsampled, self.indices = model.plate, model.subsampled, indices
+        self.plate, self.subsampled, self.num_data = model.plate, model.subsampled, model.num_data
+        self.indices = indices
         self.axes = {name: layout[name].axis for name in model.latents if name in layout}
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -383,7 +397,8 @@ class _Visiting(Messenger):
         if batch is None or batch == size:
             return
         collected = self.indices is not None and size == self.plate.size
-        msg["value"] = jnp.asarray(self.indices if collected else np.arange(size), jnp.int32)
+        with jax.ensure_compile_time_eval():  # so that models may index NumPy arrays with it
+            msg["value"] = jnp.asarray(self.indices if collected else np.arange(size), jnp.int32)
         msg["args"] = (size, msg["value"].shape[0])
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
@@ -391,7 +406,7 @@ class _Visiting(Messenger):
             return
         axis = self.axes.get(msg["name"])
         if axis is not None and jnp.shape(msg["value"])[axis] == len(self.indices):
-            msg["value"] = _arviz.spread(msg["value"], axis, self.indices, self.plate.size)
+            msg["value"] = _arviz.spread(msg["value"], axis, self.indices, self.num_data)
 
 
 def _cut_deterministic(fit: Fit) -> Fit:
@@ -432,7 +447,7 @@ def _walk(
 
         state, _ = lax.scan(one_round, state, random.split(key_rounds, WALKER_ROUNDS))
     walkers, _, _ = strategy.prepare(key_last, at, state)
-    weighted = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
+    weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
     return equally_weighted(key_draw, weighted, walkers.weight.shape[0])
 
 
@@ -470,9 +485,7 @@ def _param_lines(params: Params) -> list[str]:
         if jnp.size(leaf) == 1:
             lines.append(f"{name} = {float(jnp.reshape(leaf, ())):.4g}")
         else:
-            lines.append(
-                f"{name}: shape {jnp.shape(leaf)}, norm {float(jnp.linalg.norm(jnp.ravel(leaf))):.4g}"
-            )
+            lines.append(f"{name}: shape {jnp.shape(leaf)}, norm {float(jnp.linalg.norm(jnp.ravel(leaf))):.4g}")
     if len(leaves) > MAX_LISTED:
         lines.append(f"… and {len(leaves) - MAX_LISTED} more arrays")
     return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]

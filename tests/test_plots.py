@@ -1,0 +1,135 @@
+"""What the pictures say, read back from their axes."""
+
+import builtins
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from numpyro_ebipla import EnergyPrior
+from numpyro_ebipla.plots import plot_energy, plot_generated, plot_history
+
+plt = pytest.importorskip("matplotlib.pyplot")
+plt.switch_backend("Agg")
+
+BASE = dist.Normal(0, 1).expand([2]).to_event(1)
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def recorded(num_steps=200, start=0, **more):
+    """A fit as far as its history goes."""
+    names = ["contrast", "grad_norm", "accept_local", "step_size_local", "x/accept", "x/log_z", "x/swap"]
+    history = {name: 0.5 + 0.1 * np.sin(np.arange(num_steps)) for name in names} | more
+    state = SimpleNamespace(step=np.int32(start + num_steps))
+    return SimpleNamespace(history=history, losses=history["contrast"], state=state, stopped=None)
+
+
+def visible(figure):
+    return [ax for ax in figure.axes if ax.get_visible()]
+
+
+def test_history_has_a_panel_for_each_kind():
+    figure = plot_history(recorded(start=100))
+    axes = {ax.get_title(): ax for ax in visible(figure)}
+    assert list(axes) == [
+        "contrast",
+        "gradient norm",
+        "acceptance",
+        "step size",
+        "log normaliser",
+        "health of the walkers",
+    ]
+    assert all(ax.get_xlabel() == "step" and ax.get_ylabel() for ax in axes.values())
+    assert axes["gradient norm"].get_yscale() == axes["step size"].get_yscale() == "log"
+    labels = [text.get_text() for text in axes["acceptance"].get_legend().get_texts()]
+    assert labels == ["particles, local latents", "prior walkers of x"]
+    steps = axes["contrast"].lines[0].get_xdata()
+    assert (steps[0], steps[-1]) == (101, 300)
+
+
+def test_history_smooths_without_shifting():
+    figure = plot_history(recorded(contrast=np.arange(200.0)), smooth=5)
+    faint, mean = visible(figure)[0].lines
+    np.testing.assert_array_equal(faint.get_ydata(), np.arange(200.0))
+    # the mean over steps k-4 ... k, drawn at k
+    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == (5, 2.0)
+    assert (mean.get_xdata()[-1], mean.get_ydata()[-1]) == (200, 197.0)
+
+
+def test_history_of_short_and_stopped_fits():
+    fit = recorded(num_steps=1)
+    fit.stopped = "diverged"
+    assert plot_history(fit).axes[0].get_title() == "contrast (stopped early)"
+    plot_history(recorded(**{"x/log_z": np.full(200, np.nan)}))
+    with pytest.raises(ValueError, match="no steps"):
+        plot_history(recorded(num_steps=0))
+    with pytest.raises(ValueError, match="as many axes"):
+        plot_history(recorded(), axes=[plt.subplots()[1]])
+
+
+def test_generated_points_share_their_scales():
+    data, draws = np.zeros((50, 3)), 2.0 * np.ones((5000, 3))
+    left, right = plot_generated(data, draws, components=(0, 2)).axes
+    assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
+    assert left.get_ylabel() == "coordinate 2"
+    assert len(right.collections[0].get_offsets()) == 2000
+
+
+def test_generated_images_keep_their_pixels():
+    images = np.random.default_rng(0).uniform(size=(4, 2, 3))
+    left, right = plot_generated(images, images[:3], image_shape=(2, 3), vmin=0, vmax=1).axes
+    grid = left.images[0].get_array()
+    assert grid.shape == (2 * 3 - 1, 2 * 4 - 1)
+    np.testing.assert_allclose(grid[:2, :3], images[0])
+    np.testing.assert_allclose(grid[3:, 4:], images[3])
+    assert (right.images[0].get_array()[3:, 4:] == 1).all()
+    plot_generated(np.zeros((2, 12)), np.zeros((2, 12)), image_shape=(2, 2, 3))
+
+
+def test_generated_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="2 coordinates, generated draws 3"):
+        plot_generated(np.zeros((2, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="image_shape"):
+        plot_generated(np.zeros((2, 5)), np.zeros((2, 5)), image_shape=(2, 2))
+    with pytest.raises(ValueError, match="components"):
+        plot_generated(np.zeros((2, 1)), np.zeros((2, 1)))
+
+
+def test_landscape_is_the_log_density():
+    prior = EnergyPrior(lambda x: 3.0 * (x[..., 0] - 1.0) ** 2, BASE)
+    walkers, particles = np.zeros((7, 2)), np.ones((4, 5, 2))
+    ax = plot_energy(prior, walkers=walkers, particles=particles, limits=(-2, 2, -1, 1), resolution=41)
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-2, 2), (-1, 1))
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["prior walkers (7)", "posterior particles (20)"]
+    # The mode of -3 (x - 1)² - x²/2 is at 6/7.
+    top = max((c for c in ax.collections if hasattr(c, "levels")), key=lambda c: c.zorder)
+    paths = [path for path in top.get_paths() if len(path.vertices)]
+    highest = paths[-1].vertices
+    np.testing.assert_allclose(highest[:, 0].mean(), 6 / 7, atol=0.1)
+
+
+def test_landscape_refuses_other_dimensions():
+    prior = EnergyPrior(lambda x: jnp.sum(x**2, -1), dist.Normal(0, 1).expand([3]).to_event(1))
+    with pytest.raises(ValueError, match=r"event shape \(3,\)"):
+        plot_energy(prior, walkers=False)
+
+
+def test_without_matplotlib(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"pip install numpyro_ebipla\[plots\]"):
+        plot_history(recorded())
