@@ -36,7 +36,7 @@ _PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
 _LABELS = {
     "ess": "lowest effective sample size",
     "swap": "rarest swap of neighbours",
-    "brake": "brake on the energy",
+    "brake": "energy's rate (1: no brake)",
 }
 
 
@@ -157,7 +157,7 @@ def plot_generated(
         shown = x[_spaced(len(x), MAX_POINTS)]
         ax.scatter(*shown[:, components].T, s=5, alpha=0.5, linewidths=0)
         ax.set(xlabel=f"coordinate {components[0]}", ylabel=f"coordinate {components[1]}")
-        ax.set_aspect("equal", adjustable="datalim")
+        ax.set_aspect("equal", adjustable="box")
     if image_shape is None:
         axes[1].sharex(axes[0])
         axes[1].sharey(axes[0])
@@ -213,7 +213,7 @@ def plot_energy(
             particles = fit.get_samples()[name][:, -1]
     _check_two_dimensional(prior, name)
     clouds = [
-        ("prior walkers", walkers, "tab:orange"),
+        ("prior walkers", walkers, "red"),
         ("posterior particles", particles, "white"),
     ]
     shown = [(label, _cloud(x), colour) for label, x, colour in clouds if x is not None and x is not False]

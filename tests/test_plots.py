@@ -20,6 +20,8 @@ BASE = dist.Normal(0, 1).expand([2]).to_event(1)
 @pytest.fixture(autouse=True)
 def close():
     yield
+    for number in plt.get_fignums():
+        plt.figure(number).canvas.draw()  # some of what Matplotlib refuses it refuses only here
     plt.close("all")
 
 
