@@ -70,7 +70,7 @@ def follow(strategy, path, repetitions, seed):
     return jax.jit(jax.vmap(repeat))(random.split(random.key(seed), repetitions))
 
 
-SCHEDULE = lambda k: 0.1 / (1.0 + k / 10)
+SCHEDULE = lambda k: 0.02 / (1.0 + k / 10)
 
 
 @pytest.mark.parametrize(
