@@ -304,6 +304,7 @@ def test_model_without_latents(visible, capsys):
     assert all(part in text for part in ("p = ", "y/log_z: ", "y/swap: "))
 
 
+@pytest.mark.slow  # compiles an anneal three times
 def test_walkers_of_a_conditional_prior():
     def model(y, c, batch_size):
         p = numpyro.param("p", 1.0)
