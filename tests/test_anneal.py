@@ -47,7 +47,7 @@ def unbiased(estimates, truth, width):
 FUNCTIONS = (lambda x: x, lambda x: x**2, lambda x: 1.0 * (x > 0))
 
 
-@pytest.mark.parametrize("num_moves", [1, 3])
+@pytest.mark.parametrize("num_moves", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_double_well(num_moves):
     """Barrier of 10 nats, wells of unequal depth: one chain would stay in the well it found."""
     base = gaussian_base(scale=1.5)

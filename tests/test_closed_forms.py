@@ -132,10 +132,20 @@ def factor_data():
 
 @pytest.fixture(scope="module")
 def factor_fits(factor_data):
-    """Fits by the default settings, on all data and on a tenth of them at a time."""
-    options = dict(num_samples=20, warmup=20)
-    full = EBIPLA(factor_model, num_steps=3000, num_particles=8, **options)
-    tenth = EBIPLA(factor_model, num_steps=6000, num_particles=8, batch_size=30, **options)
+    """Fits on all data and on a tenth of them at a time.
+
+    All defaults but the optimiser: the default one is slow enough for networks, and needs some 9000 steps to
+    bring these two strongly correlated numbers to within 0.1 standard errors (3000 leave 1.1).
+    """
+    options = dict(
+        optim=optax.adam(lambda k: 2e-2 / jnp.sqrt(1 + k / 500)),
+        num_steps=3000,
+        num_particles=8,
+        num_samples=20,
+        warmup=20,
+    )
+    full = EBIPLA(factor_model, **options)
+    tenth = EBIPLA(factor_model, batch_size=30, **options)
     return (
         full.run(random.key(0), factor_data, progress_bar=False),
         tenth.run(random.key(1), factor_data, progress_bar=False),
@@ -149,8 +159,9 @@ def test_energy_prior_reaches_the_mmle(factor_fits, factor_data, which):
     unit = statistical_errors(y, factor_log_likelihood, truth)
     off = {k: float(fit.params[k] - truth[k]) / unit[k] for k in truth}
     print("errors in standard errors of the MMLE:", off)
-    # Over 20 keys the fits scatter by 0.05 (all data) and 0.10 (a tenth) of these units.
-    assert max(map(abs, off.values())) < (0.25, 0.45)[which]
+    # Over six keys the fits scatter by 0.06 to 0.10 of these units, about a mean within 0.03 of zero, whether
+    # on all data or on a tenth: four such deviations.
+    assert max(map(abs, off.values())) < 0.35
 
 
 def test_a_tenth_of_the_data_gives_the_same_posterior(factor_fits, factor_data):

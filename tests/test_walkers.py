@@ -87,7 +87,7 @@ SCHEDULE = lambda k: 0.02 / (1.0 + k / 10)
 def test_jarzynski_weights_give_log_z_through_resampling(path, kernel, num_moves):
     """Z is estimated without bias at every step, the first included; weighted means are right up to O(1/P)."""
     strategy = Persistent(num_walkers=400, kernel=kernel, num_moves=num_moves, weighted=True, threshold=0.9)
-    log_z, means, resampled, stale = follow(strategy, path, 100, 0)
+    log_z, means, resampled, stale = follow(strategy, path, 64, 0)
     assert np.mean(resampled.sum(1)) >= 1  # every population has been resampled, on average
     np.testing.assert_allclose(stale, 0, atol=1e-4)
     for k in (0, K // 2, K - 1):
