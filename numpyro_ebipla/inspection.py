@@ -166,7 +166,8 @@ def _numbers(trace: dict[str, Any], layout: Layout) -> Start:
     params = {n: transforms[n].inv(v) if n in transforms else v for n, v in values.items()}
     mutable = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
     priors = {name: unwrap(trace[name]["fn"]) for name in layout.energies}
-    energies = {n: p.energy(p.base.sample(jax.random.key(0), (8,))) for n, p in priors.items()}
+    densities = {n: prior.tilted() for n, prior in priors.items()}
+    energies = {n: d.energy(d.sample_base(jax.random.key(0), 8)) for n, d in densities.items()}
     observed = {n: s for n, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
     outside = {n: _outside(s) for n, s in observed.items()}
     arrays = jax.tree.map(jnp.copy, split_static(constrained)[0])
@@ -296,8 +297,7 @@ def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
     subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
     if len(subsampled) > 1:
         raise ModelError(
-            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the "
-            "others."
+            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the others."
         )
 
     def count(name: str, among: dict) -> int:
@@ -378,9 +378,7 @@ def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
     return {name: biject_to(constraint) for name, constraint in constrained.items()}
 
 
-def _energy_params(
-    layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]
-) -> tuple[str, ...]:
+def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
     """Parameters that an energy prior's own arrays depend on."""
 
     def arrays(**params: Any) -> Any:
@@ -392,6 +390,4 @@ def _energy_params(
         return [d.log_density(x) for d, x in zip(densities, draws, strict=True)]
 
     provenance = eval_provenance(arrays, **params)
-    return tuple(
-        sorted(set().union(*jax.tree.leaves(provenance, is_leaf=lambda x: isinstance(x, frozenset))))
-    )
+    return tuple(sorted(set().union(*jax.tree.leaves(provenance, is_leaf=lambda x: isinstance(x, frozenset)))))
