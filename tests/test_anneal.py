@@ -164,7 +164,9 @@ def test_no_energy_costs_no_work():
     base = gaussian_base(3)
     density = TiltedDensity(base[0], lambda x: jnp.zeros(x.shape[:-1]), base[1])
     out = jax.jit(lambda k: anneal(k, density, 100, initial_log_step(jnp.float32)))(random.key(5))
-    assert int(out.num_temps) == 1 and float(out.log_z) == 0 and float(ess(out.log_weight)) == pytest.approx(100)
+    assert (
+        int(out.num_temps) == 1 and float(out.log_z) == 0 and float(ess(out.log_weight)) == pytest.approx(100)
+    )
 
 
 def test_the_ladder_is_stretched_to_end_in_time():

@@ -120,9 +120,7 @@ def statistical_errors(y, log_likelihood, params):
 
 
 def factor_log_likelihood(y, a, b):
-    return jnp.sum(
-        -0.5 * (y - a / (1 + b)) ** 2 / (1 / (1 + b) + 0.25) - 0.5 * jnp.log(1 / (1 + b) + 0.25)
-    )
+    return jnp.sum(-0.5 * (y - a / (1 + b)) ** 2 / (1 / (1 + b) + 0.25) - 0.5 * jnp.log(1 / (1 + b) + 0.25))
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +288,9 @@ def test_stationary_variance_of_a_local_latent_whatever_the_batch(kernel):
     for batch_size, steps in ((None, 60), (50, 120), (10, 600)):  # 60 moves for every datum
         fit = EBIPLA(rested_model, num_particles=N, kernel=kernel, optim=optax.sgd(0.0), batch_size=batch_size)
         state = fit.init(random.key(3), y)
-        run = jax.jit(lambda s, f=fit, n=steps: jax.lax.scan(lambda s, _: (f.update(s, y)[0], None), s, None, n)[0])
+        run = jax.jit(
+            lambda s, f=fit, n=steps: jax.lax.scan(lambda s, _: (f.update(s, y)[0], None), s, None, n)[0]
+        )
         x = np.asarray(run(state).posterior.local["x"], np.float64)
         centred = x - 0.8 * y
         # 6000 independent chains: relative error √(2/6000) = 1.8 %, of which four are allowed.
@@ -343,6 +343,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_compiles_nothing(factor_data,
     assert [s.run_chunk._cache_size() for s in fresh._systems.values()] == [1]
 
 
+@pytest.mark.slow
 def test_runs_of_one_key_agree_and_of_two_keys_differ(factor_data):
     fit = EBIPLA(factor_model, num_particles=4, prior=Tempered(16, 4), num_samples=1, warmup=0)
     one, again, other = (

@@ -132,7 +132,9 @@ def test_same_path_as_numpyro(make):
     close(follow(make()), optim.get_params(state))
 
 
-@pytest.mark.parametrize("make", [lambda: optimizers.sgd(1e-2), lambda: optimizers.adam(1e-2)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "make", [lambda: optimizers.sgd(1e-2), lambda: optimizers.adam(1e-2)], ids=["sgd", "adam"]
+)
 def test_same_path_as_jax(make):
     init, update, get_params = make()
     state = init(PARAMS)
@@ -161,7 +163,9 @@ def test_default_optimizer_moves_all_parameters_and_slows_down():
     sizes = []
     for _ in range(4000):
         updates, state = update(state)
-        sizes.append([float(-updates[k][0]) for k in ("a", "b")]) if len(sizes) in (0, 3999) else sizes.append(0)
+        sizes.append([float(-updates[k][0]) for k in ("a", "b")]) if len(sizes) in (0, 3999) else sizes.append(
+            0
+        )
     first, last = np.array(sizes[0]), np.array(sizes[-1])
     assert np.all(first > 0) and np.all(last > 0)
     # Rates fall like 1/√k (a constant gradient makes Adam's update the rate itself).
