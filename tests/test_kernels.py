@@ -144,7 +144,7 @@ def test_mala_keeps_exact_draws_exact():
 
 
 def test_every_chain_is_accepted_on_its_own():
-    """Chains with proposals that are refused stand still; their neighbours move, in all coordinates and sites."""
+    """Refused chains stand still while their neighbours move, in all coordinates and sites."""
     P = 400
     x = {"a": random.normal(random.key(3), (P, 2)), "b": random.normal(random.key(4), (P,))}
     stiff = jnp.where(jnp.arange(P) % 2 == 0, 1.0, 400.0)
@@ -209,7 +209,7 @@ def test_nothing_gets_past_a_wall():
 
 def test_a_chain_that_starts_beyond_the_wall_leaves():
     bad = lambda x: jnp.where(jnp.abs(x) < 3, -0.5 * x**2, -jnp.inf)
-    point, adapt, _, accept = run(MALA(), bad, jnp.linspace(-3.3, 3.3, 100), 300)
+    point, adapt, _, _ = run(MALA(), bad, jnp.linspace(-3.3, 3.3, 100), 300)
     assert np.all(np.abs(point.position["x"]) < 3)
     for leaf in jax.tree.leaves(adapt):
         assert np.all(np.isfinite(leaf))
