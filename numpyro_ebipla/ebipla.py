@@ -1,7 +1,10 @@
 """``EBIPLA``: fit a NumPyro model with an energy-based prior by maximum marginal likelihood."""
 
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -116,7 +119,8 @@ class EBIPLA:
         self.kernel = MALA() if kernel is None else kernel
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
-        if not isinstance(prior, WalkerStrategy | dict | None):
+        strategies = prior.values() if isinstance(prior, dict) else [prior]
+        if not all(isinstance(s, WalkerStrategy | None) for s in strategies):
             raise TypeError(
                 f"prior must be a walker strategy such as Tempered(), or {{site: strategy}}, got {prior!r}."
             )
@@ -124,6 +128,8 @@ class EBIPLA:
         if averaging is not None and not averaging >= 0:
             raise ValueError(f"averaging must be None or at least 0, got {averaging!r}.")
         self.averaging = averaging
+        if not max_energy > 0:
+            raise ValueError(f"max_energy must be positive, got {max_energy!r}.")
         self.max_energy = max_energy
         self.optim = None if optim is None else as_optax(optim)
         self.static_kwargs = static_kwargs
@@ -131,9 +137,7 @@ class EBIPLA:
 
     # --- in the manner of SVI -------------------------------------------------------------------------
 
-    def init(
-        self, rng_key: Array, *args: Any, init_params: Params | None = None, **kwargs: Any
-    ) -> TrainState:
+    def init(self, rng_key: Array, *args: Any, init_params: Params | None = None, **kwargs: Any) -> TrainState:
         """The initial state.
 
         Args:
@@ -233,10 +237,16 @@ class EBIPLA:
                 bar.update(done - bar.n)
 
             draws = None
-            if config.model.latents:
-                draws = collecting.collect(
-                    config.model, config.particles, plan, layout, estimate, state, data, key_draws, progress
+            try:
+                if config.model.latents:
+                    draws = collecting.collect(
+                        config.model, config.particles, plan, layout, estimate, state, data, key_draws, progress
+                    )
+            except KeyboardInterrupt:
+                stopped = (
+                    "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
                 )
+                warnings.warn(stopped, EBIPLAWarning, stacklevel=2)
         params = config.model.constrain_params(estimate)
         return Fit.build(
             self.model,
@@ -315,9 +325,7 @@ class EBIPLA:
         if isinstance(self.prior, dict):
             for name in self.prior:
                 if name not in model.energies:
-                    raise ModelError(
-                        f"prior: there is no energy prior at '{name}'; there are {list(walkers)}."
-                    )
+                    raise ModelError(f"prior: there is no energy prior at '{name}'; there are {list(walkers)}.")
         return Config(
             model=model,
             particles=Particles(self.kernel, self.num_moves),
@@ -357,9 +365,11 @@ def _fit(
     """Chunks of jitted steps, with a look between them."""
     parts: list[dict[str, np.ndarray]] = []
     done, stopped = 0, None
-    with tqdm(total=num_steps, disable=not progress_bar, desc="fit") as bar:
+    with tqdm(total=num_steps, disable=not progress_bar, desc="fit") as bar, _held_interrupt() as interrupt:
         try:
             while done < num_steps and stopped is None:
+                if interrupt.is_set():
+                    raise KeyboardInterrupt
                 size = min(1 if done == 0 else 9 if done == 1 else CHUNK, num_steps - done)
                 state, taken, info = system.run_chunk(state, data, jnp.asarray(size, jnp.int32))
                 taken = int(taken)
@@ -377,6 +387,29 @@ def _fit(
     keys = parts[0] if parts else {"contrast": np.zeros(0)}
     history = {k: np.concatenate([p[k] for p in parts]) if parts else np.zeros(0) for k in keys}
     return state, history, stopped
+
+
+@contextmanager
+def _held_interrupt() -> Iterator[threading.Event]:
+    """Inside, the first Ctrl-C only sets the event: a chunk that has begun owns the state's buffers.
+
+    A second one interrupts at once. Signals reach the main thread only; elsewhere nothing changes.
+    """
+    pressed = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        pressed.set()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_chunk(

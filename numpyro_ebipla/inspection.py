@@ -101,11 +101,11 @@ def inspect_model(
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def start(rng_key: Array, init_params: Params, data: Any) -> Start:
         args, kwargs = join_static(data, static)
-        bound = handlers.substitute(model, data=init_params)
-        trace = _trace(_from_base(handlers.seed(bound, rng_key)), args, kwargs)
+        trace = _trace(_from_base(handlers.seed(model, rng_key)), args, kwargs)
         if init_params:
-            own = _trace(_from_base(handlers.seed(model, rng_key)), args, kwargs)
-            _check_init_params(init_params, own)
+            _check_init_params(init_params, trace)
+            bound = handlers.substitute(model, data=init_params)
+            trace = _trace(_from_base(handlers.seed(bound, rng_key)), args, kwargs)
         layout = _lay_out(model, trace, args, kwargs)
         found.append(layout)
         return _numbers(trace, layout)
@@ -145,9 +145,9 @@ def _lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[s
             "nothing to do: the model has no latent site and no observed EnergyPrior. Give it a "
             "numpyro.sample site without obs=, or obs= on an EnergyPrior; parameters alone are fitted by SVI."
         )
+    plate = _data_plate(trace, sites, latent)
     dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
     _check_energies(energies, dependencies)
-    plate = _data_plate(trace, sites, latent)
     return Layout(
         _latent_sites(latent, plate, dependencies),
         {name: _energy_site(name, site, plate) for name, site in energies.items()},
@@ -288,8 +288,9 @@ def _check_energies(energies: dict, dependencies: dict) -> None:
 def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
     """The plate to treat as data: the subsampled one, else the one with most latent values in it."""
     sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
-    for name, (size, batch) in sizes.items():
-        if batch > size:
+    for name, (size, _) in sizes.items():
+        batch = trace[name]["args"][1]  # NumPyro goes on with fewer
+        if batch is not None and batch > size:
             raise ModelError(
                 f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size."
             )

@@ -1,0 +1,368 @@
+"""What cannot be fitted is refused early, by the name of the site or argument; and nothing is lost."""
+
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from jax import random
+from numpyro import handlers
+
+from numpyro_ebipla import EBIPLA, ULA, EBIPLAWarning, EnergyPrior, ModelError, Persistent, Tempered
+from numpyro_ebipla.inspection import inspect_model
+
+M = 6
+Y = jnp.linspace(-1.0, 2.0, M)
+SMALL = {"num_particles": 2, "num_samples": 2, "thinning": 1, "warmup": 1}
+
+
+def good(y, batch_size=None):
+    with numpyro.plate("data", len(y), subsample_size=batch_size) as idx:
+        x = numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1))
+        numpyro.deterministic("twice", 2 * x)
+        numpyro.sample("y", dist.Normal(x, 1), obs=y[idx])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    fitter = EBIPLA(good, num_steps=3, **SMALL)
+    return fitter, fitter.run(random.key(0), Y, progress_bar=False)
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+
+def discrete_latent(y):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def nothing_to_do(y):
+    numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0), 1), obs=y)
+
+
+def infinite_energy(y):
+    numpyro.sample("y", EnergyPrior(lambda x: jnp.log(-jnp.abs(x)), dist.Normal(0, 1)), obs=y)
+
+
+def energy_on_a_latent(y):
+    w = numpyro.sample("w", dist.Normal(0, 1))
+    numpyro.sample("x", EnergyPrior(lambda x: w * x**2, dist.Normal(0, 1)))
+
+
+def base_on_a_latent(y):
+    w = numpyro.sample("w", dist.Normal(0, 1))
+    numpyro.sample("y", EnergyPrior(lambda x: x**4, dist.Normal(w, 1)), obs=y)
+
+
+def energy_on_an_energy(y):
+    w = numpyro.sample("w", EnergyPrior(lambda x: x**4, dist.Normal(0, 1)))
+    numpyro.sample("x", EnergyPrior(lambda x: w * x**2, dist.Normal(0, 1)))
+
+
+def crossed_plates(y):
+    rows = numpyro.plate("rows", M, subsample_size=2, dim=-1)
+    columns = numpyro.plate("columns", M, subsample_size=3, dim=-2)
+    with rows:
+        a = numpyro.sample("a", dist.Normal(0, 1))
+    with columns:
+        b = numpyro.sample("b", dist.Normal(0, 1))
+    with rows as i, columns as j:
+        numpyro.sample("y", dist.Normal(a + b, 1), obs=jnp.outer(y, y)[j][:, i])
+
+
+def coupled_in_a_subsampled_plate(y):
+    with numpyro.plate("data", M, subsample_size=2):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.factor("total", -(x.sum() ** 2))
+
+
+def batch_too_large(y):
+    with numpyro.plate("data", M, subsample_size=M + 1) as idx:
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0, 1)), 1), obs=y[idx])
+
+
+def parameter_outside_its_constraint(y):
+    s = numpyro.param("s", -1.0, constraint=dist.constraints.positive)
+    numpyro.sample("x", dist.Normal(s, 1))
+
+
+def data_outside_the_support(y):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.LogNormal(x, 1.0), obs=y)
+
+
+def counts_below_zero(y):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=jnp.array([-1, 2]))
+
+
+def impossible_factor(y):
+    with numpyro.plate("data", M, subsample_size=2) as idx:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.factor("wall", jnp.where(idx == M - 1, -jnp.inf, x))
+
+
+def conditional_on_two_plates(y):
+    with numpyro.plate("data", M, subsample_size=3, dim=-1) as idx, numpyro.plate("other", 2, dim=-2):
+        c = y[idx] + jnp.arange(2.0)[:, None]
+        numpyro.sample("x", EnergyPrior(lambda x: (x - c) ** 2, dist.Normal(0, 1)))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (discrete_latent, "'z' is discrete .* marginalise"),
+        (nothing_to_do, "nothing to do.*SVI"),
+        (infinite_energy, "energy at 'y' is not finite"),
+        (energy_on_a_latent, "'x' depends on the latent 'w'"),
+        (base_on_a_latent, "'y' depends on the latent 'w'"),
+        (energy_on_an_energy, "'x' depends on another energy prior 'w'"),
+        (crossed_plates, r"\['rows', 'columns'\] are all subsampled.*subsample_size=None"),
+        (coupled_in_a_subsampled_plate, "'x' in the subsampled plate 'data' is coupled"),
+        (batch_too_large, "'data' has subsample_size 7, above its 6 data"),
+        (parameter_outside_its_constraint, "'s' is not finite or violates its constraint"),
+        (data_outside_the_support, "observed values at 'y' lie outside the support"),
+        (counts_below_zero, "log density at 'y' is not finite"),
+        (impossible_factor, "log density at 'wall' is not finite at 2 of"),
+        (conditional_on_two_plates, "'x' is conditional on the data plate and on another plate"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_models_that_cannot_be_fitted(model, message):
+    with pytest.raises(ModelError, match=message):
+        EBIPLA(model, num_particles=2).init(random.key(0), Y)
+
+
+def test_an_energys_wrong_shape_is_named():
+    def model(y):
+        numpyro.sample("y", EnergyPrior(lambda x: x[..., None], dist.Normal(0, 1)), obs=y)
+
+    with pytest.raises(ValueError, match="squeeze its last axis"):
+        EBIPLA(model).init(random.key(0), Y)
+
+
+def test_fractions_at_a_bernoulli_site_are_common_use():
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.BernoulliLogits(x), obs=y)
+
+    inspect_model(model, random.key(0), (jnp.array([0.2, 0.7]),), {})
+
+
+def test_masked_observations_may_be_anything():
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.LogNormal(x, 1.0).mask(y > 0), obs=y)
+
+    inspect_model(model, random.key(0), (Y,), {})
+
+
+# --- arguments of the model ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "y", [Y.at[2].set(jnp.nan), np.array([1.0, np.nan], np.float16), {"a": Y, "b": np.nan * Y}]
+)
+def test_nan_in_the_data_is_named(y):
+    with pytest.raises(ModelError, match=r"argument 'y' of the model contains NaN.*mask"):
+        EBIPLA(good).init(random.key(0), y)
+
+
+def test_unbindable_arguments():
+    with pytest.raises(ModelError, match=r"cannot be called.*'z'"):
+        EBIPLA(good).init(random.key(0), Y, z=1)
+    with pytest.raises(ModelError, match="missing a required argument: 'y'"):
+        EBIPLA(good).init(random.key(0))
+
+
+@pytest.mark.parametrize(
+    "init_params, error, message",
+    [
+        ({"w": 1.0}, ModelError, r"no parameter 'w'; it has \['m'\]"),
+        ({"m": jnp.zeros(2)}, ModelError, "'m' has shape"),
+        ({"m": jnp.nan}, ModelError, "'m' is not finite"),
+        ([1.0], TypeError, "init_params must be"),
+    ],
+)
+def test_initial_parameters(init_params, error, message):
+    with pytest.raises(error, match=message):
+        inspect_model(good, random.key(0), (Y,), {}, init_params)
+
+
+@pytest.mark.parametrize(
+    "key", [0, None, jnp.zeros(3), "key", random.split(random.key(0)), np.zeros(2)], ids=str
+)
+def test_a_key_that_is_none(key):
+    with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
+        EBIPLA(good).init(key, Y)
+
+
+# --- arguments of EBIPLA ----------------------------------------------------------------------------------
+
+COUNTS = ["num_particles", "num_steps", "num_samples", "thinning", "num_moves"]
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "warmup"])
+@pytest.mark.parametrize("value", [-1, 1.5, True, "3"])
+def test_counts(name, value):
+    with pytest.raises(ValueError, match=name):
+        EBIPLA(good, **{name: value})
+    if name in COUNTS:
+        with pytest.raises(ValueError, match=name):
+            EBIPLA(good, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"optim": 1e-3}, TypeError, r"optim must be an optax.GradientTransformation.*adam"),
+        ({"optim": optax.adam}, TypeError, "optim must be"),
+        ({"optim": numpyro.optim.Minimize()}, TypeError, "not Minimize"),
+        ({"kernel": "MALA"}, TypeError, "kernel must be"),
+        ({"kernel": ULA}, TypeError, "kernel must be"),
+        ({"prior": "tempered"}, TypeError, "prior must be"),
+        ({"prior": Tempered}, TypeError, "prior must be"),
+        ({"prior": {"x": "tempered"}}, TypeError, "prior"),
+        ({"averaging": -1.0}, ValueError, "averaging"),
+        ({"max_energy": 0.0}, ValueError, "max_energy"),
+        ({"max_energy": float("nan")}, ValueError, "max_energy"),
+    ],
+    ids=str,
+)
+def test_options(options, error, message):
+    with pytest.raises(error, match=message):
+        EBIPLA(good, **options)
+
+
+def test_a_model_that_is_none():
+    with pytest.raises(TypeError, match="model must be a function"):
+        EBIPLA("model")
+
+
+def test_a_strategy_for_an_unknown_site():
+    with pytest.raises(ModelError, match="no energy prior at 'x'"):
+        EBIPLA(good, prior={"x": Tempered()}).init(random.key(0), Y)
+
+
+def test_a_strategy_that_cannot_serve_covariates():
+    def model(y):
+        with numpyro.plate("data", M):
+            numpyro.sample("y", EnergyPrior(lambda x: (x - Y) ** 2, dist.Normal(0, 1)), obs=y)
+
+    with pytest.raises(ModelError, match=r"'y' is conditional on covariates.*Annealed"):
+        EBIPLA(model, prior=Persistent()).init(random.key(0), Y)
+
+
+# --- arguments of run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"indices": [0, M]}, ModelError, "indices must be integers from 0 to 5"),
+        ({"indices": [-1]}, ModelError, "indices must be"),
+        ({"indices": [0.5]}, ModelError, "indices must be"),
+        ({"sites": ["z"]}, ModelError, "no latent or deterministic site 'z'.*'x', 'twice'"),
+        ({"max_bytes": 10}, ModelError, "lower num_samples"),
+        ({"num_steps": -1}, ValueError, "num_steps"),
+        ({"init_state": 3}, TypeError, "init_state must be"),
+    ],
+    ids=str,
+)
+def test_run(fitted, options, error, message):
+    with pytest.raises(error, match=message):
+        fitted[0].run(random.key(0), Y, progress_bar=False, **options)
+
+
+def test_a_plate_that_changed_size(fitted):
+    with pytest.raises(ModelError, match="6 data at 'x', but the plate 'data' now has 5"):
+        fitted[0].run(random.key(0), Y[:5], init_state=fitted[1].state, progress_bar=False)
+
+
+def test_a_state_of_another_fitter(fitted):
+    state = fitted[1].state
+    with pytest.raises(ModelError, match="num_particles=2"):
+        EBIPLA(good, num_particles=3).run(random.key(0), Y, init_state=state, progress_bar=False)
+    with pytest.raises(ModelError, match="optim"):
+        EBIPLA(good, num_particles=2, optim=optax.sgd(0.1)).run(
+            random.key(0), Y, init_state=state, progress_bar=False
+        )
+
+
+# --- nothing is lost --------------------------------------------------------------------------------------
+
+
+def diverging(y):
+    """The log density of the parameter has no upper bound."""
+    with numpyro.plate("data", M):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y)
+    numpyro.factor("runaway", numpyro.param("w", 1.0) ** 3)
+
+
+def test_a_diverging_fit_stops_with_its_last_sound_state():
+    fitter = EBIPLA(diverging, num_steps=10_000, optim=optax.sgd(1.0), **SMALL)
+    with pytest.warns(EBIPLAWarning, match=r"diverged at step \d+.*not finite"):
+        fit = fitter.run(random.key(0), Y, progress_bar=False)
+    step = int(fit.state.step)
+    assert f"step {step + 1}" in fit.stopped and 3 < step < 100
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((fit.params, fit.state.posterior)))
+    assert np.isfinite(fit.losses[:step]).all()
+    assert np.isfinite(fit.get_samples()["x"]).all()
+
+
+def test_energies_beyond_the_bound_stop_a_fit():
+    def model(y):
+        w = numpyro.param("w", 0.1)
+        with numpyro.plate("data", M):
+            numpyro.sample("y", EnergyPrior(lambda x: -100 * w * jnp.sin(x), dist.Normal(0, 1)), obs=y)
+
+    fitter = EBIPLA(
+        model, num_steps=1000, optim=optax.sgd(1.0), prior=Persistent(num_walkers=8), max_energy=1e3
+    )
+    with pytest.warns(EBIPLAWarning, match="max_energy"):
+        fit = fitter.run(random.key(0), 1.5 + 0 * Y, progress_bar=False)
+    assert fit.stopped and np.isfinite(fit.params["w"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_ctrl_c_leaves_a_usable_fit():
+    fitter = EBIPLA(good, **SMALL)
+    fitter.run(random.key(0), Y, num_steps=1, progress_bar=False)  # compile
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.warns(EBIPLAWarning, match="interrupted after step"):
+        fit = fitter.run(random.key(0), Y, num_steps=10**8, progress_bar=False)
+    assert 0 < int(fit.state.step) == len(fit.losses)
+    assert fit.get_samples()["x"].shape == (2, 2, M)
+    again = fitter.run(random.key(0), Y, num_steps=2, init_state=fit.state, progress_bar=False)
+    assert int(again.state.step) == int(fit.state.step) + 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_collecting_leaves_the_parameters(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("numpyro_ebipla.collect.collect", interrupted)
+    with pytest.warns(EBIPLAWarning, match="interrupted while collecting"):
+        fit = EBIPLA(good, num_steps=2, **SMALL).run(random.key(0), Y, progress_bar=False)
+    assert np.isfinite(fit.params["m"]) and fit.get_samples() == {}
+
+
+def test_the_first_call_inside_jit_is_refused():
+    fitter = EBIPLA(good)
+    with pytest.raises(ModelError, match="inside jit"):
+        jax.jit(lambda y: fitter.init(random.key(0), y).step)(Y)
+
+
+def test_handlers_around_the_model_are_part_of_it():
+    model = handlers.scale(good, scale=2.0)
+    assert inspect_model(model, random.key(0), (Y,), {}).model.local_sites == ["x"]
