@@ -163,8 +163,8 @@ def main(args):
         keys[4], y, batch_size=args.batch_size, indices=np.arange(min(500, len(y))), progress_bar=not args.quiet
     )
     seconds = time.time() - start
-    grid = Grid(fit.energy_priors["x"], fit.params)
-    log_z, error = fit.log_normalizer["x"]
+    grid = Grid(fit.energy_prior("x"), fit.params)
+    log_z, error = fit.log_normalizer("x")
     gap = float((truth - grid.log_likelihood(held_out)).mean())
 
     svi = SVI(gaussian_model, encoder_guide, numpyro.optim.Adam(3e-3), Trace_ELBO())

@@ -103,5 +103,5 @@ def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTran
     def label(params: Any) -> Any:
         return {name: "energy" if name in energy_params else "rest" for name in params}
 
-    parts = {"energy": adam(3e-3), "rest": adam(3e-3)}
+    parts = {"energy": adam(5e-3), "rest": adam(1e-2)}
     return optax.with_extra_args_support(optax.multi_transform(parts, label))

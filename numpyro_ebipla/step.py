@@ -92,8 +92,10 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
     # A step that would leave the finite numbers is not taken: the state stays the last sound one.
     energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
+    positions = [walkers.position for walkers in prior.values()]
     info["sound"] = sound = (
-        all_finite((now.value, params, block)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
+        all_finite((now.value, params, block, positions))
+        & (jnp.array([0.0, *energy]) < config.max_energy).all()
     )
     average = averaged(state.average, params, state.step, config.averaging)
     small = (params, average, optim_state, now.mutable, prior, block, adapt)

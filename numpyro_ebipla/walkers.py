@@ -300,19 +300,19 @@ class Tempered(WalkerStrategy):
         num_walkers: P, the walkers at each rung.
         num_rungs: K, with both ends; at least 2.
         num_moves: MALA moves per training step.
-        brake: mean rejection between neighbours above which the energy is slowed down; None for never.
-        brake_power: how sharply, see below.
+        brake: ``(begin, stop)``, bounds on the barrier between base and prior (the sum over the rungs of the
+            rejections between neighbours): the energy is slowed down above the first and held at the
+            second; None for never.
 
-    The sharper the energy, the seldomer neighbours swap and the longer a walker's way from the base. Left to
-    itself a flexible energy sharpens until the walkers are cut off, and then goes wrong unseen. Its updates are
-    therefore multiplied by ``min(1, brake / rejection) ** brake_power``.
+    The sharper the energy, the higher the barrier and the longer a walker's way from the base. Left to itself
+    a flexible energy sharpens until its walkers are cut off, and then goes wrong with nothing to be seen in the
+    contrast. So its updates are multiplied by ``(stop − barrier) / (stop − begin)``, between 0 and 1.
     """
 
     num_walkers: int = 128
     num_rungs: int = 8
     num_moves: int = 1
-    brake: float | None = 0.2
-    brake_power: float = 4.0
+    brake: tuple[float, float] | None = (1.4, 2.5)
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         key_base, key_moves = random.split(rng_key)
@@ -362,7 +362,8 @@ class Tempered(WalkerStrategy):
             "log_z": jnp.mean(log_z),
         }
         if self.brake is not None:
-            info["brake"] = jnp.minimum(1.0, self.brake / ladder.rejection.mean()) ** self.brake_power
+            begin, stop = self.brake
+            info["brake"] = jnp.clip((stop - ladder.rejection.sum()) / (stop - begin), 0.0, 1.0)
         return Walkers(known[0][-1], weight), state, info
 
     def _evaluate(self, density: TiltedDensity, x: Array) -> tuple[Array, ...]:

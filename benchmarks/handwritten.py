@@ -1,0 +1,112 @@
+"""The step of EBIPLA as one would write it by hand for one model: plain JAX, no NumPyro, nothing general.
+
+Latents ``x ~ exp(−E(x)) N(0, I)``, data ``y ~ N(g(x), σ² I)``, persistent walkers, Adam. It draws the same random
+numbers as the package, so that both must give the same states; what is left to compare is time.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax, random
+
+from numpyro_ebipla.minibatch import minibatch
+
+
+def noise_for(key, x):
+    """The package's noise for one latent site."""
+    return random.normal(random.split(key, 1)[0], x.shape, x.dtype)
+
+
+def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
+    """A jitted ``run(state, y, num_steps)``.
+
+    ``energy(params, x)`` and ``decoder(params, x)`` map ``[..., d]``; the state is a dictionary of arrays.
+    """
+
+    def log_prior(params, x):
+        return -energy(params["energy$params"], x) - 0.5 * (x**2 + jnp.log(2 * jnp.pi)).sum(-1)
+
+    def log_joint(params, x, y):
+        z = (y - decoder(params["decoder$params"], x)) / sigma
+        log_lik = -(0.5 * z**2 + jnp.log(sigma) + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+        return log_lik + log_prior(params, x)
+
+    def step(state, y):
+        N, M = state["x"].shape[:2]
+        key = random.fold_in(state["key"], state["step"])
+        _, _, key_x, _, key_w = random.split(key, 5)
+        order = random.fold_in(state["key"], jnp.uint32(0xFFFFFFFF))
+        indices = minibatch(order, state["step"], M, batch_size)
+        x, w, y = state["x"][:, indices], state["walkers"], y[indices]
+
+        def contrast(params, x, w):
+            joint, prior = log_joint(params, x, y), log_prior(params, w)
+            return prior.mean() - joint.mean(), (joint, prior)
+
+        (value, (log_x, log_w)), (grad, grad_x, grad_w) = jax.value_and_grad(contrast, (0, 1, 2), has_aux=True)(
+            state["params"], x, w
+        )
+        grad_x, grad_w = -N * batch_size * grad_x, len(w) * grad_w
+        updates, optim_state = optim.update(grad, state["optim"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        key_x = random.split(random.split(key_x, 1)[0])[0]
+        key_w = random.split(random.fold_in(key_w, 0), 1)[0]
+        if adjusted:
+            joint = partial(log_joint, state["params"], y=y)
+            x, adapt_x = mala(key_x, joint, x, log_x, grad_x, state["adapt_x"])
+            prior = partial(log_prior, state["params"])
+            w, adapt_w = mala(key_w, prior, w, log_w, grad_w, state["adapt_w"])
+        else:
+            h, adapt_x, adapt_w = step_size, state["adapt_x"], state["adapt_w"]
+            x = x + h * grad_x + jnp.sqrt(2 * h) * noise_for(key_x, x)
+            w = w + h * grad_w + jnp.sqrt(2 * h) * noise_for(key_w, w)
+        k = state["step"]
+        average = jax.tree.map(lambda a, p: a + 9 / (9 + k) * (p - a), state["average"], params)
+        new = {
+            "step": k + 1,
+            "key": state["key"],
+            "params": params,
+            "average": average,
+            "optim": optim_state,
+            "x": state["x"].at[:, indices].set(x, unique_indices=True),
+            "walkers": w,
+            "adapt_x": adapt_x,
+            "adapt_w": adapt_w,
+        }
+        return new, value
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(state, y, num_steps):
+        values = jnp.zeros(100)
+
+        def body(i, carry):
+            state, values = carry
+            state, value = step(state, y)
+            return state, values.at[i].set(value)
+
+        return lax.fori_loop(0, num_steps, body, (state, values))
+
+    return run
+
+
+def mala(key, log_density, x, value, grad, adapt):
+    """One adapted, preconditioned MALA move of all chains; ``adapt`` is (log step, curvature, count)."""
+    log_step, curvature, count = adapt
+    h, variance = jnp.exp(log_step), 1 / curvature
+    key_noise, key_accept = random.split(key)
+    noise = noise_for(key_noise, x)
+    new = x + h * variance * grad + jnp.sqrt(2 * h * variance) * noise
+    (_, new_value), new_grad = jax.value_and_grad(
+        lambda z: (lambda v: (v.sum(), v))(log_density(z)), has_aux=True
+    )(new)
+    backward = ((x - new - h * variance * new_grad) ** 2 / (4 * h * variance)).sum(-1)
+    prob = jnp.exp(jnp.minimum(new_value - value + 0.5 * (noise**2).sum(-1) - backward, 0.0))
+    accept = random.uniform(key_accept, prob.shape) < prob
+    axes = tuple(range(x.ndim - 1))
+    secant = jnp.sqrt(((new_grad - grad) ** 2).sum(axes) / ((new - x) ** 2).sum(axes))
+    square = jnp.minimum((grad**2).mean(axes), secant)
+    curvature = curvature + jnp.maximum(1 / (1 + count), 0.01) * (square - curvature)
+    log_step = log_step + jnp.maximum(0.5 / (1 + count) ** 0.5, 0.02) * (prob.mean() - 0.65)
+    return jnp.where(accept[..., None], new, x), (log_step, curvature, count + 1)
