@@ -26,7 +26,8 @@ from numpyro_ebipla.optim import as_optax, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.step import Config, batch_indices, contrast, gather, prepare_walkers, step
-from numpyro_ebipla.walkers import Annealed, Tempered, WalkerStrategy
+from numpyro_ebipla.tempering import Tempered
+from numpyro_ebipla.walkers import Annealed, WalkerStrategy
 
 #: Steps between two looks of the host at a run; the first looks come early.
 CHUNK = 100
@@ -65,7 +66,7 @@ class EBIPLA:
             :class:`~numpyro_ebipla.kernels.ULA` or :class:`~numpyro_ebipla.kernels.Underdamped`.
         num_moves: moves of the particles per step.
         prior: how the prior walkers are kept, one strategy for all energy priors or ``{site: strategy}``. By
-            default :class:`~numpyro_ebipla.walkers.Tempered`, and
+            default :class:`~numpyro_ebipla.tempering.Tempered`, and
             :class:`~numpyro_ebipla.walkers.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
@@ -142,7 +143,8 @@ class EBIPLA:
 
         Args:
             rng_key: PRNG key of the whole run.
-            *args, **kwargs: of the model.
+            *args: of the model.
+            **kwargs: of the model.
             init_params: constrained values for some ``param`` sites, instead of the model's.
         """
         rng_key = _check_key(rng_key)
@@ -200,7 +202,8 @@ class EBIPLA:
 
         Args:
             rng_key: PRNG key; with ``init_state`` it only seeds the draws.
-            *args, **kwargs: of the model. Arrays are traced; Python numbers (``batch_size=500``) are static.
+            *args: of the model. Arrays are traced; Python numbers (``batch_size=500``) are static.
+            **kwargs: likewise.
             num_steps: steps to take, by default the constructor's.
             init_state: continue from the ``state`` of an earlier fit, bit for bit as if it had not stopped.
             init_params: see :meth:`init`.

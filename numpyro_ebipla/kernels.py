@@ -3,13 +3,13 @@ r"""Langevin transition kernels over many independent chains.
 Each kernel moves a :class:`Point`, chains in the leading axes ``C``, towards a log density ``log π``.
 ``h`` is the step size and ``s`` a per-coordinate scale (one where nothing is preconditioned):
 
-==================  =====================================================================  ==========
-kernel              proposal                                                               bias
-==================  =====================================================================  ==========
-:class:`ULA`        ``x + h ∇log π(x) + √(2h) ξ``                                          O(h)
-:class:`MALA`       ``x + h s² ∇log π(x) + √(2h) s ξ``, accepted or rejected per chain     none
+====================  ===========================================================================  ====
+kernel                proposal                                                                     bias
+====================  ===========================================================================  ====
+:class:`ULA`          ``x + h ∇log π(x) + √(2h) ξ``                                                O(h)
+:class:`MALA`         ``x + h s² ∇log π(x) + √(2h) s ξ``, accepted or rejected per chain           none
 :class:`Underdamped`  exponential integrator of ``dx = v dt, dv = ∇log π dt − γ v dt + √(2γ) dB``  O(h)
-==================  =====================================================================  ==========
+====================  ===========================================================================  ====
 
 A kernel uses the gradient that the point already carries. ULA and Underdamped therefore cost no
 gradient of their own after a training step's backward pass, MALA exactly one, at its proposal.
@@ -171,6 +171,7 @@ class ULA(Kernel):
     step_size: float | Schedule = 1e-2
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        """As :meth:`Kernel.move`."""
         point = evaluated(target, point)
         h = jnp.exp(adapt.log_step)
         noise = normal_like(rng_key, point.position)
@@ -206,6 +207,7 @@ class MALA(Kernel):
     adjusted = True
 
     def init(self, position: Latents, chain_ndim: int) -> Adaptation:
+        """As :meth:`Kernel.init`."""
         adapt = super().init(position, chain_ndim)
         if not self.precondition:
             return adapt
@@ -213,6 +215,7 @@ class MALA(Kernel):
         return adapt._replace(curvature=ones)
 
     def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
+        """As :meth:`Kernel.adapt`."""
         k = adapt.count.astype(adapt.log_step.dtype)
         log_step, curvature = adapt.log_step, adapt.curvature
         if self.adapt_step:
@@ -226,6 +229,7 @@ class MALA(Kernel):
         return Adaptation(log_step, curvature, adapt.count + 1)
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        """As :meth:`Kernel.move`."""
         point = evaluated(target, point)
         h = jnp.exp(adapt.log_step)
         variance = jax.tree.map(lambda c: 1 / c, adapt.curvature) or jax.tree.map(
@@ -253,6 +257,7 @@ class Underdamped(Kernel):
     has_momentum = True
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
+        """As :meth:`Kernel.move`."""
         point = evaluated(target, point)
         h, gamma = jnp.exp(adapt.log_step), self.friction
         decay = jnp.exp(-gamma * h)
