@@ -26,8 +26,7 @@ from numpyro_ebipla.optim import as_optax, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.step import Config, batch_indices, contrast, gather, prepare_walkers, step
-from numpyro_ebipla.tempering import Tempered
-from numpyro_ebipla.walkers import Annealed, WalkerStrategy
+from numpyro_ebipla.walkers import Annealed, Tempered, WalkerStrategy
 
 #: Steps between two looks of the host at a run; the first looks come early.
 CHUNK = 100
@@ -66,7 +65,7 @@ class EBIPLA:
             :class:`~numpyro_ebipla.kernels.ULA` or :class:`~numpyro_ebipla.kernels.Underdamped`.
         num_moves: moves of the particles per step.
         prior: how the prior walkers are kept, one strategy for all energy priors or ``{site: strategy}``. By
-            default :class:`~numpyro_ebipla.tempering.Tempered`, and
+            default :class:`~numpyro_ebipla.walkers.Tempered`, and
             :class:`~numpyro_ebipla.walkers.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
