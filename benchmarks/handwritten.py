@@ -98,9 +98,7 @@ def mala(key, log_density, x, value, grad, adapt):
     key_noise, key_accept = random.split(key)
     noise = noise_for(key_noise, x)
     new = x + h * variance * grad + jnp.sqrt(2 * h * variance) * noise
-    (_, new_value), new_grad = jax.value_and_grad(
-        lambda z: (lambda v: (v.sum(), v))(log_density(z)), has_aux=True
-    )(new)
+    (_, new_value), new_grad = jax.value_and_grad(lambda z: (lambda v: (v.sum(), v))(log_density(z)), has_aux=True)(new)
     backward = ((x - new - h * variance * new_grad) ** 2 / (4 * h * variance)).sum(-1)
     prob = jnp.exp(jnp.minimum(new_value - value + 0.5 * (noise**2).sum(-1) - backward, 0.0))
     accept = random.uniform(key_accept, prob.shape) < prob

@@ -132,8 +132,7 @@ def against_handwritten(name, y, num_latents, decoder, sigma, batch_size, adjust
     b = run(copy(start), y, 5)[0]
     pairs = [(a.params, b["params"]), (a.posterior.local["x"], b["x"]), (a.prior["x"].position, b["walkers"])]
     worst = max(
-        float(jnp.abs(p - q).max())
-        for p, q in zip(*map(jax.tree.leaves, zip(*pairs, strict=True)), strict=True)
+        float(jnp.abs(p - q).max()) for p, q in zip(*map(jax.tree.leaves, zip(*pairs, strict=True)), strict=True)
     )
     scale = 1 + float(jnp.abs(b["x"]).max())
     assert worst < 1e-3 * scale, f"{name}: the two loops differ by {worst}"
@@ -182,17 +181,13 @@ def against_size(repeats):
 
 def report(name, one, other, target):
     """One line of the table."""
-    print(
-        f"{name:46}{1e3 * one / STEPS:9.2f}{1e3 * other / STEPS:9.2f}{one / other:8.2f}   {target}", flush=True
-    )
+    print(f"{name:46}{1e3 * one / STEPS:9.2f}{1e3 * other / STEPS:9.2f}{one / other:8.2f}   {target}", flush=True)
 
 
 def main(argv=None):
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--repeats", type=int, default=9, help=f"timed rounds of {STEPS} steps each (default 9)"
-    )
+    parser.add_argument("--repeats", type=int, default=9, help=f"timed rounds of {STEPS} steps each (default 9)")
     args = parser.parse_args(argv)
     key = random.key(0)
     t = random.uniform(key, (4000,), minval=1.5 * np.pi, maxval=4.5 * np.pi)

@@ -122,15 +122,11 @@ def main(args):
     log_z, log_z_error = fits["energy"].log_normalizer("x")
     energies = latent_energies(fits["energy"], {"held-out digits": held_out, "noise": noise})
 
-    print(
-        f"\nd = {args.latents}, seed {args.seed}; squared MMD to held-out digits (training digits: {floor:.1e})"
-    )
+    print(f"\nd = {args.latents}, seed {args.seed}; squared MMD to held-out digits (training digits: {floor:.1e})")
     print(f"{'prior':12}{'digits':>10}{'with pixel noise':>18}")
     for name in fits:
         print(f"{name:12}{scores[name]:10.2e}{noisy[name]:18.2e}")
-    print(
-        f"{'ratio':12}{scores['gaussian'] / scores['energy']:10.1f}{noisy['gaussian'] / noisy['energy']:18.1f}"
-    )
+    print(f"{'ratio':12}{scores['gaussian'] / scores['energy']:10.1f}{noisy['gaussian'] / noisy['energy']:18.1f}")
     print(f"reconstruction error {error:.4f} per pixel; log Z {log_z:.2f} ± {log_z_error:.2f}")
     for name, values in energies.items():
         print(f"energy of the best latent for {name}: {values.mean():.1f} ± {values.std():.1f}")

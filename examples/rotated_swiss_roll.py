@@ -181,7 +181,7 @@ def main(args):
     print(f"\n{args.num_data} points, {len(fit.losses)} steps, seed {args.seed}")
     print(f"{'':34}{'EBIPLA':>12}{'SVI':>12}{'target':>12}")
     print(f"{'held-out gap to truth (nats)':34}{gap:12.4f}{svi_gap:12.4f}{'0.06':>12}")
-    print(f"{'MMD² of exact draws (floor %.0e)' % floor:34}{mmd2(exact, clean):12.1e}", end="")
+    print(f"{f'MMD² of exact draws (floor {floor:.0e})':34}{mmd2(exact, clean):12.1e}", end="")
     print(f"{mmd2(svi_draws, clean):12.1e}{'1e-3':>12}")
     print(f"{'log Z estimated ± error':34}{f'{log_z:.3f} ± {error:.3f}':>16}")
     print(f"{'log Z on a grid':34}{grid.log_z:12.3f}{'':12}{'± 0.1':>12}")

@@ -6,7 +6,8 @@ from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.kernels import MALA, ULA, Underdamped
 from numpyro_ebipla.optim import langevin_noise
 from numpyro_ebipla.result import Fit
-from numpyro_ebipla.walkers import Annealed, Persistent, Tempered
+from numpyro_ebipla.tempering import Tempered
+from numpyro_ebipla.walkers import Annealed, Persistent
 
 __version__ = "0.1.0"
 

@@ -148,9 +148,7 @@ class _Code:
 
     def function(self, cells: list, defaults: Any, kwdefaults: Any) -> FunctionType:
         """A function of this code that closes over ``cells``."""
-        fn = FunctionType(
-            self.code, self.globals, self.name, defaults, tuple(CellType(value) for value in cells)
-        )
+        fn = FunctionType(self.code, self.globals, self.name, defaults, tuple(CellType(value) for value in cells))
         fn.__kwdefaults__ = kwdefaults
         return fn
 

@@ -36,8 +36,13 @@ class Plan(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """``samples``: ``{site: [N, S, …]}``, constrained; ``log_density``: ``[N, S]`` or ``[N, S, M']``;
-    ``accept``: ``{block: [S]}`` mean acceptance over the particles."""
+    """What was collected.
+
+    Attributes:
+        samples: ``{site: [N, S, …]}``, constrained.
+        log_density: ``[N, S]``, or ``[N, S, M']`` where the chains of different data are independent.
+        accept: ``{block: [S]}`` mean acceptance over the particles.
+    """
 
     samples: dict[str, np.ndarray]
     log_density: np.ndarray
@@ -76,11 +81,7 @@ def layouts(
     result = {}
     for name, value in here.items():
         shape = value.shape[1:]
-        grown = [
-            i - len(shape)
-            for i, (a, b) in enumerate(zip(shape, wider[name].shape[1:], strict=True))
-            if a != b
-        ]
+        grown = [i - len(shape) for i, (a, b) in enumerate(zip(shape, wider[name].shape[1:], strict=True)) if a != b]
         axis = grown[0] if grown else None
         if name in model.latents:
             axis = model.latents[name].value_axis if model.latents[name].local else None
@@ -210,9 +211,7 @@ def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: 
     return Draws(samples, join([part[1] for part in parts], axis), accept)
 
 
-def parse_sites(
-    model: LatentModel, sites: Sequence[str] | None, deterministic: Sequence[str]
-) -> tuple[str, ...]:
+def parse_sites(model: LatentModel, sites: Sequence[str] | None, deterministic: Sequence[str]) -> tuple[str, ...]:
     """Names to collect, checked.
 
     Raises:

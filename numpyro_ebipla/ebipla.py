@@ -26,7 +26,8 @@ from numpyro_ebipla.optim import as_optax, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.step import Config, batch_indices, contrast, gather, prepare_walkers, step
-from numpyro_ebipla.walkers import Annealed, Tempered, WalkerStrategy
+from numpyro_ebipla.tempering import Tempered
+from numpyro_ebipla.walkers import Annealed, WalkerStrategy
 
 #: Steps between two looks of the host at a run; the first looks come early.
 CHUNK = 100
@@ -65,7 +66,7 @@ class EBIPLA:
             :class:`~numpyro_ebipla.kernels.ULA` or :class:`~numpyro_ebipla.kernels.Underdamped`.
         num_moves: moves of the particles per step.
         prior: how the prior walkers are kept, one strategy for all energy priors or ``{site: strategy}``. By
-            default :class:`~numpyro_ebipla.walkers.Tempered`, and
+            default :class:`~numpyro_ebipla.tempering.Tempered`, and
             :class:`~numpyro_ebipla.walkers.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
@@ -245,9 +246,7 @@ class EBIPLA:
                         config.model, config.particles, plan, layout, estimate, state, data, key_draws, progress
                     )
             except KeyboardInterrupt:
-                stopped = (
-                    "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
-                )
+                stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
                 warnings.warn(stopped, EBIPLAWarning, stacklevel=2)
         params = config.model.constrain_params(estimate)
         return Fit.build(
@@ -346,14 +345,10 @@ class EBIPLA:
         chosen = collecting.parse_sites(model, sites, inspection.deterministic)
         if indices is not None:
             indices = np.atleast_1d(np.asarray(indices))
-            if not np.issubdtype(indices.dtype, np.integer) or np.any(
-                (indices < 0) | (indices >= model.num_data)
-            ):
+            if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
                 raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
         plan = collecting.Plan(self.num_samples, self.thinning, self.warmup, chosen, indices, max_bytes)
-        layout = (
-            collecting.layouts(model, chosen, inspection.params, data, inspection.mutable) if chosen else {}
-        )
+        layout = collecting.layouts(model, chosen, inspection.params, data, inspection.mutable) if chosen else {}
         collecting.check_memory(model, plan, system.config.num_particles, layout)
         return plan, layout
 
@@ -431,9 +426,7 @@ def _run_chunk(
         record = jax.tree.map(lambda r, x: r.at[i].set(x), record, info)
         return i + 1, state, record, info["sound"]
 
-    taken, state, record, _ = lax.while_loop(
-        go_on, body, (jnp.zeros((), jnp.int32), state, record, jnp.array(True))
-    )
+    taken, state, record, _ = lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, record, jnp.array(True)))
     return state, taken, record
 
 

@@ -270,12 +270,8 @@ def _shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], eve
             f"EnergyPrior: the energy failed on x of shape {x}: {one}\n{advice} If it uses covariates of the "
             "data, give the base their batch shape: base.expand([batch_size])."
         ) + (" A base of vectors needs .to_event(1)." if event == () else "")
-    hint = (
-        "squeeze its last axis" if one[-1:] == (1,) else "did you forget .to_event() on the base, or a sum?"
-    )
-    return (
-        f"EnergyPrior: the energy returns shape {one} for x of shape {x}, expected {batch}: {hint}. {advice}"
-    )
+    hint = "squeeze its last axis" if one[-1:] == (1,) else "did you forget .to_event() on the base, or a sum?"
+    return f"EnergyPrior: the energy returns shape {one} for x of shape {x}, expected {batch}: {hint}. {advice}"
 
 
 def _check_base(energy: Any, base: Any) -> None:
@@ -288,8 +284,7 @@ def _check_base(energy: Any, base: Any) -> None:
         raise TypeError(f"EnergyPrior: base must be a NumPyro distribution, got {type(base).__name__}.")
     if base.support is None or base.support.is_discrete:
         raise ValueError(
-            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous "
-            "support."
+            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous support."
         )
     try:
         jax.eval_shape(lambda k: base.sample(k), random.key(0))

@@ -291,9 +291,7 @@ def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
     for name, (size, _) in sizes.items():
         batch = trace[name]["args"][1]  # NumPyro goes on with fewer
         if batch is not None and batch > size:
-            raise ModelError(
-                f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size."
-            )
+            raise ModelError(f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size.")
     dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
     subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
     if len(subsampled) > 1:
@@ -318,9 +316,7 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
     """Which latents are local, and where their data axis is."""
     inside = {n for n, s in latent.items() if plate and _in_plate(s, plate)}
     posterior = dependencies.get("posterior_dependencies", {})
-    coupled = sorted(
-        {u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())}
-    )
+    coupled = sorted({u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())})
     if coupled and plate and plate.batch_size < plate.size:
         raise ModelError(
             f"latent '{coupled[0]}' in the subsampled plate '{plate.name}' is coupled across its elements by "

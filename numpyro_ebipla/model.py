@@ -250,9 +250,7 @@ class LatentModel:
         return self.num_data / self._width(indices)
 
     def _is_local(self, site: dict[str, Any]) -> bool:
-        return self.plate is not None and any(
-            frame.name == self.plate.name for frame in site["cond_indep_stack"]
-        )
+        return self.plate is not None and any(frame.name == self.plate.name for frame in site["cond_indep_stack"])
 
     def _bound(
         self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]

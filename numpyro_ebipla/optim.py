@@ -77,9 +77,7 @@ def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
             f"jax.example_libraries Optimizer, got {type(optim).__name__}; e.g. optim=optax.adam(1e-3)."
         )
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, value: Array, **extra: Any
-    ) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, value: Array, **extra: Any) -> tuple[Any, Any]:
         del extra
         state = optim.update(updates, state, value=value)
         moved = optim.get_params(state)

@@ -149,9 +149,7 @@ def plot_generated(
     for ax, title, x in zip(axes, ("data", "generated"), both, strict=True):
         ax.set_title(title)
         if image_shape is not None:
-            ax.imshow(
-                _tiles(x[_spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1
-            )
+            ax.imshow(_tiles(x[_spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
             continue
         shown = x[_spaced(len(x), MAX_POINTS)]

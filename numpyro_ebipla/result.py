@@ -382,9 +382,7 @@ class _Visiting(Messenger):
     become NaN, and so does what is computed from them.
     """
 
-    def __init__(
-        self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None
-    ) -> None:
+    def __init__(self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None) -> None:
         super().__init__(fn)
         self.plate, self.subsampled, self.num_data = model.plate, model.subsampled, model.num_data
         self.indices = indices
@@ -491,9 +489,7 @@ def _param_lines(params: Params) -> list[str]:
     return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]
 
 
-def _site_lines(
-    fit: Fit, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int
-) -> list[str]:
+def _site_lines(fit: Fit, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
     """A table of the draws' diagnostics."""
     chosen = _arviz.chosen_indices(fit, indices)
     variables = _arviz.posterior(fit, var_names, chosen, {})

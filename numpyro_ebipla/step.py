@@ -82,20 +82,15 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         return model.log_joint(constrained, local, glob, *rest)[:2]
 
     ratio = model.num_data / model.batch_size
-    block, adapt, moved = config.particles.advance(
-        key_posterior, log_joint, ratio, here, now.particles, old_adapt
-    )
-    prior, walked = advance_walkers(
-        config, key_advance, densities(state.params), densities(params), prior, now.walkers
-    )
+    block, adapt, moved = config.particles.advance(key_posterior, log_joint, ratio, here, now.particles, old_adapt)
+    prior, walked = advance_walkers(config, key_advance, densities(state.params), densities(params), prior, now.walkers)
     info |= moved | walked | step_sizes(block, adapt)
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
     # A step that would leave the finite numbers is not taken: the state stays the last sound one.
     energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
     positions = [walkers.position for walkers in prior.values()]
     info["sound"] = sound = (
-        all_finite((now.value, params, block, positions))
-        & (jnp.array([0.0, *energy]) < config.max_energy).all()
+        all_finite((now.value, params, block, positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
     )
     average = averaged(state.average, params, state.step, config.averaging)
     small = (params, average, optim_state, now.mutable, prior, block, adapt)
@@ -127,14 +122,10 @@ def contrast(
         priors = model.energy_priors(params, indices, data, rng_key, state.mutable)
         # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
         log_z = {
-            name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(
-                priors[name].batch_shape
-            )
+            name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
             for name in walk
         }
-        per_datum, rest, mutable = model.log_joint(
-            params, local, glob, indices, data, rng_key, state.mutable, log_z
-        )
+        per_datum, rest, mutable = model.log_joint(params, local, glob, indices, data, rng_key, state.mutable, log_z)
         value = -(per_datum.mean() + rest.mean() / M)
         return value, (per_datum, rest, log_density, mutable, log_z)
 
@@ -157,9 +148,7 @@ def contrast(
 
     def undo_weight(name: str) -> tuple[Array, Array]:
         scale = coefficient[name] * walk[name].weight
-        return log_density[name], walkers[name] / scale.reshape(
-            scale.shape + (1,) * (walkers[name].ndim - scale.ndim)
-        )
+        return log_density[name], walkers[name] / scale.reshape(scale.shape + (1,) * (walkers[name].ndim - scale.ndim))
 
     known = (per_datum, local, whole, glob)
     mean = {name: jnp.sum(walk[name].weight * log_density[name], 0) for name in walk}
@@ -194,9 +183,7 @@ def advance_walkers(
     states, info = {}, {}
     for i, (name, density) in enumerate(densities.items()):
         key = random.fold_in(rng_key, i)
-        states[name], said = config.walkers[name].advance(
-            key, density, following[name], prior[name], known.get(name)
-        )
+        states[name], said = config.walkers[name].advance(key, density, following[name], prior[name], known.get(name))
         info |= {f"{name}/{k}": v for k, v in said.items()}
     return states, info
 

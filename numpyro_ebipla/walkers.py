@@ -6,7 +6,7 @@ strategy             a training step                                            
 :class:`Persistent`  moves the walkers once; unweighted (EBIPLA, PCD) or with Jarzynski        slow energies;
                      weights and resampling (2305.19414)                                       every step
 :class:`Annealed`    anneals a fresh population from the base by sequential Monte Carlo        every step
-:class:`Tempered`    moves and swaps persistent replicas between the base and the prior        slow energies
+:class:`.Tempered`   moves and swaps persistent replicas between the base and the prior        slow energies
                      (parallel tempering), the hottest ones redrawn exactly                    on any shape
 ===================  =======================================================================  ============
 
@@ -16,22 +16,21 @@ gradient, ``advance`` lets them follow the parameters from ``θ_k`` to ``θ_{k+1
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._tree import batched_value_and_grad, chain_select
+from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla._types import WalkerState
 from numpyro_ebipla.anneal import (
-    TARGET_ACCEPT,
     TiltedDensity,
     anneal,
     equally_weighted,
     initial_log_step,
 )
-from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, metropolis
+from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point
 from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample, ula_increment
 
 Info = dict[str, Array]
@@ -62,9 +61,7 @@ class WalkerStrategy:
         """Walkers for the initial parameters."""
         raise NotImplementedError
 
-    def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState
-    ) -> tuple[Walkers, WalkerState, Info]:
+    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
         """Walkers and weights at the current parameters, before the gradient."""
         raise NotImplementedError
 
@@ -116,6 +113,7 @@ class Persistent(WalkerStrategy):
         return not self.weighted
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
+        """As :meth:`WalkerStrategy.init`."""
         if self.weighted:
             key_anneal, key_draw = random.split(rng_key)
             dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
@@ -138,9 +136,8 @@ class Persistent(WalkerStrategy):
         adapt = self.kernel.init({"x": x}, len(shape))
         return WalkerState(x, jnp.zeros(shape, x.dtype), log_density, momentum, log_z, adapt)
 
-    def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState
-    ) -> tuple[Walkers, WalkerState, Info]:
+    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
+        """As :meth:`WalkerStrategy.prepare`."""
         return Walkers(state.position, normalised(state.log_weight)), state, {}
 
     def advance(
@@ -151,6 +148,7 @@ class Persistent(WalkerStrategy):
         state: WalkerState,
         known: tuple[Array, Array] | None,
     ) -> tuple[WalkerState, Info]:
+        """As :meth:`WalkerStrategy.advance`."""
         if not self.weighted:
             state, accept = self._move(rng_key, density, state, known)
             return state, {"accept": accept}
@@ -163,9 +161,7 @@ class Persistent(WalkerStrategy):
             state, accept = self._move(key_move, following, state._replace(log_weight=log_weight), None)
         fraction = jnp.min(ess(state.log_weight)) / self.num_walkers
         cached = (state.position, state.log_density)
-        log_weight, (x, log_density), resampled = resample(
-            key_resample, state.log_weight, cached, self.threshold
-        )
+        log_weight, (x, log_density), resampled = resample(key_resample, state.log_weight, cached, self.threshold)
         state = state._replace(position=x, log_density=log_density, log_weight=log_weight)
         log_z = jnp.mean(state.log_z + log_mean_exp(log_weight))
         info = {"accept": accept, "ess": fraction, "log_z": log_z, "resampled": jnp.mean(resampled * 1.0)}
@@ -187,9 +183,7 @@ class Persistent(WalkerStrategy):
             accept += info.accept_prob / self.num_moves
         log_density = point.log_density if state.log_density is not None else None
         momentum = None if point.momentum is None else point.momentum["x"]
-        new = state._replace(
-            position=point.position["x"], momentum=momentum, adapt=adapt, log_density=log_density
-        )
+        new = state._replace(position=point.position["x"], momentum=momentum, adapt=adapt, log_density=log_density)
         return new, accept
 
     def _jarzynski_ula(
@@ -218,7 +212,7 @@ class Annealed(WalkerStrategy):
     """Walkers annealed afresh from the base at every step, by sequential Monte Carlo.
 
     They have no memory that could go wrong; only the step sizes of their moves are carried. Reliable where a
-    few dozen temperatures suffice; in higher dimensions see :class:`Tempered`.
+    few dozen temperatures suffice; in higher dimensions see :class:`~numpyro_ebipla.tempering.Tempered`.
 
     Args:
         num_walkers: P.
@@ -234,6 +228,7 @@ class Annealed(WalkerStrategy):
     per_datum = True
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
+        """As :meth:`WalkerStrategy.init`."""
         x = density.sample_base(rng_key, 1)
         shape = density.log_base(x).shape[1:]
         start = anneal(
@@ -246,9 +241,8 @@ class Annealed(WalkerStrategy):
         )
         return WalkerState(None, None, None, None, jnp.zeros(shape, x.dtype), start.log_step)
 
-    def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState
-    ) -> tuple[Walkers, WalkerState, Info]:
+    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
+        """As :meth:`WalkerStrategy.prepare`."""
         population = anneal(
             rng_key,
             density,
@@ -266,195 +260,3 @@ class Annealed(WalkerStrategy):
             "num_temps": population.num_temps,
         }
         return Walkers(population.position, normalised(population.log_weight)), state, info
-
-
-class Ladder(NamedTuple):
-    """Adaptation of parallel tempering over K rungs.
-
-    Attributes:
-        temperature: ``[K]``, from 0 (the base) to 1 (the prior).
-        log_step: ``[K − 1]`` log step sizes of the rungs above the base.
-        rejection: ``[K − 1]`` running mean of the probability that neighbours do not swap.
-        count: number of steps.
-    """
-
-    temperature: Array
-    log_step: Array
-    rejection: Array
-    count: Array
-
-
-@dataclass(frozen=True)
-class Tempered(WalkerStrategy):
-    r"""Persistent parallel tempering between the base and the prior (Geyer, 1991).
-
-    K rungs of P walkers target ``log p_0 − t_k E``. At every training step the rung at ``t = 0`` is redrawn
-    exactly, neighbours swap by the deterministic even-odd scheme, and every walker makes ``num_moves`` MALA
-    moves, all rungs in one batched evaluation. Walkers at ``t = 1`` so have thousands of moves behind them, and
-    yet each has come from the base a few dozen steps ago: they neither need to cross barriers nor can they
-    follow the data while the prior itself goes wrong. The ladder is moved so that all neighbours swap equally
-    often (Syed et al., 2021, *Non-reversible parallel tempering*); log Z comes from Bennett's acceptance
-    ratio between neighbours.
-
-    Args:
-        num_walkers: P, the walkers at each rung.
-        num_rungs: K, with both ends; at least 2.
-        num_moves: MALA moves per training step.
-        brake: ``(begin, stop)``, bounds on the barrier between base and prior (the sum over the rungs of the
-            rejections between neighbours): the energy is slowed down above the first and held at the
-            second; None for never.
-
-    The sharper the energy, the higher the barrier and the longer a walker's way from the base. Left to itself
-    a flexible energy sharpens until its walkers are cut off, and then goes wrong with nothing to be seen in the
-    contrast. So its updates are multiplied by ``(stop − barrier) / (stop − begin)``, between 0 and 1.
-    """
-
-    num_walkers: int = 128
-    num_rungs: int = 8
-    num_moves: int = 1
-    brake: tuple[float, float] | None = (1.4, 2.5)
-
-    def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
-        key_base, key_moves = random.split(rng_key)
-        shape = (self.num_rungs, self.num_walkers)
-        x = density.sample_base(key_base, shape[0] * shape[1])
-        ladder = Ladder(
-            temperature=jnp.linspace(0, 1, shape[0], dtype=x.dtype) ** 2,
-            log_step=jnp.full((shape[0] - 1,), jnp.log(0.05), x.dtype),
-            rejection=jnp.full((shape[0] - 1,), 0.1, x.dtype),
-            count=jnp.zeros((), jnp.int32),
-        )
-        log_z = jnp.zeros(density.log_base(x).shape[1:], x.dtype)
-        state = WalkerState(x.reshape(shape + x.shape[1:]), None, None, None, log_z, ladder)
-
-        def warm_up(state: WalkerState, key: Array) -> tuple[WalkerState, None]:
-            return self.prepare(key, density, state)[1], None
-
-        return jax.lax.scan(warm_up, state, random.split(key_moves, 10 * self.num_rungs))[0]
-
-    def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState
-    ) -> tuple[Walkers, WalkerState, Info]:
-        key_base, key_swap, *key_moves = random.split(rng_key, 2 + self.num_moves)
-        ladder = state.adapt
-        fresh = density.sample_base(key_base, self.num_walkers)
-        known = self._evaluate(density, state.position.at[0].set(fresh))
-        known = swap(key_swap, known, ladder)
-
-        # The base is redrawn, so its rung needs no moves; its spread sets the scale of all proposals.
-        variance = jnp.maximum(jnp.var(fresh, axis=0), 1e-12)
-        moving = jax.tree.map(lambda a: a[1:], known)
-        log_step, accept = ladder.log_step, jnp.zeros(self.num_rungs - 1)
-        for key in key_moves:
-            moving, prob = self._move(key, density, ladder.temperature[1:], log_step, variance, moving)
-            log_step = log_step + _adaptation_rate(ladder.count) * (prob - TARGET_ACCEPT)
-            accept += prob / self.num_moves
-        known = jax.tree.map(lambda a, b: a.at[1:].set(b), known, moving)
-
-        log_z = _bennett(known[2], ladder.temperature)
-        ladder = _adapt_ladder(ladder._replace(log_step=log_step), known[2])
-        state = state._replace(position=known[0], adapt=ladder, log_z=log_z)
-        shape = known[2].shape[1:]
-        weight = jnp.full(shape, 1 / self.num_walkers, known[0].dtype)
-        info = {
-            "accept": accept.mean(),
-            "swap": 1 - ladder.rejection.max(),
-            "log_z": jnp.mean(log_z),
-        }
-        if self.brake is not None:
-            begin, stop = self.brake
-            info["brake"] = jnp.clip((stop - ladder.rejection.sum()) / (stop - begin), 0.0, 1.0)
-        return Walkers(known[0][-1], weight), state, info
-
-    def _evaluate(self, density: TiltedDensity, x: Array) -> tuple[Array, ...]:
-        """``(x, log base, energy, gradients)`` of walkers ``[rungs, P, ...]``, in one batch."""
-        flat = x.reshape((-1, *x.shape[2:]))
-        base, grad_base = batched_value_and_grad(density.log_base)(flat)
-        energy, grad_energy = batched_value_and_grad(density.energy)(flat)
-        lead = x.shape[:2]
-        return x, *(a.reshape(lead + a.shape[1:]) for a in (base, energy, grad_base, grad_energy))
-
-    def _move(
-        self,
-        rng_key: Array,
-        density: TiltedDensity,
-        temperature: Array,
-        log_step: Array,
-        variance: Array,
-        known: tuple[Array, ...],
-    ) -> tuple[tuple[Array, ...], Array]:
-        """One MALA move of all rungs above the base, and its acceptance by rung."""
-
-        def by_rung(a: Array, ndim: int) -> Array:
-            return a.reshape((-1,) + (1,) * (ndim - 1))
-
-        def tempered(known: tuple[Array, ...]) -> tuple[Array, Array]:
-            _, base, energy, grad_base, grad_energy = known
-            t = by_rung(temperature, energy.ndim)
-            return base - t * energy, grad_base - by_rung(temperature, grad_base.ndim) * grad_energy
-
-        def target(x: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-            new = self._evaluate(density, x)
-            return *tempered(new), new
-
-        x = known[0]
-        # A step size per rung: fold it into the proposal's variance.
-        scale = by_rung(jnp.exp(log_step), x.ndim) * variance
-        accept, new, prob = metropolis(rng_key, target, (x, *tempered(known)), jnp.ones((), x.dtype), scale)
-        return chain_select(accept, new[3], known), prob.reshape(prob.shape[0], -1).mean(1)
-
-
-def swap(rng_key: Array, known: Any, ladder: Ladder) -> Any:
-    """Exchange walkers between neighbouring rungs, even pairs on even steps and odd pairs on odd ones.
-
-    Args:
-        rng_key: a PRNG key.
-        known: arrays ``[K, P, ...]`` that belong to the walkers, the third of them the energies ``[K, P]``.
-        ladder: temperatures and the count that decides the parity.
-    """
-    energy = known[2]
-    num = energy.shape[0]
-    gap = jnp.diff(ladder.temperature).reshape((-1,) + (1,) * (energy.ndim - 1))
-    log_accept = gap * (energy[1:] - energy[:-1])
-    active = (jnp.arange(num - 1) + ladder.count) % 2 == 0
-    active = active.reshape(gap.shape)
-    up = active & (jnp.log(random.uniform(rng_key, log_accept.shape)) < log_accept)
-    none = jnp.zeros_like(up[:1])
-    rung = jnp.arange(num).reshape((-1,) + (1,) * (energy.ndim - 1))
-    source = rung + jnp.concatenate([up, none]) - jnp.concatenate([none, up])
-
-    def exchange(a: Array) -> Array:
-        return jnp.take_along_axis(a, source.reshape(source.shape + (1,) * (a.ndim - source.ndim)), 0)
-
-    return jax.tree.map(exchange, known)
-
-
-def _adaptation_rate(count: Array) -> Array:
-    return jnp.maximum(1.0 / (1 + count) ** 0.5, 0.05)
-
-
-def _adapt_ladder(ladder: Ladder, energy: Array) -> Ladder:
-    """Move the temperatures towards equal rejection between neighbours (Syed et al., 2021, eq. 23)."""
-    t = ladder.temperature
-    gap = jnp.diff(t).reshape((-1,) + (1,) * (energy.ndim - 1))
-    refused = -jnp.expm1(jnp.minimum(gap * (energy[1:] - energy[:-1]), 0.0))
-    refused = refused.reshape(refused.shape[0], -1).mean(1)
-    refused = jnp.where(jnp.isfinite(refused), refused, 1.0)
-    rejection = ladder.rejection + 0.05 * (refused - ladder.rejection)
-    barrier = jnp.concatenate([jnp.zeros(1, t.dtype), jnp.cumsum(rejection + 1e-3)])
-    equal = jnp.interp(jnp.linspace(0, 1, t.shape[0], dtype=t.dtype) * barrier[-1], barrier, t)
-    t = (t + 0.02 * (equal - t)).at[0].set(0.0).at[-1].set(1.0)
-    return ladder._replace(temperature=t, rejection=rejection, count=ladder.count + 1)
-
-
-def _bennett(energy: Array, temperature: Array) -> Array:
-    """log Z over all rungs by Bennett's acceptance ratio between neighbours: scalar, or ``[D]``."""
-    gap = jnp.diff(temperature).reshape((-1,) + (1,) * (energy.ndim - 1))
-    forward, backward = -gap * energy[:-1], gap * energy[1:]
-    ratio = log_mean_exp((0.5 * forward).swapaxes(0, 1)) - log_mean_exp((0.5 * backward).swapaxes(0, 1))
-    for _ in range(4):
-        c = ratio[:, None]
-        up = log_mean_exp(jax.nn.log_sigmoid(forward - c).swapaxes(0, 1))
-        down = log_mean_exp(jax.nn.log_sigmoid(backward + c).swapaxes(0, 1))
-        ratio = ratio + up - down
-    return ratio.sum(0)

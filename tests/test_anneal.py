@@ -164,9 +164,7 @@ def test_no_energy_costs_no_work():
     base = gaussian_base(3)
     density = TiltedDensity(base[0], lambda x: jnp.zeros(x.shape[:-1]), base[1])
     out = jax.jit(lambda k: anneal(k, density, 100, initial_log_step(jnp.float32)))(random.key(5))
-    assert (
-        int(out.num_temps) == 1 and float(out.log_z) == 0 and float(ess(out.log_weight)) == pytest.approx(100)
-    )
+    assert int(out.num_temps) == 1 and float(out.log_z) == 0 and float(ess(out.log_weight)) == pytest.approx(100)
 
 
 def test_the_ladder_is_stretched_to_end_in_time():
@@ -184,9 +182,7 @@ def test_populations_with_normalisers_of_their_own():
     """``[P, D]``: each column is an anneal of its own."""
     mean = jnp.array([0.0, 1.0, -2.0])
     log_base, _ = gaussian_base()
-    density = TiltedDensity(
-        log_base, lambda x: 2 * (x - mean) ** 2, lambda key, num: random.normal(key, (num, 3))
-    )
+    density = TiltedDensity(log_base, lambda x: 2 * (x - mean) ** 2, lambda key, num: random.normal(key, (num, 3)))
     run = jax.jit(jax.vmap(lambda k: anneal(k, density, 300, initial_log_step(jnp.float32), num_moves=2)))
     out = run(random.split(random.key(7), 64))
     # N(0, 1) times exp(−2 (x − m)²): precision 5, mean 4m/5, Z = √(1/5) exp(−2 m²/5).
@@ -196,6 +192,4 @@ def test_populations_with_normalisers_of_their_own():
     assert drawn.shape == (4000, 3)
     # The population's own mean is what they are draws of.
     weight = normalised(out.log_weight[0])
-    np.testing.assert_allclose(
-        drawn.mean(0), jnp.sum(weight * out.position[0], 0), atol=5 * np.sqrt(0.2 / 4000) + 1e-3
-    )
+    np.testing.assert_allclose(drawn.mean(0), jnp.sum(weight * out.position[0], 0), atol=5 * np.sqrt(0.2 / 4000) + 1e-3)

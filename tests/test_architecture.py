@@ -17,6 +17,7 @@ ORDER = [
     "weights",
     "anneal",
     "walkers",
+    "tempering",
     "minibatch",
     "optim",
     "particles",

@@ -167,9 +167,7 @@ def test_masked_observations_may_be_anything():
 # --- arguments of the model ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "y", [Y.at[2].set(jnp.nan), np.array([1.0, np.nan], np.float16), {"a": Y, "b": np.nan * Y}]
-)
+@pytest.mark.parametrize("y", [Y.at[2].set(jnp.nan), np.array([1.0, np.nan], np.float16), {"a": Y, "b": np.nan * Y}])
 def test_nan_in_the_data_is_named(y):
     with pytest.raises(ModelError, match=r"argument 'y' of the model contains NaN.*mask"):
         EBIPLA(good).init(random.key(0), y)
@@ -196,9 +194,7 @@ def test_initial_parameters(init_params, error, message):
         inspect_model(good, random.key(0), (Y,), {}, init_params)
 
 
-@pytest.mark.parametrize(
-    "key", [0, None, jnp.zeros(3), "key", random.split(random.key(0)), np.zeros(2)], ids=str
-)
+@pytest.mark.parametrize("key", [0, None, jnp.zeros(3), "key", random.split(random.key(0)), np.zeros(2)], ids=str)
 def test_a_key_that_is_none(key):
     with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
         EBIPLA(good).init(key, Y)
@@ -291,9 +287,7 @@ def test_a_state_of_another_fitter(fitted):
     with pytest.raises(ModelError, match="num_particles=2"):
         EBIPLA(good, num_particles=3).run(random.key(0), Y, init_state=state, progress_bar=False)
     with pytest.raises(ModelError, match="optim"):
-        EBIPLA(good, num_particles=2, optim=optax.sgd(0.1)).run(
-            random.key(0), Y, init_state=state, progress_bar=False
-        )
+        EBIPLA(good, num_particles=2, optim=optax.sgd(0.1)).run(random.key(0), Y, init_state=state, progress_bar=False)
 
 
 # --- nothing is lost --------------------------------------------------------------------------------------
@@ -324,9 +318,7 @@ def test_energies_beyond_the_bound_stop_a_fit():
         with numpyro.plate("data", M):
             numpyro.sample("y", EnergyPrior(lambda x: -100 * w * jnp.sin(x), dist.Normal(0, 1)), obs=y)
 
-    fitter = EBIPLA(
-        model, num_steps=1000, optim=optax.sgd(1.0), prior=Persistent(num_walkers=8), max_energy=1e3
-    )
+    fitter = EBIPLA(model, num_steps=1000, optim=optax.sgd(1.0), prior=Persistent(num_walkers=8), max_energy=1e3)
     with pytest.warns(EBIPLAWarning, match="max_energy"):
         fit = fitter.run(random.key(0), 1.5 + 0 * Y, progress_bar=False)
     assert fit.stopped and np.isfinite(fit.params["w"])

@@ -288,9 +288,7 @@ def test_stationary_variance_of_a_local_latent_whatever_the_batch(kernel):
     for batch_size, steps in ((None, 60), (50, 120), (10, 600)):  # 60 moves for every datum
         fit = EBIPLA(rested_model, num_particles=N, kernel=kernel, optim=optax.sgd(0.0), batch_size=batch_size)
         state = fit.init(random.key(3), y)
-        run = jax.jit(
-            lambda s, f=fit, n=steps: jax.lax.scan(lambda s, _: (f.update(s, y)[0], None), s, None, n)[0]
-        )
+        run = jax.jit(lambda s, f=fit, n=steps: jax.lax.scan(lambda s, _: (f.update(s, y)[0], None), s, None, n)[0])
         x = np.asarray(run(state).posterior.local["x"], np.float64)
         centred = x - 0.8 * y
         # 6000 independent chains: relative error √(2/6000) = 1.8 %, of which four are allowed.
@@ -323,9 +321,7 @@ def same(a, b):
 )
 def test_a_resumed_run_is_the_same_bit_for_bit_and_compiles_nothing(factor_data, options):
     y = factor_data[:40]
-    make = lambda: EBIPLA(
-        factor_model, num_particles=4, batch_size=12, num_samples=1, warmup=0, thinning=1, **options
-    )
+    make = lambda: EBIPLA(factor_model, num_particles=4, batch_size=12, num_samples=1, warmup=0, thinning=1, **options)
     run = dict(progress_bar=False)
     first, fresh = make(), make()
     whole = first.run(random.key(0), y, num_steps=100, **run)
@@ -346,8 +342,6 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_compiles_nothing(factor_data,
 @pytest.mark.slow
 def test_runs_of_one_key_agree_and_of_two_keys_differ(factor_data):
     fit = EBIPLA(factor_model, num_particles=4, prior=Tempered(16, 4), num_samples=1, warmup=0)
-    one, again, other = (
-        fit.run(random.key(k), factor_data[:40], num_steps=5, progress_bar=False) for k in (0, 0, 1)
-    )
+    one, again, other = (fit.run(random.key(k), factor_data[:40], num_steps=5, progress_bar=False) for k in (0, 0, 1))
     same(one.state, again.state)
     assert (one.state.posterior.local["x"] != other.state.posterior.local["x"]).any()

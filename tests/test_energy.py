@@ -75,9 +75,7 @@ def bind(energy, seed=0):
     """An EnergyPrior as a model makes it, at parameters that depend on the seed."""
     with handlers.seed(rng_seed=seed):
         trace = handlers.trace(energy).get_trace()
-    params = {
-        n: jax.tree.map(lambda x: x + seed, s["value"]) for n, s in trace.items() if s["type"] == "param"
-    }
+    params = {n: jax.tree.map(lambda x: x + seed, s["value"]) for n, s in trace.items() if s["type"] == "param"}
     with handlers.substitute(data=params), handlers.seed(rng_seed=seed):
         return EnergyPrior(energy(), NORMAL2, num_walkers=32, num_moves=1)
 

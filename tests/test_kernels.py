@@ -243,9 +243,7 @@ def test_underdamped_noise_has_its_joint_covariance(h, gamma):
     got = np.stack([new.position["x"], new.momentum["x"]], 1).astype(np.float64) - A @ [0.8, -1.2]
     deviation = np.sqrt(np.diag(Q))
     close(got / deviation, 0.0)
-    close(
-        got[:, :, None] * got[:, None, :] / np.outer(deviation, deviation), Q / np.outer(deviation, deviation)
-    )
+    close(got[:, :, None] * got[:, None, :] / np.outer(deviation, deviation), Q / np.outer(deviation, deviation))
 
 
 def test_underdamped_stationary_covariance():

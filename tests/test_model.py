@@ -302,9 +302,7 @@ def test_densities_are_numpyros(name):
         local, glob = jax.vmap(draw)(random.split(random.key(3), NUM))
         if not layout.latents:
             return ours({}, {})[0][0], numpyros({}, {}), {}, {}, {}
-        (_, own), grads = jax.value_and_grad(lambda *x: (ours(*x)[0].sum(), ours(*x)[0]), (0, 1), True)(
-            local, glob
-        )
+        (_, own), grads = jax.value_and_grad(lambda *x: (ours(*x)[0].sum(), ours(*x)[0]), (0, 1), True)(local, glob)
         theirs, their_grads = jax.vmap(jax.value_and_grad(numpyros, (0, 1)))(local, glob)
         first = jax.grad(lambda x: ours(x, glob)[1][:, 0].sum())(local) if local else {}
         return own, theirs, grads, their_grads, first

@@ -31,9 +31,7 @@ def test_noise_has_the_papers_variance(own, passed, beta):
     h = 0.03
     optim = langevin_noise(h, own)
     zeros = {"a": jnp.zeros(20000), "b": jnp.zeros((100, 200))}
-    updates, state = optim.update(
-        zeros, optim.init(zeros), zeros, rng_key=random.key(0), inverse_temperature=passed
-    )
+    updates, state = optim.update(zeros, optim.init(zeros), zeros, rng_key=random.key(0), inverse_temperature=passed)
     for u in updates.values():
         assert abs(np.mean(np.square(u)) / (2 * h / beta) - 1) < chi_square_bound(20000)
     # Leaves get their own noise.
@@ -132,9 +130,7 @@ def test_same_path_as_numpyro(make):
     close(follow(make()), optim.get_params(state))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: optimizers.sgd(1e-2), lambda: optimizers.adam(1e-2)], ids=["sgd", "adam"]
-)
+@pytest.mark.parametrize("make", [lambda: optimizers.sgd(1e-2), lambda: optimizers.adam(1e-2)], ids=["sgd", "adam"])
 def test_same_path_as_jax(make):
     init, update, get_params = make()
     state = init(PARAMS)
@@ -163,9 +159,7 @@ def test_default_optimizer_moves_all_parameters_and_slows_down():
     sizes = []
     for _ in range(4000):
         updates, state = update(state)
-        sizes.append([float(-updates[k][0]) for k in ("a", "b")]) if len(sizes) in (0, 3999) else sizes.append(
-            0
-        )
+        sizes.append([float(-updates[k][0]) for k in ("a", "b")]) if len(sizes) in (0, 3999) else sizes.append(0)
     first, last = np.array(sizes[0]), np.array(sizes[-1])
     assert np.all(first > 0) and np.all(last > 0)
     # Rates fall like 1/√k (a constant gradient makes Adam's update the rate itself).

@@ -54,9 +54,7 @@ def ebm(y):
 @pytest.fixture(scope="module")
 def full():
     prior = Persistent(num_walkers=64)
-    ebipla = EBIPLA(
-        everything, num_particles=4, num_steps=20, num_samples=12, warmup=10, thinning=1, prior=prior
-    )
+    ebipla = EBIPLA(everything, num_particles=4, num_steps=20, num_samples=12, warmup=10, thinning=1, prior=prior)
     kwargs = {"x": X, "batch_size": 3, "progress_bar": False, "sites": ["z", "scale", "mean"]}
     return ebipla.run(random.key(0), Y, **kwargs)
 
@@ -65,9 +63,7 @@ def full():
 def part():
     """Only data 4 and 1 collected, of a plate that is not subsampled."""
     ebipla = EBIPLA(plain, num_particles=3, num_samples=8, warmup=5, thinning=1)
-    return ebipla.run(
-        random.key(0), Y[:, 0], num_steps=0, progress_bar=False, indices=[4, 1], sites=["x", "double"]
-    )
+    return ebipla.run(random.key(0), Y[:, 0], num_steps=0, progress_bar=False, indices=[4, 1], sites=["x", "double"])
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +99,7 @@ def test_a_fit_is_frozen_and_says_what_it_is(full):
 def test_the_fitted_model_visits_all_data_in_order(full):
     flat = full.get_samples(group_by_chain=False)
     latents = {name: flat[name] for name in ("z", "scale")}
-    out = Predictive(full.model, posterior_samples=latents, return_sites=["mean"])(
-        random.key(0), Y, x=X, batch_size=3
-    )
+    out = Predictive(full.model, posterior_samples=latents, return_sites=["mean"])(random.key(0), Y, x=X, batch_size=3)
     np.testing.assert_allclose(out["mean"], flat["mean"], rtol=1e-5, atol=1e-6)
 
 
@@ -173,9 +167,7 @@ def test_predictive_draws_follow_each_draw(full):
 
 def test_names_and_indices_reduce_all_groups(full):
     labels = [f"item {i}" for i in range(7)]
-    tree = full.to_arviz(
-        "z", [5, 2], log_likelihood=True, coords={"items": labels}, dims={"x": ["items", "feature"]}
-    )
+    tree = full.to_arviz("z", [5, 2], log_likelihood=True, coords={"items": labels}, dims={"x": ["items", "feature"]})
     assert list(tree["posterior"].data_vars) == ["z"]
     np.testing.assert_array_equal(tree["posterior"]["z"].values, full.get_samples()["z"][:, :, [5, 2]])
     np.testing.assert_array_equal(tree["observed_data"]["y"].values, Y[[5, 2]])

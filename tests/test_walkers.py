@@ -9,7 +9,7 @@ from jax import random
 from numpyro_ebipla import MALA, ULA, Annealed, Persistent, Tempered, Underdamped
 from numpyro_ebipla._types import WalkerState
 from numpyro_ebipla.anneal import TiltedDensity
-from numpyro_ebipla.walkers import Ladder, swap
+from numpyro_ebipla.tempering import Ladder, swap
 
 K = 25  # steps of a path of densities
 FUNCTIONS = (lambda x: x, lambda x: x**2)
@@ -239,9 +239,7 @@ def test_tempered_moves_leave_every_rung_invariant():
     strategy = Tempered(num_walkers=P, num_rungs=rungs, num_moves=2)
     temperature = jnp.linspace(0, 1, rungs) ** 2
     x, *_ = exact_rungs(random.key(8), temperature, P)
-    ladder = Ladder(
-        temperature, jnp.full(rungs - 1, np.log(0.2)), jnp.full(rungs - 1, 0.1), jnp.zeros((), jnp.int32)
-    )
+    ladder = Ladder(temperature, jnp.full(rungs - 1, np.log(0.2)), jnp.full(rungs - 1, 0.1), jnp.zeros((), jnp.int32))
     state = WalkerState(x, None, None, None, jnp.zeros(()), ladder)
     walk, state, info = jax.jit(lambda k, s: strategy.prepare(k, density, s))(random.key(9), state)
     z = np.asarray(state.position) * np.sqrt(1 + np.asarray(temperature)[:, None] * 4.0)

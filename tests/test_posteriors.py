@@ -1,0 +1,64 @@
+"""Particles against NUTS with the parameters held at the fit, with default draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import random
+from numpyro import handlers
+from numpyro.diagnostics import split_gelman_rubin
+from numpyro.infer import MCMC, NUTS
+
+from numpyro_ebipla import EBIPLA
+
+KEYS = random.split(random.key(0), 5)
+COVARIATES = random.normal(KEYS[0], (40, 3))
+COUNTS = random.poisson(KEYS[1], jnp.exp(0.8 + 0.6 * random.normal(KEYS[2], (12,))))
+LABELS = random.bernoulli(KEYS[3], jax.nn.sigmoid(COVARIATES @ jnp.array([1.0, -1.0, 0.5]))).astype(int)
+TABLE = random.poisson(KEYS[4], 2.0 * jnp.ones((8, 3)))
+
+
+def local(y):
+    mean = numpyro.param("mean", 0.0)
+    sd = numpyro.param("sd", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("data", len(y)):
+        x = numpyro.sample("x", dist.Normal(mean, sd))
+        numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=y)
+
+
+def global_(z, y):
+    sd = numpyro.param("sd", 1.0, constraint=dist.constraints.positive)
+    w = numpyro.sample("w", dist.Normal(0, sd).expand([3]).to_event(1))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.BernoulliLogits(z @ w), obs=y)
+
+
+def constrained(y):
+    """Local latents on the simplex and the half line, given a global one that sets their scale."""
+    a = numpyro.param("a", 1.0, constraint=dist.constraints.positive)
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 2.0))
+    with numpyro.plate("data", len(y)):
+        p = numpyro.sample("p", dist.Dirichlet(a * jnp.ones(3)))
+        r = numpyro.sample("r", dist.Gamma(2.0, rate))
+        numpyro.sample("y", dist.Poisson(3 * r[..., None] * p).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    "model, args",
+    [(local, (COUNTS,)), (global_, (COVARIATES, LABELS)), (constrained, (TABLE,))],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_particles_agree_with_nuts(model, args):
+    fit = EBIPLA(model, num_steps=500).run(random.key(1), *args, progress_bar=False)
+    nuts = NUTS(handlers.substitute(model, data=fit.params))
+    mcmc = MCMC(nuts, num_warmup=500, num_samples=8000, progress_bar=False)
+    mcmc.run(random.key(2), *args)
+    ours = fit.get_samples()
+    for name, exact in mcmc.get_samples().items():
+        pooled = ours[name].reshape((-1, *ours[name].shape[2:]))
+        sd = exact.std(0)
+        np.testing.assert_array_less(np.abs(pooled.mean(0) - exact.mean(0)), 0.1 * sd)
+        np.testing.assert_array_less(np.abs(pooled.std(0) - sd), 0.1 * sd)
+        assert split_gelman_rubin(ours[name]).max() < 1.02
