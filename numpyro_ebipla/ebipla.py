@@ -1,38 +1,31 @@
 """``EBIPLA``: fit a NumPyro model with an energy-based prior by maximum marginal likelihood."""
 
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax, random
+from jax import Array, random
 from tqdm.auto import tqdm
 
 from numpyro_ebipla import collect as collecting
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
-from numpyro_ebipla._static import is_array, split_static
-from numpyro_ebipla._tree import chain_select, strong_type
-from numpyro_ebipla._types import Params, PosteriorState, TrainState
+from numpyro_ebipla._static import split_static
+from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla.checks import check_key, check_state, count
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import MALA, Kernel
-from numpyro_ebipla.minibatch import batches_per_epoch
+from numpyro_ebipla.loop import run_chunk, run_steps
 from numpyro_ebipla.optim import as_optax, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
+from numpyro_ebipla.start import check_faults, initial_state
 from numpyro_ebipla.step import Config, batch_indices, contrast, gather, prepare_walkers, step
 from numpyro_ebipla.tempering import Tempered
 from numpyro_ebipla.walkers import Annealed, WalkerStrategy
-
-#: Steps between two looks of the host at a run; the first looks come early.
-CHUNK = 100
-#: Draws from the prior for an initial particle whose log density is not finite, before an error.
-REDRAWS = 10
 
 
 class System(NamedTuple):
@@ -111,12 +104,12 @@ class EBIPLA:
         if not callable(model):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
         self.model = model
-        self.num_particles = None if num_particles is None else _count("num_particles", num_particles)
-        self.num_steps = _count("num_steps", num_steps)
-        self.num_samples = _count("num_samples", num_samples)
-        self.thinning = _count("thinning", thinning)
-        self.warmup = _count("warmup", warmup, least=0)
-        self.num_moves = _count("num_moves", num_moves)
+        self.num_particles = None if num_particles is None else count("num_particles", num_particles)
+        self.num_steps = count("num_steps", num_steps)
+        self.num_samples = count("num_samples", num_samples)
+        self.thinning = count("thinning", thinning)
+        self.warmup = count("warmup", warmup, least=0)
+        self.num_moves = count("num_moves", num_moves)
         self.kernel = MALA() if kernel is None else kernel
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
@@ -147,12 +140,12 @@ class EBIPLA:
             **kwargs: of the model.
             init_params: constrained values for some ``param`` sites, instead of the model's.
         """
-        rng_key = _check_key(rng_key)
+        rng_key = check_key(rng_key)
         key_params, key_state = random.split(rng_key)
         system = self._system(args, kwargs, key_params, init_params, fresh=True)
         _, data, params, mutable, *_ = system.inspection
         state, faults = system.start(key_state, params, mutable, data)
-        _check_faults(faults)
+        check_faults(faults)
         return state
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
@@ -218,19 +211,19 @@ class EBIPLA:
         Raises:
             ModelError: naming the site or argument, before any long work.
         """
-        rng_key = _check_key(rng_key)
-        num_steps = self.num_steps if num_steps is None else _count("num_steps", num_steps, least=0)
+        rng_key = check_key(rng_key)
+        num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
         if init_state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
             system = self._system(args, kwargs)
         else:
             system = self._system(args, kwargs)
-            _check_state(system, init_state)
+            check_state(system.config, system.inspection.params, init_state)
             state = jax.tree.map(jnp.copy, init_state)  # the loop donates its buffers
         config, data = system.config, self._data(args, kwargs)
         plan, layout = self._plan(system, data, sites, indices, max_bytes)
 
-        state, history, stopped = _fit(system, state, data, num_steps, progress_bar)
+        state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar)
         estimate = self._estimate(state)
         key_draws = random.fold_in(rng_key, 1)
         with tqdm(total=1, disable=not progress_bar, desc="collect") as bar:
@@ -300,9 +293,9 @@ class EBIPLA:
         inspection = inspect_model(self.model, key, args, kwargs, init_params)
         config = self._configure(inspection)
         update = partial(step, config)
-        run_chunk = jax.jit(partial(_run_chunk, config), donate_argnums=0)
-        start = jax.jit(partial(_initial_state, config))
-        system = System(config, inspection, run_chunk, jax.jit(update), start)
+        chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
+        start = jax.jit(partial(initial_state, config))
+        system = System(config, inspection, chunk, jax.jit(update), start)
         self._systems[signature] = system
         return system
 
@@ -351,285 +344,3 @@ class EBIPLA:
         layout = collecting.layouts(model, chosen, inspection.params, data, inspection.mutable) if chosen else {}
         collecting.check_memory(model, plan, system.config.num_particles, layout)
         return plan, layout
-
-
-# --- the host loop --------------------------------------------------------------------------------------
-
-
-def _fit(
-    system: System, state: TrainState, data: Any, num_steps: int, progress_bar: bool
-) -> tuple[TrainState, dict[str, np.ndarray], str | None]:
-    """Chunks of jitted steps, with a look between them."""
-    parts: list[dict[str, np.ndarray]] = []
-    done, stopped = 0, None
-    with tqdm(total=num_steps, disable=not progress_bar, desc="fit") as bar, _held_interrupt() as interrupt:
-        try:
-            while done < num_steps and stopped is None:
-                if interrupt.is_set():
-                    raise KeyboardInterrupt
-                size = min(1 if done == 0 else 9 if done == 1 else CHUNK, num_steps - done)
-                state, taken, info = system.run_chunk(state, data, jnp.asarray(size, jnp.int32))
-                taken = int(taken)
-                parts.append({k: np.asarray(v)[:taken] for k, v in info.items()})
-                sound = parts[-1].pop("sound")
-                done += taken
-                bar.update(taken)
-                bar.set_postfix(_postfix(parts[-1]), refresh=False)
-                if not sound.all():
-                    stopped = _reason(parts[-1], int(state.step))
-                    warnings.warn(stopped, EBIPLAWarning, stacklevel=3)
-        except KeyboardInterrupt:
-            stopped = f"interrupted after step {int(state.step)}"
-            warnings.warn(f"{stopped}; the fit holds what was reached.", EBIPLAWarning, stacklevel=3)
-    keys = parts[0] if parts else {"contrast": np.zeros(0)}
-    history = {k: np.concatenate([p[k] for p in parts]) if parts else np.zeros(0) for k in keys}
-    return state, history, stopped
-
-
-@contextmanager
-def _held_interrupt() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C only sets the event: a chunk that has begun owns the state's buffers.
-
-    A second one interrupts at once. Signals reach the main thread only; elsewhere nothing changes.
-    """
-    pressed = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield pressed
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        pressed.set()
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _run_chunk(
-    config: Config, state: TrainState, data: Any, num_steps: Array
-) -> tuple[TrainState, Array, dict[str, Array]]:
-    """Up to ``num_steps`` steps (traced, so that every length shares one compilation)."""
-    shapes = jax.eval_shape(lambda s, d: step(config, s, d)[1], state, data)
-    record = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), shapes)
-
-    def go_on(carry: Any) -> Array:
-        i, _, _, sound = carry
-        return (i < num_steps) & sound
-
-    def body(carry: Any) -> Any:
-        i, state, record, _ = carry
-        state, info = step(config, state, data)
-        record = jax.tree.map(lambda r, x: r.at[i].set(x), record, info)
-        return i + 1, state, record, info["sound"]
-
-    taken, state, record, _ = lax.while_loop(go_on, body, (jnp.zeros((), jnp.int32), state, record, jnp.array(True)))
-    return state, taken, record
-
-
-def _postfix(info: dict[str, np.ndarray]) -> dict[str, str]:
-    """What the progress bar shows of a chunk."""
-    shown = {"contrast": f"{np.mean(info['contrast']):.3g}"}
-    for name, value in info.items():
-        if name.startswith("accept") or name.rpartition("/")[2] in ("ess", "swap", "log_z"):
-            shown[name.replace("accept_", "acc ")] = f"{value[-1]:.2f}"
-    return shown
-
-
-def _reason(info: dict[str, np.ndarray], reached: int) -> str:
-    value = info["contrast"][-1]
-    what = (
-        "the contrast is not finite"
-        if not np.isfinite(value)
-        else ("parameters, particles or walkers' energies left the finite range or the bound max_energy")
-    )
-    return (
-        f"the fit diverged at step {reached + 1}: {what} (contrast {value:.3g}). It stopped and holds the state after "
-        f"step {reached}. Lower the learning rate, or use adjusted chains (kernel=MALA(), prior=Tempered())."
-    )
-
-
-# --- initial state ------------------------------------------------------------------------------------
-
-
-def _initial_state(
-    config: Config, rng_key: Array, params: Params, mutable: Any, data: Any
-) -> tuple[TrainState, dict[str, Array]]:
-    """The initial state, and at how many chains each site's log density is not finite."""
-    model, kernel = config.model, config.particles.kernel
-    key_latents, key_walkers, key_run = random.split(rng_key, 3)
-    (local, glob), faults = _draw_particles(config, key_latents, params, mutable, data)
-    momentum = jax.tree.map(jnp.zeros_like, (local, glob)) if kernel.has_momentum else None
-    indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
-    densities = model.tilted(model.constrain_params(params), indices, data, key_walkers, mutable)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        rng_key=key_run,
-        params=params,
-        average=params,
-        optim_state=config.optim.init(params),
-        mutable=mutable,
-        posterior=PosteriorState(local, glob, momentum, kernel.init(local, 2), kernel.init(glob, 1)),
-        prior={
-            name: config.walkers[name].init(random.fold_in(key_walkers, i), density)
-            for i, (name, density) in enumerate(densities.items())
-        },
-    )
-    return jax.tree.map(jnp.copy, strong_type_state(state)), faults  # no buffer twice: the loop donates them
-
-
-def _draw_particles(config: Config, rng_key: Array, params: Params, mutable: Any, data: Any) -> Any:
-    """Particles of all data from the prior: ``[N, M, …]`` and ``[N, …]``, batch by batch; and faults."""
-    model = config.model
-    B, M = model.batch_size, model.num_data
-    key_first, key_rest = random.split(rng_key)
-    draw = partial(_draw_batch, config, model.constrain_params(params), mutable, data)
-    if not model.subsampled:
-        return draw(key_first, None, None)
-    parts = batches_per_epoch(M, B)
-    indices = (jnp.arange(parts * B, dtype=jnp.int32) % M).reshape(parts, B)
-    glob = draw(key_first, indices[0], None)[0][1] if model.global_sites else None
-    keys = random.split(key_rest, parts)
-    (local, _), faults = lax.map(lambda a: draw(*a, glob), (keys, indices))
-    local = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, parts * B, *x.shape[3:]))[:, :M], local)
-    return (local, glob or {}), jax.tree.map(jnp.sum, faults)
-
-
-def _draw_batch(
-    config: Config,
-    params: Params,
-    mutable: Any,
-    data: Any,
-    rng_key: Array,
-    indices: Array | None,
-    known: Any,
-) -> tuple[tuple[Any, Any], dict[str, Array]]:
-    """Particles of a batch, redrawn a few times where their log density is not finite.
-
-    ``known`` are the global latents if they are drawn already.
-    """
-    model, num = config.model, config.num_particles
-    key_model, key_draws = random.split(rng_key)
-
-    def draw(key: Array) -> tuple[Any, Any]:
-        one = lambda k, glob: model.draw_latents(k, params, indices, data, mutable, glob)
-        local, glob = jax.vmap(one)(random.split(key, num), known or {})
-        return local, known or glob
-
-    def faults(local: Any, glob: Any) -> dict[str, Array]:
-        one = lambda local, glob: model.faults(params, local, glob, indices, data, key_model, mutable)
-        if not model.latents:
-            return jax.tree.map(lambda x: x[None], one({}, {}))
-        return jax.vmap(one)(local, glob)
-
-    def attempt(carry: Any) -> Any:
-        i, (local, glob), bad = carry
-        new_local, new_glob = draw(random.fold_in(key_draws, i))
-        if glob and known is None:  # a global latent takes all local ones of its particle with it
-            rows = jnp.stack([b.reshape(b.shape[0], -1).any(-1) for b in bad.values()]).any(0)
-            local, glob = chain_select(rows, (new_local, new_glob), (local, glob))
-        else:
-            own = [b if b.ndim == 2 else b[:, None] for b in bad.values()]
-            where = jnp.any(jnp.stack(jnp.broadcast_arrays(*own)), 0)
-            local = chain_select(where, new_local, local)
-        return i + 1, (local, glob), faults(local, glob)
-
-    def go_on(carry: Any) -> Array:
-        return (carry[0] <= REDRAWS) & jnp.stack([b.any() for b in carry[2].values()]).any()
-
-    if not model.latents:
-        return ({}, {}), jax.tree.map(jnp.sum, faults({}, {}))
-    # Everything counts as faulty before the first attempt, so that the model is compiled but once.
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw, key_draws))
-    nothing = (nothing[0], known or nothing[1])
-    bad = jax.tree.map(lambda x: jnp.ones(x.shape, bool), jax.eval_shape(faults, *nothing))
-    _, chains, bad = lax.while_loop(go_on, attempt, (jnp.zeros((), jnp.int32), nothing, bad))
-    return chains, jax.tree.map(jnp.sum, bad)
-
-
-def strong_type_state(state: TrainState) -> TrainState:
-    """The state without weak types; the key is left as it is."""
-    key = state.rng_key
-    return strong_type(state._replace(rng_key=jnp.zeros(())))._replace(rng_key=key)
-
-
-# --- checks -------------------------------------------------------------------------------------------
-
-
-def _count(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-    return int(value)
-
-
-def _check_key(rng_key: Any) -> Array:
-    """A typed key from a typed or a raw one."""
-    if is_array(rng_key):
-        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
-            return rng_key
-        if rng_key.dtype == jnp.uint32 and rng_key.shape == (2,):
-            return random.wrap_key_data(jnp.asarray(rng_key))
-    raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
-
-
-def _check_faults(faults: dict[str, Array]) -> None:
-    """Refuse a start at which a log density is not finite.
-
-    Raises:
-        ModelError: naming the site.
-    """
-    for name, count in faults.items():
-        if int(count):
-            raise ModelError(
-                f"the log density at '{name}' is not finite at {int(count)} of the initial particles, after "
-                f"{REDRAWS} further draws from the prior: check that the data lie where the model gives them "
-                "positive density, and the initial parameters (init_params)."
-            )
-
-
-def _check_state(system: System, state: Any) -> None:
-    """Refuse a state of another model, plate size or configuration.
-
-    Raises:
-        TypeError, ModelError
-    """
-    if not isinstance(state, TrainState):
-        raise TypeError(f"init_state must be the state of a fit (fit.state), got {type(state).__name__}.")
-    config, model = system.config, system.config.model
-    for name, value in state.posterior.local.items():
-        if name in model.latents and value.shape[1] != model.num_data:
-            plate = model.plate.name if model.plate else ""
-            raise ModelError(
-                f"init_state holds particles of {value.shape[1]} data at '{name}', but the plate '{plate}' now has "
-                f"{model.num_data}: a state belongs to its data; start afresh with init_params=fit.params."
-            )
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        return {jax.tree_util.keystr(k): jnp.shape(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-
-    for what, ours, theirs in (
-        ("parameters", system.inspection.params, state.params),
-        (
-            "optimiser (optim=)",
-            jax.eval_shape(config.optim.init, system.inspection.params),
-            state.optim_state,
-        ),
-    ):
-        if shapes(ours) != shapes(theirs):
-            raise ModelError(
-                f"init_state has other {what} than this EBIPLA and model: {shapes(theirs)} against {shapes(ours)}."
-            )
-    sites = {*state.posterior.local, *state.posterior.glob}
-    if sites != {*model.latents} or {*state.prior} != {*model.energies}:
-        raise ModelError(
-            f"init_state has latents {sorted(sites)} and energy priors {sorted(state.prior)}, the model has "
-            f"{sorted(model.latents)} and {sorted(model.energies)}."
-        )
-    number = {v.shape[0] for v in jax.tree.leaves((state.posterior.local, state.posterior.glob))}
-    if number - {config.num_particles}:
-        raise ModelError(
-            f"init_state has {number} particles, this EBIPLA {config.num_particles}: pass num_particles={min(number)}."
-        )

@@ -129,7 +129,10 @@ class LatentModel:
             params: constrained parameters.
             local: ``{site: [N, B, *event]}``.
             glob: ``{site: [N, *event]}``.
-            indices, data, rng_key, mutable: see the class; ``rng_key`` is for models that ask for one.
+            indices: see the class.
+            data: see the class.
+            rng_key: for models that ask for one.
+            mutable: values at ``mutable`` sites.
             log_z: ``{energy site: log normaliser}``, broadcasting to its batch shape; zero if missing.
 
         Returns:

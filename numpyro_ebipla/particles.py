@@ -1,7 +1,7 @@
 """Posterior particles: N for each datum (local latents) or N in all (global ones), kept over the whole run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,7 @@ class Particles:
         num_moves: moves per step.
     """
 
-    kernel: Kernel = MALA()
+    kernel: Kernel = field(default_factory=MALA)
     num_moves: int = 1
 
     def advance(

@@ -15,7 +15,7 @@ Each is a frozen set of options with three functions: ``init`` makes a
 gradient, ``advance`` lets them follow the parameters from ``θ_k`` to ``θ_{k+1}``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -95,7 +95,7 @@ class Persistent(WalkerStrategy):
     """
 
     num_walkers: int = 1000
-    kernel: Kernel = MALA()
+    kernel: Kernel = field(default_factory=MALA)
     num_moves: int = 1
     weighted: bool = False
     threshold: float = 0.5

@@ -194,7 +194,7 @@ def test_initial_parameters(init_params, error, message):
         inspect_model(good, random.key(0), (Y,), {}, init_params)
 
 
-@pytest.mark.parametrize("key", [0, None, jnp.zeros(3), "key", random.split(random.key(0)), np.zeros(2)], ids=str)
+@pytest.mark.parametrize("key", [0, None, jnp.zeros(3), "key", random.split(random.key(0)), np.zeros(2)])
 def test_a_key_that_is_none(key):
     with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
         EBIPLA(good).init(key, Y)
@@ -230,7 +230,6 @@ def test_counts(name, value):
         ({"max_energy": 0.0}, ValueError, "max_energy"),
         ({"max_energy": float("nan")}, ValueError, "max_energy"),
     ],
-    ids=str,
 )
 def test_options(options, error, message):
     with pytest.raises(error, match=message):

@@ -1,0 +1,75 @@
+"""Arguments and states refused by name, before any long work."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, random
+
+from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._static import is_array
+from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla.step import Config
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an integer of at least ``least``; a ValueError names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    return int(value)
+
+
+def check_key(rng_key: Any) -> Array:
+    """A typed key from a typed or a raw one."""
+    if is_array(rng_key):
+        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
+            return rng_key
+        if rng_key.dtype == jnp.uint32 and rng_key.shape == (2,):
+            return random.wrap_key_data(jnp.asarray(rng_key))
+    raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
+
+
+def check_state(config: Config, params: Params, state: Any) -> None:
+    """Refuse a state of another model, plate size or configuration.
+
+    Raises:
+        TypeError, ModelError
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(f"init_state must be the state of a fit (fit.state), got {type(state).__name__}.")
+    model = config.model
+    for name, value in state.posterior.local.items():
+        if name in model.latents and value.shape[1] != model.num_data:
+            plate = model.plate.name if model.plate else ""
+            raise ModelError(
+                f"init_state holds particles of {value.shape[1]} data at '{name}', but the plate '{plate}' now has "
+                f"{model.num_data}: a state belongs to its data; start afresh with init_params=fit.params."
+            )
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        return {jax.tree_util.keystr(k): jnp.shape(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+    for what, ours, theirs in (
+        ("parameters", params, state.params),
+        (
+            "optimiser (optim=)",
+            jax.eval_shape(config.optim.init, params),
+            state.optim_state,
+        ),
+    ):
+        if shapes(ours) != shapes(theirs):
+            raise ModelError(
+                f"init_state has other {what} than this EBIPLA and model: {shapes(theirs)} against {shapes(ours)}."
+            )
+    sites = {*state.posterior.local, *state.posterior.glob}
+    if sites != {*model.latents} or {*state.prior} != {*model.energies}:
+        raise ModelError(
+            f"init_state has latents {sorted(sites)} and energy priors {sorted(state.prior)}, the model has "
+            f"{sorted(model.latents)} and {sorted(model.energies)}."
+        )
+    number = {v.shape[0] for v in jax.tree.leaves((state.posterior.local, state.posterior.glob))}
+    if number - {config.num_particles}:
+        raise ModelError(
+            f"init_state has {number} particles, this EBIPLA {config.num_particles}: pass num_particles={min(number)}."
+        )
