@@ -31,7 +31,7 @@ class Adaptation(NamedTuple):
 
     log_step: Array
     curvature: Latents
-    count: Array
+    count: Array  # type: ignore[assignment]
 
 
 class PosteriorState(NamedTuple):

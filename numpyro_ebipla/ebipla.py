@@ -276,7 +276,7 @@ class EBIPLA:
         """The compiled functions for these arguments' shapes; a cache, nothing that a state depends on."""
         kwargs = {**kwargs, **self.static_kwargs}
         arrays, static = split_static((args, kwargs))
-        signature = (static, tuple((x.shape, jnp.result_type(x)) for x in arrays), jax.config.jax_enable_x64)
+        signature = (static, tuple((x.shape, jnp.result_type(x)) for x in arrays), jax.config.read("jax_enable_x64"))
         known = self._systems.get(signature)
         if known is not None and not fresh:
             return known

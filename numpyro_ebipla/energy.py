@@ -231,7 +231,7 @@ def _anneal(prior: EnergyPrior, density: TiltedDensity, rng_key: Array, num_walk
     log_step, rate = initial_log_step(dtype), 0.2
     if prior.step_size is not None:
         log_step, rate = jnp.full_like(log_step, jnp.log(prior.step_size)), 0.0
-    options = {"num_moves": prior.num_moves, "max_temps": prior.max_temps, "rate": rate}
+    options: dict[str, Any] = {"num_moves": prior.num_moves, "max_temps": prior.max_temps, "rate": rate}
     return anneal(rng_key, density, num_walkers, log_step, stage_ess=0.98, **options)
 
 

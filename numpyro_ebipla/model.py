@@ -56,6 +56,22 @@ class DataPlate(NamedTuple):
     dim: int
 
 
+class Joint(NamedTuple):
+    """Log densities of N particles and what comes with them.
+
+    Attributes:
+        per_datum: ``[N, B]`` the sum of all sites inside the data plate, for each datum.
+        rest: ``[N]`` the sum of all others.
+        mutable: new values at ``mutable`` sites, of the first particle.
+        energies: ``{energy site: mean energy}`` at the particles (the data, if it is observed).
+    """
+
+    per_datum: Array
+    rest: Array
+    mutable: dict[str, Any]
+    energies: dict[str, Array]
+
+
 @dataclass(frozen=True)
 class LatentModel:
     """The model with its layout; see :func:`inspect_model`.
@@ -122,7 +138,7 @@ class LatentModel:
         rng_key: Array,
         mutable: dict[str, Any],
         log_z: dict[str, Array],
-    ) -> tuple[Array, Array, dict[str, Any]]:
+    ) -> "Joint":
         """Log densities of N particles, in unconstrained space (Jacobians included).
 
         Args:
@@ -134,13 +150,9 @@ class LatentModel:
             rng_key: for models that ask for one.
             mutable: values at ``mutable`` sites.
             log_z: ``{energy site: log normaliser}``, broadcasting to its batch shape; zero if missing.
-
-        Returns:
-            ``(per_datum [N, B], rest [N], mutable)``: the sum of all sites inside the data plate for each
-            datum, and of all others.
         """
 
-        def one(local: Latents, glob: Latents) -> tuple[Array, Array, dict[str, Any]]:
+        def one(local: Latents, glob: Latents) -> Joint:
             trace, log_det = self._run(params, local, glob, indices, data, rng_key, mutable)
             per_datum = jnp.zeros((self._width(indices),))
             rest = jnp.zeros(())
@@ -154,13 +166,15 @@ class LatentModel:
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in mutable}
-            return per_datum, rest, state
+            energies = {name: unwrap(trace[name]["fn"]).energy(trace[name]["value"]).mean() for name in self.energies}
+            return Joint(per_datum, rest, state, jax.lax.stop_gradient(energies))
 
-        if not self.latents:
-            per_datum, rest, state = one({}, {})
-            return per_datum[None], rest[None], state
-        per_datum, rest, state = jax.vmap(one)(local, glob)
-        return per_datum, rest, jax.tree.map(lambda x: x[0], state)
+        if self.latents:
+            joint = jax.vmap(one)(local, glob)
+        else:
+            joint = jax.tree.map(lambda x: x[None], one({}, {}))
+        first = jax.tree.map(lambda x: x[0], joint.mutable)
+        return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
 
     def faults(
         self, params: Params, local: Latents, glob: Latents, indices: Any, data: Any, key: Array, mutable: Any

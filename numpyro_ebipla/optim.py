@@ -29,7 +29,7 @@ from numpyro_ebipla._tree import normal_like
 class NoiseState(NamedTuple):
     """Number of updates made."""
 
-    count: Array
+    count: Array  # type: ignore[assignment]
 
 
 def langevin_noise(

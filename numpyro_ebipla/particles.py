@@ -139,8 +139,9 @@ def _refreshed(log_joint: LogJoint, ratio: float, points: tuple[Point, Point]) -
         return evaluated(_local_target(log_joint, {}), local), glob
     if glob.position and not local.position:
         return local, evaluated(_global_target(log_joint, ratio, {}), glob)
-    known = evaluated_at(log_joint, ratio, local.position, glob.position)
-    return Point(local.position, *known[:2], local.momentum), Point(glob.position, *known[2:], glob.momentum)
+    value, grad, whole, grad_whole = evaluated_at(log_joint, ratio, local.position, glob.position)
+    here = Point(local.position, value, grad, local.momentum)
+    return here, Point(glob.position, whole, grad_whole, glob.momentum)
 
 
 def _unadjusted(rng_key: Array, here: Point, adapt: Adaptation, ratio: float) -> Point:

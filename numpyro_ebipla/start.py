@@ -55,7 +55,7 @@ def _draw_particles(config: Config, rng_key: Array, params: Params, mutable: Any
     indices = (jnp.arange(parts * B, dtype=jnp.int32) % M).reshape(parts, B)
     glob = draw(key_first, indices[0], None)[0][1] if model.global_sites else None
     keys = random.split(key_rest, parts)
-    (local, _), faults = lax.map(lambda a: draw(*a, glob), (keys, indices))
+    (local, _), faults = lax.map(lambda a: draw(a[0], a[1], glob), (keys, indices))
     local = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, parts * B, *x.shape[3:]))[:, :M], local)
     return (local, glob or {}), jax.tree.map(jnp.sum, faults)
 

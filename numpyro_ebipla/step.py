@@ -48,6 +48,7 @@ class Contrast(NamedTuple):
     walkers: dict[str, tuple[Array, Array]]
     log_density: dict[str, Array]
     log_z: dict[str, Array]
+    gap: dict[str, tuple[Array, Array]]
     mutable: dict[str, Any]
 
 
@@ -66,6 +67,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
 
     walk, prior, info = prepare_walkers(config, key_walkers, densities(state.params), state.prior)
     now = contrast(config, state, here, walk, indices, data, key_model)
+    info |= {f"{name}/gap": gap for name, (gap, _) in now.gap.items()}
     updates, optim_state = config.optim.update(
         now.params_grad,
         state.optim_state,
@@ -74,7 +76,9 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         rng_key=key_optim,
         inverse_temperature=model.num_data * config.num_particles,
     )
-    params = optax.apply_updates(state.params, braked(config, updates, info))
+    brake = energy_brake(config, info, now.gap)
+    info |= {"brake": brake} if config.walkers else {}
+    params = optax.apply_updates(state.params, braked(config, updates, brake))
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
         constrained = model.constrain_params(state.params)
@@ -125,9 +129,12 @@ def contrast(
             name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
             for name in walk
         }
-        per_datum, rest, mutable = model.log_joint(params, local, glob, indices, data, rng_key, state.mutable, log_z)
+        per_datum, rest, mutable, energies = model.log_joint(
+            params, local, glob, indices, data, rng_key, state.mutable, log_z
+        )
+        gap = {name: energy_gap(walk[name], tilted[name], positions[name], energies[name]) for name in walk}
         value = -(per_datum.mean() + rest.mean() / M)
-        return value, (per_datum, rest, log_density, mutable, log_z)
+        return value, (per_datum, rest, log_density, mutable, log_z, gap)
 
     positions = {name: w.position for name, w in walk.items()}
     held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
@@ -137,7 +144,7 @@ def contrast(
     def split_loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
         return loss(params, local, glob, held | moving, shift)
 
-    (value, (per_datum, rest, log_density, mutable, log_z)), grads = jax.value_and_grad(
+    (value, (per_datum, rest, log_density, mutable, log_z, gap)), grads = jax.value_and_grad(
         split_loss, argnums=(0, 1, 2, 3, 4), has_aux=True
     )(state.params, block.local, block.glob, moving, shift)
     params_grad, local, glob, walkers, coefficient = grads
@@ -152,7 +159,7 @@ def contrast(
 
     known = (per_datum, local, whole, glob)
     mean = {name: jnp.sum(walk[name].weight * log_density[name], 0) for name in walk}
-    return Contrast(value, params_grad, known, {n: undo_weight(n) for n in shared}, mean, log_z, mutable)
+    return Contrast(value, params_grad, known, {n: undo_weight(n) for n in shared}, mean, log_z, gap, mutable)
 
 
 # --- walkers, minibatches, averages -------------------------------------------------------------------
@@ -162,7 +169,8 @@ def prepare_walkers(
     config: Config, rng_key: Array, densities: dict[str, TiltedDensity], prior: dict[str, WalkerState]
 ) -> tuple[dict[str, Walkers], dict[str, WalkerState], dict[str, Array]]:
     """``prepare`` of every energy prior's strategy."""
-    walk, states, info = {}, {}, {}
+    walk, states = {}, {}
+    info: dict[str, Array] = {}
     for i, (name, density) in enumerate(densities.items()):
         key = random.fold_in(rng_key, i)
         walk[name], states[name], said = config.walkers[name].prepare(key, density, prior[name])
@@ -180,7 +188,8 @@ def advance_walkers(
     known: dict[str, tuple[Array, Array]],
 ) -> tuple[dict[str, WalkerState], dict[str, Array]]:
     """``advance`` of every energy prior's strategy."""
-    states, info = {}, {}
+    states = {}
+    info: dict[str, Array] = {}
     for i, (name, density) in enumerate(densities.items()):
         key = random.fold_in(rng_key, i)
         states[name], said = config.walkers[name].advance(key, density, following[name], prior[name], known.get(name))
@@ -188,12 +197,31 @@ def advance_walkers(
     return states, info
 
 
-def braked(config: Config, updates: Params, info: dict[str, Array]) -> Params:
-    """Slow the energy's parameters down where walkers say that they cannot keep up."""
-    brakes = [value for name, value in info.items() if name.endswith("/brake")]
-    if not brakes:
-        return updates
-    brake = jnp.min(jnp.stack(brakes))
+def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles: Array) -> tuple[Array, Array]:
+    """How far the mean energy of the walkers lies above that of the particles, and the walkers' deviation."""
+    energy = jax.lax.stop_gradient(tilted.energy(position))
+    mean = jnp.sum(walk.weight * energy, 0)
+    variance = jnp.sum(walk.weight * jnp.square(energy - mean), 0)
+    return jnp.mean(mean) - particles, jnp.sqrt(jnp.mean(variance))
+
+
+def energy_brake(config: Config, info: dict[str, Array], gaps: dict[str, tuple[Array, Array]]) -> Array:
+    """A factor from 0 to 1 on the energy's updates: small where its walkers cannot keep up.
+
+    A strategy may say so itself (``site/brake``), or the gap in mean energy between walkers and particles: one that
+    grows is how a fit runs away, as the energy falls where the particles are and no walker has been yet.
+    """
+    brake = jnp.ones(())
+    for name, strategy in config.walkers.items():
+        brake = jnp.minimum(brake, info.get(f"{name}/brake", 1.0))
+        if strategy.brake_gap:
+            gap, deviation = gaps[name]
+            brake = brake * jnp.minimum(1.0, (1 + deviation) / jnp.maximum(jnp.abs(gap), 1e-6)) ** 2
+    return brake
+
+
+def braked(config: Config, updates: Params, brake: Array) -> Params:
+    """``updates`` with those of the energy's parameters slowed down."""
     return {
         name: jax.tree.map(lambda u: brake.astype(u.dtype) * u, update) if name in config.energy_params else update
         for name, update in updates.items()

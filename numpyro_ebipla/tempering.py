@@ -28,7 +28,7 @@ class Ladder(NamedTuple):
     temperature: Array
     log_step: Array
     rejection: Array
-    count: Array
+    count: Array  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Tempered(WalkerStrategy):
     num_rungs: int = 8
     num_moves: int = 1
     brake: tuple[float, float] | None = (1.4, 2.5)
+    brake_gap = True
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""

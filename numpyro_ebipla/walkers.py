@@ -52,10 +52,14 @@ class WalkerStrategy:
     Attributes:
         shares_gradient: whether ``advance`` uses the walkers' gradient of the step's own backward pass.
         per_datum: whether it can serve a prior that is conditional on covariates.
+        brake_gap: whether the energy is slowed down while its mean at the particles and at the walkers differ by
+            more than one plus the walkers' standard deviation. A gap that grows is how a fit runs away: the
+            energy falls where the particles are, and no walker has been there yet.
     """
 
     shares_gradient = False
     per_datum = False
+    brake_gap = False
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """Walkers for the initial parameters."""
@@ -108,7 +112,7 @@ class Persistent(WalkerStrategy):
             )
 
     @property
-    def shares_gradient(self) -> bool:
+    def shares_gradient(self) -> bool:  # type: ignore[override]
         """Weights need densities at two parameters, so only unweighted walkers share."""
         return not self.weighted
 
@@ -173,9 +177,8 @@ class Persistent(WalkerStrategy):
         """``num_moves`` moves at fixed parameters."""
         target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
         value, gradient = known if known is not None else (None, None)
-        gradient = None if gradient is None else {"x": gradient}
-        momentum = None if state.momentum is None else {"x": state.momentum}
-        point = Point({"x": state.position}, value, gradient, momentum)
+        named = lambda a: None if a is None else {"x": a}
+        point = Point({"x": state.position}, value, named(gradient), named(state.momentum))
         adapt, accept = state.adapt, jnp.zeros(())
         for key in random.split(rng_key, self.num_moves):
             point, info = self.kernel.move(key, target, point, adapt)
@@ -226,6 +229,7 @@ class Annealed(WalkerStrategy):
     stage_ess: float = 0.8
     max_temps: int = 50
     per_datum = True
+    brake_gap = True
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""
