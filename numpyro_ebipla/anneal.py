@@ -114,7 +114,8 @@ def anneal(
         return base, energy, grad_base, grad_energy
 
     def stage(s: _Stage) -> _Stage:
-        key_resample, *key_moves = random.split(random.fold_in(key_stages, s.k), 1 + num_moves)
+        keys = random.split(random.fold_in(key_stages, s.k), 1 + num_moves)
+        key_resample, key_moves = keys[0], keys[1:]
         # To second order reweighting by exp(−Δ E) leaves an ESS of exp(−Δ² Var E).
         # Walkers beyond a wall (of infinite energy, or none) will be gone, and say nothing of the rest.
         standing = jnp.isfinite(s.walkers[2])
@@ -136,16 +137,18 @@ def anneal(
             return base - t * energy, grad_base - t * grad_energy, (base, energy, grad_base, grad_energy)
 
         knot = jnp.round(t * (NUM_KNOTS - 1)).astype(jnp.int32)
-        log_step, accepts = s.log_step, jnp.zeros(())
         variance = _variance(walkers[0], log_weight)
-        for key in key_moves:
+
+        def move(carry: tuple, key: Array) -> tuple[tuple, Array]:
+            walkers, log_step = carry
             x, base, energy, grad_base, grad_energy = walkers
             here = (x, base - t * energy, grad_base - t * grad_energy)
             accept, new, prob = metropolis(key, tempered, here, jnp.exp(log_step[knot]), variance)
             walkers = chain_select(accept, (new[0], *new[3]), walkers)
-            log_step = log_step.at[knot].add(rate * (prob.mean() - TARGET_ACCEPT))
-            accepts += prob.mean() / num_moves
-        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, s.accept + accepts)
+            return (walkers, log_step.at[knot].add(rate * (prob.mean() - TARGET_ACCEPT))), prob.mean()
+
+        (walkers, log_step), accepted = lax.scan(move, (walkers, s.log_step), key_moves)
+        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, s.accept + accepted.mean())
 
     x = density.sample_base(key_base, num_walkers)
     known = evaluate(x)

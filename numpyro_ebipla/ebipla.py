@@ -80,7 +80,7 @@ class EBIPLA:
     >>> fit = EBIPLA(model, num_steps=1000).run(random.key(0), y, progress_bar=False)
     >>> bool(abs(fit.params["mean"] - y.mean()) < 0.05)
     True
-    >>> fit.get_samples()["x"].shape == (fit.num_chains, 100, 200)
+    >>> fit.get_samples()["x"].shape == (fit.num_chains, 200, 200)
     True
     """
 
@@ -90,7 +90,7 @@ class EBIPLA:
         *,
         num_particles: int | None = None,
         num_steps: int = 5000,
-        num_samples: int = 100,
+        num_samples: int = 200,
         thinning: int = 5,
         warmup: int = 100,
         optim: Any = None,

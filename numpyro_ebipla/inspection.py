@@ -347,7 +347,6 @@ def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
         and _in_plate(site, plate)
         and len(shape) >= -plate.dim
         and shape[plate.dim] == plate.batch_size
-        and plate.batch_size > 1
     )
     if per_datum and int(np.prod(shape)) != plate.batch_size:
         raise ModelError(

@@ -441,3 +441,10 @@ def test_initial_particles_are_redrawn_where_their_density_is_not_finite():
 
     state = EBIPLA(model, num_particles=4).init(random.key(1), Y)
     assert np.all(state.posterior.local["x"] > 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, M])
+def test_a_normaliser_for_each_datum_whatever_the_batch(batch_size):
+    """With one datum at a time a conditional prior was once taken for one that all data share."""
+    layout = inspect_model(energy_on_covariates, random.key(0), (Y, batch_size), {}).model
+    assert layout.energies["x"].per_datum
