@@ -94,7 +94,7 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
 def mala(key, log_density, x, value, grad, adapt):
     """One adapted, preconditioned MALA move of all chains; ``adapt`` is (log step, curvature, count)."""
     log_step, curvature, count = adapt
-    h, variance = jnp.exp(log_step), 1 / curvature
+    h, variance, k = jnp.exp(log_step), 1 / curvature, count.astype(log_step.dtype)
     key_noise, key_accept = random.split(key)
     noise = noise_for(key_noise, x)
     new = x + h * variance * grad + jnp.sqrt(2 * h * variance) * noise
@@ -105,6 +105,6 @@ def mala(key, log_density, x, value, grad, adapt):
     axes = tuple(range(x.ndim - 1))
     secant = jnp.sqrt(((new_grad - grad) ** 2).sum(axes) / ((new - x) ** 2).sum(axes))
     square = jnp.minimum((grad**2).mean(axes), secant)
-    curvature = curvature + jnp.maximum(1 / (1 + count), 0.01) * (square - curvature)
-    log_step = log_step + jnp.maximum(0.5 / (1 + count) ** 0.5, 0.02) * (prob.mean() - 0.65)
+    curvature = curvature + jnp.maximum(1 / (1 + k), 0.01) * (square - curvature)
+    log_step = log_step + jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02) * (prob.mean() - 0.65)
     return jnp.where(accept[..., None], new, x), (log_step, curvature, count + 1)

@@ -30,7 +30,7 @@ from numpyro_ebipla.anneal import (
     equally_weighted,
     initial_log_step,
 )
-from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point
+from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, evaluated
 from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample, ula_increment
 
 Info = dict[str, Array]
@@ -181,8 +181,9 @@ class Persistent(WalkerStrategy):
         point = Point({"x": state.position}, value, named(gradient), named(state.momentum))
         adapt, accept = state.adapt, jnp.zeros(())
         for key in random.split(rng_key, self.num_moves):
-            point, info = self.kernel.move(key, target, point, adapt)
-            adapt = self.kernel.adapt(adapt, info, point)
+            here = evaluated(target, point)
+            point, info = self.kernel.move(key, target, here, adapt)
+            adapt = self.kernel.adapt(adapt, info, here)
             accept += info.accept_prob / self.num_moves
         log_density = point.log_density if state.log_density is not None else None
         momentum = None if point.momentum is None else point.momentum["x"]
