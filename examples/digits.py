@@ -165,22 +165,26 @@ def plot(path, train, reconstructed, generated, scores, energies):
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 10), layout="constrained")
 
-    def show(axis, images, title, columns=12):
+    def show(axis, images, title, columns=8):
         images = np.asarray(images)[: columns * columns].reshape(-1, columns, 8, 8)
-        axis.imshow(images.transpose(0, 2, 1, 3).reshape(-1, columns * 8), cmap="gray_r", vmin=-1, vmax=1)
+        framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
+        framed = np.pad(framed, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=0)  # a thin grey line
+        axis.imshow(framed.transpose(0, 2, 1, 3).reshape(-1, columns * 11), cmap="gray_r", vmin=-1, vmax=1)
         axis.set(title=title, xticks=[], yticks=[])
 
-    pairs = np.stack([train[:72], reconstructed[:72]], 1).reshape(-1, 64)
+    pairs = np.stack([train[:32], reconstructed[:32]], 1).reshape(-1, 64)
     show(axes[0, 0], pairs, "Training digits, each with its reconstruction to the right")
     for axis, name in ((axes[0, 1], "energy"), (axes[1, 0], "gaussian")):
         show(axis, generated[name], f"Generated under the {name} prior: squared MMD {scores[name]:.1e}")
+    everything = np.concatenate(list(energies.values()))
+    bins = np.geomspace(max(everything.min(), 1.0), everything.max(), 60)
     for name, values in energies.items():
-        axes[1, 1].hist(values, 40, alpha=0.7, label=name)
+        axes[1, 1].hist(np.maximum(values, 1.0), bins, alpha=0.7, label=name)
     axes[1, 1].set(
         title="How unlikely is an image?",
         xlabel="lowest energy + misfit over latents (nats)",
         ylabel="images",
-        xscale="symlog",
+        xscale="log",
     )
     axes[1, 1].legend()
     figure.savefig(path, dpi=110)
