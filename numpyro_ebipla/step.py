@@ -209,14 +209,17 @@ def energy_brake(config: Config, info: dict[str, Array], gaps: dict[str, tuple[A
     """A factor from 0 to 1 on the energy's updates: small where its walkers cannot keep up.
 
     A strategy may say so itself (``site/brake``), or the gap in mean energy between walkers and particles: one that
-    grows is how a fit runs away, as the energy falls where the particles are and no walker has been yet.
+    grows is how a fit runs away, as the energy falls where the particles are and no walker has been yet. Where the
+    walkers' energy is the lower one they have found a hole that has to be filled, and nothing is held back.
     """
     brake = jnp.ones(())
     for name, strategy in config.walkers.items():
-        brake = jnp.minimum(brake, info.get(f"{name}/brake", 1.0))
-        if strategy.brake_gap:
-            gap, deviation = gaps[name]
-            brake = brake * jnp.minimum(1.0, (1 + deviation) / jnp.maximum(jnp.abs(gap), 1e-6)) ** 2
+        if not strategy.brake_gap:
+            continue
+        gap, deviation = gaps[name]
+        factor = jnp.minimum(1.0, (1 + deviation) / jnp.maximum(gap, 1e-6)) ** 2
+        factor = factor * info.get(f"{name}/brake", 1.0)
+        brake = jnp.minimum(brake, jnp.where(gap < 0, 1.0, factor))
     return brake
 
 
