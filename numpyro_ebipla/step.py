@@ -119,11 +119,11 @@ def contrast(
     model, N, B, M = config.model, config.num_particles, config.model.batch_size, config.model.num_data
     shared = {name for name in walk if config.walkers[name].shares_gradient}
 
-    def loss(params: Params, local: Any, glob: Any, positions: dict, shift: dict) -> tuple[Array, Any]:
-        params = model.constrain_params(params)
-        tilted = model.tilted(params, indices, data, rng_key, state.mutable)
-        log_density = {name: tilted[name].log_density(positions[name]) for name in walk}
+    def loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
+        params, positions = model.constrain_params(params), held | moving
         priors = model.energy_priors(params, indices, data, rng_key, state.mutable)
+        tilted = {name: prior.tilted() for name, prior in priors.items()}
+        log_density = {name: tilted[name].log_density(positions[name]) for name in walk}
         # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
         log_z = {
             name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
@@ -141,11 +141,8 @@ def contrast(
     moving = {name: positions[name] for name in shared}
     shift = {name: jnp.zeros(w.weight.shape[1:], w.weight.dtype) for name, w in walk.items()}
 
-    def split_loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
-        return loss(params, local, glob, held | moving, shift)
-
     (value, (per_datum, rest, log_density, mutable, log_z, gap)), grads = jax.value_and_grad(
-        split_loss, argnums=(0, 1, 2, 3, 4), has_aux=True
+        loss, argnums=(0, 1, 2, 3, 4), has_aux=True
     )(state.params, block.local, block.glob, moving, shift)
     params_grad, local, glob, walkers, coefficient = grads
     # From derivatives of a mean back to those of each chain's own log density.
