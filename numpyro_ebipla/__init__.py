@@ -1,6 +1,6 @@
 """Maximum marginal likelihood for NumPyro models with energy-based priors, by interacting particles."""
 
-from numpyro_ebipla._errors import EBIPLAWarning, ModelError
+from numpyro_ebipla._errors import CheckpointError, EBIPLAWarning, ModelError
 from numpyro_ebipla.ebipla import EBIPLA
 from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.kernels import MALA, ULA, Underdamped
@@ -16,6 +16,7 @@ __all__ = [
     "MALA",
     "ULA",
     "Annealed",
+    "CheckpointError",
     "EBIPLAWarning",
     "EnergyPrior",
     "Fit",

@@ -1,4 +1,4 @@
-"""The project's own warning category and exception."""
+"""The project's own warning category and exceptions."""
 
 
 class EBIPLAWarning(UserWarning):
@@ -7,3 +7,7 @@ class EBIPLAWarning(UserWarning):
 
 class ModelError(ValueError):
     """The model or its arguments cannot be fitted: the message names the site and the remedy."""
+
+
+class CheckpointError(ValueError):
+    """A file of a checkpoint directory cannot be used: the message names it and says what to do."""

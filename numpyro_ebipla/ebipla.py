@@ -1,5 +1,6 @@
 """``EBIPLA``: fit a NumPyro model with an energy-based prior by maximum marginal likelihood."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,12 +19,13 @@ from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checks import check_key, check_state, count
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import MALA, Kernel
-from numpyro_ebipla.loop import run_chunk, run_steps
+from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
 from numpyro_ebipla.optim import as_optax, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.start import check_faults, initial_state
 from numpyro_ebipla.step import Config, batch_indices, contrast, gather, prepare_walkers, step
+from numpyro_ebipla.store import open_store
 from numpyro_ebipla.tempering import Tempered
 from numpyro_ebipla.walkers import Annealed, WalkerStrategy
 
@@ -189,9 +191,18 @@ class EBIPLA:
         sites: Sequence[str] | None = None,
         indices: Any = None,
         max_bytes: int = 2 * 2**30,
+        max_time: float | None = None,
+        stop_at_r_hat: float | dict[str, float] | None = None,
+        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_every: int = 1000,
+        keep_checkpoints: int = 3,
+        resume: bool | str = True,
         **kwargs: Any,
     ) -> Fit:
         """Fit, then hold the parameters and collect draws of every particle.
+
+        With a ``checkpoint_dir`` the same call, repeated after whatever ended it, gives the fit that it would have
+        given, bit for bit.
 
         Args:
             rng_key: PRNG key; with ``init_state`` it only seeds the draws.
@@ -204,15 +215,30 @@ class EBIPLA:
             sites: latent or deterministic sites to collect, by default all latent ones.
             indices: data whose local latents to collect, by default all.
             max_bytes: refuse to collect more than this.
+            max_time: seconds after which to take no more steps, from the call on; the draws come on top.
+            stop_at_r_hat: take no more steps once the run has settled: once split R-hat over its last half, of the path
+                of all parameters and of the contrast, is below this, e.g. 1.1. Weights of networks hardly ever settle:
+                ``{name: threshold}`` chooses parameters or entries of the history, see
+                :mod:`numpyro_ebipla.settled`.
+            checkpoint_dir: directory of this run's checkpoints. If it holds some, the run goes on from the latest,
+                and ``num_steps`` counts from the start of the run.
+            checkpoint_every: steps between two checkpoints; one more is written where the run ends.
+            keep_checkpoints: how many to keep.
+            resume: ``"previous"`` goes on from the latest checkpoint that is sound, should others be damaged; False
+                refuses a directory that holds checkpoints.
 
         Returns:
             A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state.
 
         Raises:
-            ModelError: naming the site or argument, before any long work.
+            ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
+            CheckpointError: for a damaged checkpoint.
         """
+        ends = limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
+        store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
+        found = store.read(rng_key, num_steps) if store else None
         if init_state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
             system = self._system(args, kwargs)
@@ -223,7 +249,9 @@ class EBIPLA:
         config, data = system.config, self._data(args, kwargs)
         plan, layout = self._plan(system, data, sites, indices, max_bytes)
 
-        state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar)
+        if store:
+            state = store.start(found, state, data, program(system.run_chunk, state, data))
+        state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar, ends, store, found)
         estimate = self._estimate(state)
         key_draws = random.fold_in(rng_key, 1)
         with tqdm(total=1, disable=not progress_bar, desc="collect") as bar:
