@@ -134,7 +134,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
                     group: {name: _decode(archive, f"{group}/{name}", about) for name, about in header[group].items()}
                     for group in ("state", "history", "probes")
                 }
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"'{path}' is not a checkpoint of numpyro_ebipla ({error}).") from error

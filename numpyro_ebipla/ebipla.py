@@ -250,7 +250,7 @@ class EBIPLA:
         plan, layout = self._plan(system, data, sites, indices, max_bytes)
 
         if store:
-            state = store.start(found, state, data, program(system.run_chunk, state, data))
+            state, found = store.start(found, state, data, program(system.run_chunk, state, data))
         state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar, ends, store, found)
         estimate = self._estimate(state)
         key_draws = random.fold_in(rng_key, 1)

@@ -83,8 +83,8 @@ class Store:
             )
         return found
 
-    def start(self, found: Checkpoint | None, state: Any, data: Any, program: str) -> Any:
-        """The state to go on from: that of ``found``, or ``state``.
+    def start(self, found: Checkpoint | None, state: Any, data: Any, program: str) -> tuple[Any, Checkpoint | None]:
+        """The state to go on from, that of ``found`` or ``state``; and ``found``, rid of its copy of it.
 
         Args:
             found: from :meth:`read`.
@@ -101,7 +101,7 @@ class Store:
             "program": f"{zlib.crc32(program.encode()):08x}",
         }
         if found is None:
-            return state
+            return state, None
         restored = restore(found, state)
         header, ours = found.header, self.identity
         if header["started_at"] != ours["started_at"]:
@@ -113,7 +113,7 @@ class Store:
             self._warn(found, "the data differ from those of")
         elif header["program"] != ours["program"]:
             self._warn(found, "the model, its settings or the release of JAX or of this package differ from those of")
-        return restored
+        return restored, found._replace(state={})
 
     def save(self, state: Any, history: dict[str, np.ndarray], probes: dict[str, np.ndarray]) -> bool:
         """Write a checkpoint and remove the oldest; a write that fails costs a warning, not the run."""

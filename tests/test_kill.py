@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -115,15 +116,14 @@ def check(what, directory, whole, expected):
     assert [p.name for p in directory.iterdir() if not p.name.startswith("step_")] == []
     np.testing.assert_equal(again.get_samples(), whole.get_samples())
     np.testing.assert_equal(again.history, whole.history)
-    for name, value in whole.params.items():
-        np.testing.assert_equal(again.params[name], value)
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     return reached
 
 
-@pytest.fixture
-def whole(tmp_path, request):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, request):
     """The uninterrupted fit, and its last checkpoint."""
-    directory = tmp_path / "whole"
+    directory = tmp_path_factory.mktemp("whole")
     return fit(request.param, directory), latest(directory).read_bytes()
 
 
