@@ -266,12 +266,13 @@ def test_max_time_shortens_the_last_chunk(monkeypatch):
         sizes.append(int(args[-1]))
         return real(*args)
 
-    run(num_steps=1)
-    signature, system = next(reversed(FITTER._systems.items()))
+    fitter = make()
+    run(fitter=fitter, num_steps=1)
+    ((signature, system),) = fitter._systems.items()
     real = system.run_chunk
-    monkeypatch.setitem(FITTER._systems, signature, system._replace(run_chunk=chunk))
+    monkeypatch.setitem(fitter._systems, signature, system._replace(run_chunk=chunk))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(sum(sizes)))
-    fit = run(num_steps=1000, max_time=150)
+    fit = run(fitter=fitter, num_steps=1000, max_time=150)
     assert sizes == [1, 9, 90, 50] and "after 150 steps" in fit.stopped
 
 
