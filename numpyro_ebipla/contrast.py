@@ -31,12 +31,14 @@ class Batch(NamedTuple):
 class EnergyGap(NamedTuple):
     """How far the walkers' energies lie above the particles' mean: their mean, their median; and their deviation.
 
-    Median and deviation (from the median absolute one) are not moved by a few walkers in a hole of the energy.
+    Median and deviation (from the median absolute one) are not moved by a few walkers in a hole of the energy. The
+    ``floor`` is an energy that hardly any walker is below.
     """
 
     mean: Array
     median: Array
     deviation: Array
+    floor: Array
 
 
 class Contrast(NamedTuple):
@@ -66,9 +68,19 @@ class Contrast(NamedTuple):
 
 
 def contrast(
-    model: LatentModel, params: Params, ready: Prepared, walk: dict[str, Walkers], shared: set[str], batch: Batch
+    model: LatentModel,
+    params: Params,
+    ready: Prepared,
+    walk: dict[str, Walkers],
+    shared: set[str],
+    particles: dict[str, Array],
+    batch: Batch,
 ) -> Contrast:
-    """The contrast and its gradients; ``shared`` names the sites whose walkers' gradients are wanted."""
+    """The contrast and its gradients.
+
+    ``shared`` names the sites whose walkers' gradients are wanted, ``particles`` holds some ``[n, *event]`` for the
+    sites where :func:`hole_penalty` applies.
+    """
     block, N, B, M = ready.block, ready.num_particles, model.batch_size, model.num_data
 
     def loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
@@ -85,6 +97,7 @@ def contrast(
         gap = {name: energy_gap(walk[name], tilted[name], positions[name], joint.energies[name]) for name in walk}
         value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
         penalty = sum(w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None)
+        penalty += sum(hole_penalty(tilted[name], gap[name], x) for name, x in particles.items())
         return value + penalty, (value, joint, log_density, log_z, gap)
 
     positions = {name: w.position for name, w in walk.items()}
@@ -132,7 +145,18 @@ def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles:
     middle = jnp.median(energy, 0)
     deviation = 1.4826 * jnp.median(jnp.abs(energy - middle), 0)  # a standard deviation, were they normal
     mean = jnp.mean(jnp.sum(walk.weight * energy, 0))
-    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation))
+    floor = jnp.quantile(energy, 0.05, 0) - deviation - 1
+    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), jnp.mean(floor))
+
+
+def hole_penalty(tilted: TiltedDensity, gap: EnergyGap, particles: Array) -> Array:
+    """Raise the energy where particles are deeper down than hardly any walker is.
+
+    There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
+    contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
+    """
+    energy = tilted.energy(jax.lax.stop_gradient(particles))
+    return 2 * jnp.mean(jnp.maximum(gap.floor - energy, 0.0))
 
 
 def cross_entropy(model: LatentModel, now: Contrast, info: dict[str, Array]) -> dict[str, Array]:

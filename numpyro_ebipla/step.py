@@ -40,7 +40,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
     key_model, key_optim, key_posterior, key_prepare, key_walkers = step_keys(state)
     batch = Batch(batch_indices(config.model, state), data, key_model, state.mutable)
     ready, walk, prior, info = prepare(config, state, batch, key_posterior, key_prepare)
-    now = contrast(config.model, state.params, ready, walk, sharing(config), batch)
+    now = contrast_of(config, state, ready, walk, batch)
 
     updates, optim_state = config.optim.update(
         now.params_grad,
@@ -69,7 +69,19 @@ def contrast_at(config: Config, state: TrainState, data: Any) -> Contrast:
     key_model, _, key_posterior, key_prepare, _ = step_keys(state)
     batch = Batch(batch_indices(config.model, state), data, key_model, state.mutable)
     ready, walk, _, _ = prepare(config, state, batch, key_posterior, key_prepare)
-    return contrast(config.model, state.params, ready, walk, sharing(config), batch)
+    return contrast_of(config, state, ready, walk, batch)
+
+
+def contrast_of(config: Config, state: TrainState, ready: Prepared, walk: dict[str, Walkers], batch: Batch) -> Contrast:
+    """The contrast with what the strategies want of it."""
+    shared = {name for name, strategy in config.walkers.items() if strategy.shares_gradient}
+    braked, particles = [name for name, strategy in config.walkers.items() if strategy.brake_gap], {}
+    if braked:
+        params = config.model.constrain_params(state.params)
+        some = jax.tree.map(lambda x: x[:1], ready.block[:2])
+        at = config.model.energy_positions(params, *some, *batch)
+        particles = {name: at[name] for name in braked if name in at}
+    return contrast(config.model, state.params, ready, walk, shared, particles, batch)
 
 
 def step_keys(state: TrainState) -> Array:
@@ -143,11 +155,6 @@ def advance_walkers(
         states[name], said = strategy.advance(key, now[name], following[name], prior[name], known.get(name))
         info |= {f"{name}/{k}": v for k, v in said.items()}
     return states, info
-
-
-def sharing(config: Config) -> set[str]:
-    """Energy priors whose walkers are moved by the gradient of the step's own backward pass."""
-    return {name for name, strategy in config.walkers.items() if strategy.shares_gradient}
 
 
 def sound_step(
