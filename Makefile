@@ -10,10 +10,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 # These need no display. (The docs are left out: their notebooks draw inline.)
-example test test-slow bench: export MPLBACKEND ?= Agg
+example test test-slow bench papers: export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help example test test-slow lint format docs bench clean
+.PHONY: help example test test-slow lint format docs bench papers clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -42,6 +42,9 @@ docs: $(VENV)/.installed-docs ## Build the docs into docs/_build/html; warnings 
 
 bench: $(VENV)/.installed-examples ## Run the speed benchmarks
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+papers: $(VENV)/.installed-examples ## Run the papers' experiments in reduced form (about 40 minutes)
+	$(BIN)/python -m benchmarks.papers all $(ARGS)
 
 clean: ## Remove .venv (VENV), caches and built files
 	rm -rf $(VENV) docs/_build build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

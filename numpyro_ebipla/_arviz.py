@@ -17,9 +17,10 @@ from numpyro import handlers
 from numpyro.distributions.distribution import Unit
 
 from numpyro_ebipla._static import is_array, join_static
+from numpyro_ebipla._tracing import copy_containers, from_base, trace_model
 from numpyro_ebipla.anneal import anneal, initial_log_step
 from numpyro_ebipla.energy import log_normaliser, unwrap
-from numpyro_ebipla.model import LatentModel, _copy, _from_base, _trace
+from numpyro_ebipla.model import LatentModel
 
 #: Walkers for the log normaliser of an observed energy prior.
 NORMALISER_WALKERS = 1000
@@ -185,7 +186,7 @@ def likelihood(
     names = [name for name, site in sites.items() if site.observed]
 
     def read(model: Callable, data: Any, log_z: dict[str, Array]) -> dict[str, Array]:
-        trace = _trace(_from_base(model), *join_static(data, fit.config.model.static_arguments))
+        trace = trace_model(from_base(model), *join_static(data, fit.config.model.static_arguments))
         result = {}
         for name in names:
             fn = trace[name]["fn"]
@@ -205,8 +206,8 @@ def predictive(
     names = [name for name, site in sites.items() if site.observed]
 
     def read(model: Callable, data: Any, log_z: dict[str, Array]) -> dict[str, Array]:
-        # Unlike _from_base this draws energy priors that are observed from the priors themselves.
-        trace = _trace(model, *join_static(data, fit.config.model.static_arguments))
+        # Unlike from_base this draws energy priors that are observed from the priors themselves.
+        trace = trace_model(model, *join_static(data, fit.config.model.static_arguments))
         return {name: trace[name]["value"] for name in names}
 
     dims = {name: sites[name].dims for name in names}
@@ -243,7 +244,7 @@ def _each_draw(
 
         def one(args: tuple[Array, dict]) -> dict[str, Array]:
             key, values = args
-            values = {**params, **_copy(mutable), **values}
+            values = {**params, **copy_containers(mutable), **values}
             if block is not None and model.plate is not None:
                 values[model.plate.name] = block
             placed = handlers.substitute(model.model, data=values)
@@ -344,7 +345,7 @@ def trace_sites(
 
     def run(block: Array | None, data: Any) -> dict[str, Array]:
         bound = model._bound(fit.params, block, data, random.key(0), fit.state.mutable)
-        trace = _trace(_from_base(bound), *join_static(data, model.static_arguments))
+        trace = trace_model(from_base(bound), *join_static(data, model.static_arguments))
         for name, site in trace.items():
             if site["type"] in ("sample", "deterministic"):
                 found[name] = _site(fit, name, site, dims.get(name))

@@ -42,6 +42,7 @@ class PosteriorState(NamedTuple):
         glob: ``{site: [N, *event]}`` latents outside it.
         momentum: ``(local, glob)`` momenta of underdamped kernels, else ``None``.
         adapt_local, adapt_global: the kernels' adaptation.
+        memory: what else a way to keep particles carries, chains ``C`` leading, such as weights; or ``None``.
     """
 
     local: Latents
@@ -49,6 +50,7 @@ class PosteriorState(NamedTuple):
     momentum: tuple[Latents, Latents] | None
     adapt_local: Adaptation
     adapt_global: Adaptation
+    memory: Any = None
 
 
 class WalkerState(NamedTuple):

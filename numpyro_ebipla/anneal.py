@@ -48,6 +48,8 @@ class Annealed(NamedTuple):
         position: ``[P, *event]`` (or ``[P, D, *event]``).
         log_weight: ``[P]`` (``[P, D]``); their log-mean-exp is ``log_z``.
         log_z: estimate of the log normaliser, scalar (``[D]``).
+        variance: estimate of its variance: ``1/ESS − 1/P`` summed over the resamplings and the end. It takes the
+            stages as independent, which chains that mix well between two resamplings are.
         log_step: ``[NUM_KNOTS]`` adapted log step sizes, to start the next anneal with.
         ess: smallest effective sample size on the way, as a fraction of P.
         accept_prob: mean acceptance of the moves.
@@ -57,6 +59,7 @@ class Annealed(NamedTuple):
     position: Array
     log_weight: Array
     log_z: Array
+    variance: Array
     log_step: Array
     ess: Array
     accept_prob: Array
@@ -70,6 +73,7 @@ class _Stage(NamedTuple):
     log_weight: Array
     log_step: Array
     ess: Array
+    variance: Array
     accept: Array
 
 
@@ -129,8 +133,10 @@ def anneal(
 
         log_weight = s.log_weight - (t - s.t) * s.walkers[2]
         log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
-        low = jnp.minimum(s.ess, ess(log_weight).min() / num_walkers)
-        log_weight, walkers, _ = resample(key_resample, log_weight, s.walkers, threshold)
+        number = ess(log_weight)
+        low = jnp.minimum(s.ess, number.min() / num_walkers)
+        log_weight, walkers, resampled = resample(key_resample, log_weight, s.walkers, threshold)
+        variance_z = s.variance + jnp.where(resampled, 1 / number - 1 / num_walkers, 0.0)
 
         def tempered(x: Array) -> tuple[Array, Array, tuple[Array, ...]]:
             base, energy, grad_base, grad_energy = evaluate(x)
@@ -148,7 +154,7 @@ def anneal(
             return (walkers, log_step.at[knot].add(rate * (prob.mean() - TARGET_ACCEPT))), prob.mean()
 
         (walkers, log_step), accepted = lax.scan(move, (walkers, s.log_step), key_moves)
-        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, s.accept + accepted.mean())
+        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, variance_z, s.accept + accepted.mean())
 
     x = density.sample_base(key_base, num_walkers)
     known = evaluate(x)
@@ -159,6 +165,7 @@ def anneal(
         log_weight=jnp.zeros_like(known[0]),
         log_step=log_step,
         ess=jnp.ones((), x.dtype),
+        variance=jnp.zeros_like(known[0][0]),
         accept=jnp.zeros(()),
     )
     last = lax.while_loop(lambda s: s.t < 1, stage, first)
@@ -166,6 +173,7 @@ def anneal(
         position=last.walkers[0],
         log_weight=last.log_weight,
         log_z=log_mean_exp(last.log_weight),
+        variance=last.variance + 1 / ess(last.log_weight) - 1 / num_walkers,
         log_step=last.log_step,
         ess=last.ess,
         accept_prob=last.accept / last.k,

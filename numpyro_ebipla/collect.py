@@ -132,7 +132,8 @@ def collect(
     for i, indices in enumerate(blocks):
         take = (lambda x: x) if indices is None else (lambda x, j=indices: jnp.take(x, j, axis=1))
         momentum = posterior.momentum and (jax.tree.map(take, posterior.momentum[0]), posterior.momentum[1])
-        block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum)
+        memory = posterior.memory if posterior.glob else jax.tree.map(take, posterior.memory)
+        block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum, memory)
         adapt = (posterior.adapt_local, posterior.adapt_global)
         out = run_block(random.fold_in(rng_key, i), params, state.mutable, block, adapt, indices, data)
         parts.append(jax.tree.map(np.asarray, out))
@@ -154,6 +155,7 @@ def _run_block(
 ) -> tuple[dict[str, Array], Array, dict[str, Array]]:
     params = model.constrain_params(params)
     key_model, key_warmup, key_draws = random.split(rng_key, 3)
+    block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
         return model.log_joint(params, local, glob, indices, data, key_model, mutable, {})[:2]

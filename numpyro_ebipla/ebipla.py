@@ -20,11 +20,12 @@ from numpyro_ebipla.checks import check_key, check_state, count
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import MALA, Kernel
 from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
-from numpyro_ebipla.optim import as_optax, default_optimizer
+from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.optim import as_optax, by_role, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.start import check_faults, initial_state
-from numpyro_ebipla.step import Config, batch_indices, contrast, gather, prepare_walkers, step
+from numpyro_ebipla.step import Config, contrast_at, step
 from numpyro_ebipla.store import open_store
 from numpyro_ebipla.tempering import Tempered
 from numpyro_ebipla.walkers import Annealed, WalkerStrategy
@@ -55,16 +56,23 @@ class EBIPLA:
         num_samples: draws of each particle that a run collects at the fitted parameters.
         thinning: moves between two draws.
         warmup: moves before the first draw.
-        optim: an optax transformation or NumPyro optimiser. By default
+        optim: an optax transformation or NumPyro optimiser, or ``{"energy": …, "rest": …}`` for the parameters on
+            which an energy prior depends and for the others. By default
             :func:`~numpyro_ebipla.optim.default_optimizer`.
         kernel: of the posterior particles: :class:`~numpyro_ebipla.kernels.MALA` (step size and scales adapted),
             :class:`~numpyro_ebipla.kernels.ULA` or :class:`~numpyro_ebipla.kernels.Underdamped`.
         num_moves: moves of the particles per step.
+        posterior: how the particles are kept, instead of ``kernel`` and ``num_moves``:
+            :class:`~numpyro_ebipla.particles.Particles` (the default),
+            :class:`~numpyro_ebipla.particles.ShortRunParticles`,
+            :class:`~numpyro_ebipla.particles.SuccessiveParticles` or
+            :class:`~numpyro_ebipla.weighted.WeightedParticles`.
         prior: how the prior walkers are kept, one strategy for all energy priors or ``{site: strategy}``. By
             default :class:`~numpyro_ebipla.tempering.Tempered`, and
             :class:`~numpyro_ebipla.walkers.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
+        refuse: ``model layout -> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
         max_energy: a run stops where the mean log density of the walkers exceeds this in absolute value.
         **static_kwargs: keyword arguments of the model that stay the same in all calls.
 
@@ -97,10 +105,12 @@ class EBIPLA:
         warmup: int = 100,
         optim: Any = None,
         kernel: Kernel | None = None,
-        num_moves: int = 1,
+        num_moves: int | None = None,
+        posterior: Particles | None = None,
         prior: WalkerStrategy | dict[str, WalkerStrategy] | None = None,
         averaging: float | None = 8.0,
         max_energy: float = 1e6,
+        refuse: Callable[[LatentModel], str | None] | None = None,
         **static_kwargs: Any,
     ) -> None:
         if not callable(model):
@@ -111,10 +121,7 @@ class EBIPLA:
         self.num_samples = count("num_samples", num_samples)
         self.thinning = count("thinning", thinning)
         self.warmup = count("warmup", warmup, least=0)
-        self.num_moves = count("num_moves", num_moves)
-        self.kernel = MALA() if kernel is None else kernel
-        if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
+        self.posterior = _posterior(posterior, kernel, num_moves)
         strategies = prior.values() if isinstance(prior, dict) else [prior]
         if not all(isinstance(s, WalkerStrategy | None) for s in strategies):
             raise TypeError(
@@ -127,7 +134,8 @@ class EBIPLA:
         if not max_energy > 0:
             raise ValueError(f"max_energy must be positive, got {max_energy!r}.")
         self.max_energy = max_energy
-        self.optim = None if optim is None else as_optax(optim)
+        self.optim = None if optim is None else by_role(optim) if isinstance(optim, dict) else as_optax(optim)
+        self.refuse = refuse
         self.static_kwargs = static_kwargs
         self._systems: dict[Any, System] = {}
 
@@ -158,16 +166,7 @@ class EBIPLA:
 
     def evaluate(self, state: TrainState, *args: Any, **kwargs: Any) -> Array:
         """The contrast at ``state``, on its next minibatch, without an update."""
-        config = self._system(args, kwargs).config
-        data = self._data(args, kwargs)
-        key = random.fold_in(state.rng_key, state.step)
-        key_model, _, _, key_walkers, _ = random.split(key, 5)
-        indices = batch_indices(config.model, state)
-        densities = config.model.tilted(
-            config.model.constrain_params(state.params), indices, data, key_model, state.mutable
-        )
-        walk, _, _ = prepare_walkers(config, key_walkers, densities, state.prior)
-        return contrast(config, state, gather(state, indices), walk, indices, data, key_model).value
+        return contrast_at(self._system(args, kwargs).config, state, self._data(args, kwargs)).value
 
     def get_params(self, state: TrainState, *args: Any, **kwargs: Any) -> Params:
         """Constrained parameters: the running average, or the last ones if ``averaging`` is None.
@@ -201,8 +200,7 @@ class EBIPLA:
     ) -> Fit:
         """Fit, then hold the parameters and collect draws of every particle.
 
-        With a ``checkpoint_dir`` the same call, repeated after whatever ended it, gives the fit that it would have
-        given, bit for bit.
+        With a ``checkpoint_dir`` the same call, repeated after a kill, gives the uninterrupted fit bit for bit.
 
         Args:
             rng_key: PRNG key; with ``init_state`` it only seeds the draws.
@@ -216,16 +214,14 @@ class EBIPLA:
             indices: data whose local latents to collect, by default all.
             max_bytes: refuse to collect more than this.
             max_time: seconds after which to take no more steps, from the call on; the draws come on top.
-            stop_at_r_hat: take no more steps once the run has settled: once split R-hat over its last half, of the path
-                of all parameters and of the contrast, is below this, e.g. 1.1. Weights of networks hardly ever settle:
-                ``{name: threshold}`` chooses parameters or entries of the history, see
-                :mod:`numpyro_ebipla.settled`.
+            stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of all parameters' paths and
+                of the contrast, is below this, e.g. 1.1; ``{name: threshold}`` chooses parameters or entries of the
+                history. See :mod:`numpyro_ebipla.settled`.
             checkpoint_dir: directory of this run's checkpoints. If it holds some, the run goes on from the latest,
                 and ``num_steps`` counts from the start of the run.
             checkpoint_every: steps between two checkpoints; one more is written where the run ends.
             keep_checkpoints: how many to keep.
-            resume: ``"previous"`` goes on from the latest checkpoint that is sound, should others be damaged; False
-                refuses a directory that holds checkpoints.
+            resume: ``"previous"`` passes over damaged checkpoints; False refuses a directory that holds any.
 
         Returns:
             A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state.
@@ -329,6 +325,7 @@ class EBIPLA:
 
     def _configure(self, inspection: Inspection) -> Config:
         model = inspection.model
+        _check_posterior(model, self.posterior, self.refuse)
         chains = model.batch_size if model.local_sites else 1
         num_particles = self.num_particles or int(np.clip(-(-2000 // chains), 4, 64))
         if not model.latents:
@@ -348,12 +345,13 @@ class EBIPLA:
             for name in self.prior:
                 if name not in model.energies:
                     raise ModelError(f"prior: there is no energy prior at '{name}'; there are {list(walkers)}.")
+        optim = default_optimizer if self.optim is None else self.optim
         return Config(
             model=model,
-            particles=Particles(self.kernel, self.num_moves),
+            particles=self.posterior,
             walkers=walkers,
             energy_params=inspection.energy_params,
-            optim=default_optimizer(inspection.energy_params) if self.optim is None else self.optim,
+            optim=optim(inspection.energy_params) if callable(optim) else optim,
             num_particles=num_particles,
             averaging=self.averaging or 0.0,
             max_energy=self.max_energy,
@@ -372,3 +370,31 @@ class EBIPLA:
         layout = collecting.layouts(model, chosen, inspection.params, data, inspection.mutable) if chosen else {}
         collecting.check_memory(model, plan, system.config.num_particles, layout)
         return plan, layout
+
+
+def _posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
+    """How the particles are kept, from either of the two ways to say it."""
+    if posterior is not None:
+        if not isinstance(posterior, Particles):
+            raise TypeError(f"posterior must be Particles() or another way to keep particles, got {posterior!r}.")
+        if kernel is not None or num_moves is not None:
+            raise ValueError(
+                f"kernel and num_moves belong to posterior: pass {type(posterior).__name__}(kernel=…, num_moves=…)."
+            )
+        return posterior
+    kernel = MALA() if kernel is None else kernel
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
+    return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
+
+
+def _check_posterior(model: LatentModel, posterior: Particles, refuse: Callable | None) -> None:
+    """Refuse what a recipe cannot do, and weights that would need all data at a step that sees a minibatch."""
+    reason = refuse(model) if refuse is not None else None
+    if reason:
+        raise ModelError(reason)
+    if posterior.weighted and model.subsampled and model.global_sites:
+        raise ModelError(
+            f"the latent '{model.global_sites[0]}' is global and the data are subsampled: its weights would need all "
+            "data at every step. Drop batch_size, or use posterior=Particles()."
+        )

@@ -22,6 +22,7 @@ from numpyro_ebipla.anneal import Annealed, TiltedDensity, anneal, equally_weigh
 from numpyro_ebipla.kernels import Kernel, Point, evaluated, start
 
 _log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
+_base_only: ContextVar[bool] = ContextVar("base_only", default=False)
 
 
 @contextmanager
@@ -35,6 +36,16 @@ def log_normaliser(log_z: Any) -> Iterator[None]:
         yield
     finally:
         _log_normaliser.reset(token)
+
+
+@contextmanager
+def base_only() -> Iterator[None]:
+    """Inside, ``EnergyPrior.log_prob`` is that of its base, which is normalised."""
+    token = _base_only.set(True)
+    try:
+        yield
+    finally:
+        _base_only.reset(token)
 
 
 class EnergyPrior(dist.Distribution):
@@ -82,7 +93,7 @@ class EnergyPrior(dist.Distribution):
         base: dist.Distribution,
         *,
         num_walkers: int = 256,
-        num_moves: int = 10,
+        num_moves: int = 20,
         step_size: float | None = None,
         max_temps: int = 200,
         kernel: Kernel | None = None,
@@ -116,6 +127,9 @@ class EnergyPrior(dist.Distribution):
     def log_prob(self, value: Array) -> Array:
         """Unnormalised: ``base.log_prob(value) − energy(value)``."""
         log_z, base, arrays = _log_normaliser.get(), self.base, self._arrays
+        if _base_only.get():
+            shape = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
+            return jnp.broadcast_to(base.log_prob(value), lax.broadcast_shapes(shape, self.batch_shape))
         if log_z is None:
             log_z, (base, arrays) = 0.0, jax.tree.map(_watched, (base, arrays))
         return base.log_prob(value) - self._energy(arrays, value) - log_z

@@ -18,10 +18,11 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._static import join_static, split_static
+from numpyro_ebipla._tracing import from_base, trace_model
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
-from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite, _from_base, _trace
+from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite
 
 
 class Start(NamedTuple):
@@ -101,11 +102,11 @@ def inspect_model(
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def start(rng_key: Array, init_params: Params, data: Any) -> Start:
         args, kwargs = join_static(data, static)
-        trace = _trace(_from_base(handlers.seed(model, rng_key)), args, kwargs)
+        trace = trace_model(from_base(handlers.seed(model, rng_key)), args, kwargs)
         if init_params:
             _check_init_params(init_params, trace)
             bound = handlers.substitute(model, data=init_params)
-            trace = _trace(_from_base(handlers.seed(bound, rng_key)), args, kwargs)
+            trace = trace_model(from_base(handlers.seed(bound, rng_key)), args, kwargs)
         layout = _lay_out(model, trace, args, kwargs)
         found.append(layout)
         return _numbers(trace, layout)

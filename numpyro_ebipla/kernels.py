@@ -259,26 +259,44 @@ class Underdamped(Kernel):
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
         """As :meth:`Kernel.move`."""
         point = evaluated(target, point)
-        h, gamma = jnp.exp(adapt.log_step), self.friction
-        decay = jnp.exp(-gamma * h)
-        drift = -jnp.expm1(-gamma * h) / gamma  # ∫₀ʰ e^{−γt} dt
-        var_v = -jnp.expm1(-2 * gamma * h)
-        var_x = (2 * h - 4 * drift - jnp.expm1(-2 * gamma * h) / gamma) / gamma
-        cov = gamma * drift**2
-        x_from_v = cov / var_v
-        rest = jnp.sqrt(jnp.maximum(var_x - cov * x_from_v, 0.0))
+        terms = kinetic_terms(jnp.exp(adapt.log_step), self.friction)
         key_v, key_x = random.split(rng_key)
-        noise_v, noise_x = normal_like(key_v, point.position), normal_like(key_x, point.position)
+        noise = normal_like(key_v, point.position), normal_like(key_x, point.position)
+        moved = {
+            name: kinetic_move(terms, point.momentum[name], point.gradient[name], noise[0][name], noise[1][name])
+            for name in point.position
+        }
+        position = {name: x + moved[name][0] for name, x in point.position.items()}
+        momentum = {name: velocity for name, (_, velocity) in moved.items()}
+        return Point(position, None, None, momentum), MoveInfo(jnp.ones_like(adapt.log_step))
 
-        def position(x: Array, v: Array, g: Array, a: Array, b: Array) -> Array:
-            return x + drift * v + (h - drift) / gamma * g + x_from_v * jnp.sqrt(var_v) * a + rest * b
 
-        def velocity(v: Array, g: Array, a: Array) -> Array:
-            return decay * v + drift * g + jnp.sqrt(var_v) * a
+class KineticTerms(NamedTuple):
+    """Coefficients of :func:`kinetic_move` for a step size and a friction."""
 
-        x, v, g = point.position, point.momentum, point.gradient
-        new_x = jax.tree.map(position, x, v, g, noise_v, noise_x)
-        return Point(new_x, None, None, jax.tree.map(velocity, v, g, noise_v)), MoveInfo(jnp.ones_like(h))
+    decay: Array
+    drift: Array
+    drift_x: Array
+    noise_v: Array
+    noise_x_from_v: Array
+    noise_x: Array
+
+
+def kinetic_terms(h: Array | float, gamma: float) -> KineticTerms:
+    """The integrals of the Ornstein–Uhlenbeck process over a step (Cheng et al., 2018, Lemma 11), unit temperature."""
+    decay = jnp.exp(-gamma * h)
+    drift = -jnp.expm1(-gamma * h) / gamma  # ∫₀ʰ e^{−γt} dt
+    var_v = -jnp.expm1(-2 * gamma * h)
+    var_x = (2 * h - 4 * drift - jnp.expm1(-2 * gamma * h) / gamma) / gamma
+    cov = gamma * drift**2
+    rest = jnp.sqrt(jnp.maximum(var_x - cov**2 / var_v, 0.0))
+    return KineticTerms(decay, drift, (h - drift) / gamma, jnp.sqrt(var_v), cov / jnp.sqrt(var_v), rest)
+
+
+def kinetic_move(terms: KineticTerms, velocity: Any, gradient: Any, noise: Any, other: Any) -> tuple[Any, Any]:
+    """Displacement and new velocity, the gradient (of the log density) frozen over the step."""
+    moved = terms.drift * velocity + terms.drift_x * gradient + terms.noise_x_from_v * noise + terms.noise_x * other
+    return moved, terms.decay * velocity + terms.drift * gradient + terms.noise_v * noise
 
 
 def _secant(x: Array, y: Array, gradient: Array, new_gradient: Array, like: Array) -> Array:

@@ -5,23 +5,21 @@
 sites; a data plate's M/B scale is divided out again, so that what belongs to one datum is never rescaled.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, random
+from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-from numpyro.distributions.util import sum_rightmost
-from numpyro.primitives import Messenger
 
 from numpyro_ebipla._static import join_static
+from numpyro_ebipla._tracing import Place, copy_containers, from_base, site_log_prob, trace_model, unmasked
 from numpyro_ebipla._types import Latents, Params
 from numpyro_ebipla.anneal import TiltedDensity
-from numpyro_ebipla.energy import EnergyPrior, log_normaliser, unwrap
+from numpyro_ebipla.energy import EnergyPrior, base_only, unwrap
 
 
 class LatentSite(NamedTuple):
@@ -159,7 +157,7 @@ class LatentModel:
             for name, site in trace.items():
                 if site["type"] != "sample":
                     continue
-                value = _site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
+                value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self._is_local(site):
                     by_datum = jnp.moveaxis(value / self._ratio(indices), self.plate.dim, 0)
                     per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
@@ -176,6 +174,64 @@ class LatentModel:
         first = jax.tree.map(lambda x: x[0], joint.mutable)
         return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
 
+    def log_base(
+        self,
+        params: Params,
+        local: Latents,
+        glob: Latents,
+        indices: Array | None,
+        data: Any,
+        rng_key: Array,
+        mutable: dict[str, Any],
+    ) -> tuple[Array, Array]:
+        """Log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws, in unconstrained space.
+
+        That is the latents' priors, normalised, with the bases of energy priors; scales and masks are left out.
+        """
+
+        def one(local: Latents, glob: Latents) -> tuple[Array, Array]:
+            trace, log_det = self._run(params, local, glob, indices, data, rng_key, mutable)
+            per_datum, rest = jnp.zeros((self._width(indices),)), jnp.zeros(())
+            for name in self.latents:
+                site = {**trace[name], "fn": unmasked(trace[name]["fn"]), "scale": None}
+                with base_only():
+                    value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
+                if self._is_local(site):
+                    by_datum = jnp.moveaxis(value, self.plate.dim, 0)
+                    per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
+                else:
+                    rest += value.sum()
+            return per_datum, rest
+
+        return jax.vmap(one)(local, glob)
+
+    def energy_positions(
+        self,
+        params: Params,
+        local: Latents,
+        glob: Latents,
+        indices: Array | None,
+        data: Any,
+        rng_key: Array,
+        mutable: dict[str, Any],
+    ) -> dict[str, Array]:
+        """Where the particles, or the data, stand at every energy prior with one normaliser: ``[n, *event]``."""
+
+        def one(local: Latents, glob: Latents) -> dict[str, Array]:
+            trace, _ = self._run(params, local, glob, indices, data, rng_key, mutable)
+            result = {}
+            for name, site in self.energies.items():
+                if not site.per_datum:
+                    fn = unwrap(trace[name]["fn"])
+                    u = biject_to(fn.support).inv(trace[name]["value"])
+                    result[name] = u.reshape((-1, *biject_to(fn.support).inverse_shape(fn.event_shape)))
+            return result
+
+        if not self.latents:
+            return one({}, {})
+        flat = lambda x: x.reshape((-1, *x.shape[2:]))
+        return jax.tree.map(flat, jax.vmap(one)(local, glob))
+
     def faults(
         self, params: Params, local: Latents, glob: Latents, indices: Any, data: Any, key: Array, mutable: Any
     ) -> dict[str, Array]:
@@ -185,7 +241,7 @@ class LatentModel:
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
-            bad = ~jnp.isfinite(_site_log_prob(site, log_det.get(name), jnp.zeros(())))
+            bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
             if self._is_local(site):
                 bad = jnp.moveaxis(bad, self.plate.dim, 0)
                 result[name] = bad.reshape(bad.shape[0], -1).any(-1)
@@ -206,8 +262,8 @@ class LatentModel:
         """The model's ``EnergyPrior`` objects; they depend on no latent, so any will do to get at them."""
         if not self.energies:
             return {}
-        model = _from_base(self._bound(params, indices, data, rng_key, mutable))
-        trace = _trace(model, *join_static(data, self.static_arguments))
+        model = from_base(self._bound(params, indices, data, rng_key, mutable))
+        trace = trace_model(model, *join_static(data, self.static_arguments))
         return {name: unwrap(trace[name]["fn"]) for name in self.energies}
 
     # --- latents --------------------------------------------------------------------------------------
@@ -226,8 +282,8 @@ class LatentModel:
         Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2). ``known`` are
         global latents to draw the local ones from.
         """
-        model = _from_base(_Place(self._bound(params, indices, data, rng_key, mutable), known or {}))
-        trace = _trace(model, *join_static(data, self.static_arguments))
+        model = from_base(Place(self._bound(params, indices, data, rng_key, mutable), known or {}))
+        trace = trace_model(model, *join_static(data, self.static_arguments))
         local, glob = {}, {}
         for name, site in self.latents.items():
             fn, value = trace[name]["fn"], trace[name]["value"]
@@ -273,7 +329,7 @@ class LatentModel:
         self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
     ) -> Callable:
         """The model with parameters, mutable state and the minibatch put in, and a key to draw from."""
-        values = {**params, **_copy(mutable)}
+        values = {**params, **copy_containers(mutable)}
         if indices is not None and self.plate is not None:
             values[self.plate.name] = indices
         return handlers.seed(handlers.substitute(self.model, data=values), rng_key)
@@ -292,78 +348,6 @@ class LatentModel:
         particle = dict(glob)
         for name, value in local.items():
             particle[name] = jnp.moveaxis(value, 0, self.latents[name].axis)
-        placed = _Place(self._bound(params, indices, data, rng_key, mutable), particle)
-        trace = _trace(_from_base(placed), *join_static(data, self.static_arguments))
+        placed = Place(self._bound(params, indices, data, rng_key, mutable), particle)
+        trace = trace_model(from_base(placed), *join_static(data, self.static_arguments))
         return trace, placed.log_det
-
-
-def _trace(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The model's trace; a plate filled with all its data is no reason to warn."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="subsample_size does not match")
-        return handlers.trace(model).get_trace(*args, **kwargs)
-
-
-def _site_log_prob(site: dict[str, Any], log_det: Array | None, log_z: Array) -> Array:
-    """Scaled log density at a site, in its full batch shape."""
-    fn, value = site["fn"], site["value"]
-    with log_normaliser(log_z):
-        if site.get("intermediates"):
-            log_prob = fn.log_prob(value, site["intermediates"])
-        else:
-            log_prob = fn.log_prob(value)
-    if log_det is not None:
-        log_prob = log_prob + sum_rightmost(log_det, log_det.ndim - jnp.ndim(value) + fn.event_dim)
-    if site["scale"] is not None:
-        log_prob = log_prob * site["scale"]
-    return jnp.broadcast_to(log_prob, jnp.broadcast_shapes(jnp.shape(log_prob), fn.batch_shape))
-
-
-def _copy(tree: Any) -> Any:
-    """New containers, as modules with mutable state write into theirs."""
-    return jax.tree.map(lambda x: x, tree)
-
-
-class _Place(Messenger):
-    """Put unconstrained values at latent sites, through the bijection to each site's support.
-
-    The support is that of the distribution met on this run: it may depend on parameters and other latents.
-    """
-
-    def __init__(self, fn: Callable, latents: Latents) -> None:
-        super().__init__(fn)
-        self.latents = latents
-        self.log_det: dict[str, Array] = {}
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample" or msg["name"] not in self.latents:
-            return
-        u = self.latents[msg["name"]]
-        transform = biject_to(msg["fn"].support)
-        msg["value"] = transform(u)
-        self.log_det[msg["name"]] = transform.log_abs_det_jacobian(u, msg["value"])
-
-
-class _from_base(Messenger):
-    """Where a latent has no value yet, draw from an energy prior's base, or spread over improper supports."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
-            return
-        fn, key = msg["fn"], msg["kwargs"].get("rng_key")
-        prior = unwrap(fn)
-        shape = msg["kwargs"].get("sample_shape", ()) + fn.batch_shape
-        if isinstance(prior, EnergyPrior):
-            base = prior.base
-            extra = shape[: len(shape) - len(base.batch_shape)] if shape else ()
-            try:
-                msg["value"] = base.expand(shape).sample(key) if shape else base.sample(key)
-            except ValueError:  # batch shapes that do not nest
-                msg["value"] = base.sample(key, extra)
-            return
-        try:
-            msg["value"] = fn.sample(key, msg["kwargs"].get("sample_shape", ()))
-        except NotImplementedError:
-            transform = biject_to(fn.support)
-            free = transform.inverse_shape(shape + fn.event_shape)
-            msg["value"] = transform(random.uniform(key, free, minval=-2.0, maxval=2.0))

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, random
 from jax.example_libraries import optimizers
 from numpyro.optim import Minimize, _NumPyroOptim
 
 from numpyro_ebipla._tree import normal_like
+from numpyro_ebipla.kernels import kinetic_move, kinetic_terms
 
 
 class NoiseState(NamedTuple):
@@ -58,6 +59,109 @@ def langevin_noise(
         return updates, NoiseState(state.count + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def langevin(
+    step_size: float | Callable[[Array], Array], *, noise: bool = True, whole: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""A gradient step on the contrast, with the noise of 2510.12311, eq. (8), if wanted.
+
+    Args:
+        step_size: ``h``, or a schedule.
+        noise: add ``√(2h/(MN)) ξ``; without it, gradient descent.
+        whole: the papers without energy priors (2204.12965, 2303.13429) descend the sum over the data, not its
+            mean: the step becomes ``h M`` and the noise ``√(2h/N)``.
+    """
+
+    def init(params: Any) -> NoiseState:
+        del params
+        return NoiseState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any,
+        state: NoiseState,
+        params: Any = None,
+        *,
+        rng_key: Array,
+        num_data: int,
+        inverse_temperature: float,
+        **extra: Any,
+    ) -> tuple[Any, NoiseState]:
+        del params, extra
+        h = (step_size(state.count) if callable(step_size) else step_size) * (num_data if whole else 1)
+        scale = jnp.sqrt(2 * h / inverse_temperature) if noise else 0.0
+        xi = normal_like(rng_key, updates)
+        return jax.tree.map(lambda g, x: (-h * g + scale * x).astype(g.dtype), updates, xi), NoiseState(state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class KineticState(NamedTuple):
+    """Velocity of the parameters."""
+
+    velocity: Any
+
+
+def kinetic_langevin(
+    step_size: float, friction: float, *, noise: bool = True, whole: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    r"""Underdamped Langevin parameters (KIPLMC1, 2407.05790, Alg. 1) by the exponential integrator.
+
+    ``dθ = V dt, dV = −γ V dt − ∇U dt + √(2γ/β) dB`` with ``U`` the contrast and ``β = MN``, or, with ``whole``,
+    its sum over the data and ``β = N``.
+
+    Args:
+        step_size: ``h``.
+        friction: ``γ > 0``.
+        noise: without it, momentum descent (2407.05790's deterministic limit).
+        whole: see :func:`langevin`.
+    """
+    h, gamma = step_size, friction
+
+    def init(params: Any) -> KineticState:
+        return KineticState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        updates: Any,
+        state: KineticState,
+        params: Any = None,
+        *,
+        rng_key: Array,
+        num_data: int,
+        inverse_temperature: float,
+        **extra: Any,
+    ) -> tuple[Any, KineticState]:
+        del params, extra
+        size = num_data if whole else 1
+        terms = kinetic_terms(h, gamma)
+        scale = jnp.sqrt(size / inverse_temperature) if noise else 0.0
+        key_v, key_x = random.split(rng_key)
+        noises = normal_like(key_v, updates), normal_like(key_x, updates)
+        drift = jax.tree.map(lambda g: -size * g, updates)
+        a, b = jax.tree.map(lambda x: scale * x, noises)
+        moved = jax.tree.map(lambda v, g, a, b: kinetic_move(terms, v, g, a, b), state.velocity, drift, a, b)
+        pick = lambda i: jax.tree.map(lambda v, m: m[i].astype(v.dtype), state.velocity, moved)
+        return pick(0), KineticState(pick(1))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def by_role(optims: dict[str, Any]) -> Callable[[tuple[str, ...]], optax.GradientTransformationExtraArgs]:
+    """One optimiser for the energy's parameters and one for the rest, given the names of the former.
+
+    Raises:
+        ValueError: for other keys than ``"energy"`` and ``"rest"``.
+        TypeError: as :func:`as_optax`.
+    """
+    if set(optims) != {"energy", "rest"}:
+        raise ValueError(f'optim: a dictionary must have the keys "energy" and "rest", got {sorted(optims)}.')
+    parts = {role: as_optax(optim) for role, optim in optims.items()}
+
+    def chosen(energy_params: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
+        label = lambda params: {name: "energy" if name in energy_params else "rest" for name in params}
+        return optax.with_extra_args_support(optax.multi_transform(parts, label))
+
+    return chosen
 
 
 def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
@@ -98,8 +202,4 @@ def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTran
     def adam(rate: float) -> optax.GradientTransformation:
         return optax.adam(lambda k: rate / jnp.sqrt(1 + k / 1000))
 
-    def label(params: Any) -> Any:
-        return {name: "energy" if name in energy_params else "rest" for name in params}
-
-    parts = {"energy": adam(5e-3), "rest": adam(1e-2)}
-    return optax.with_extra_args_support(optax.multi_transform(parts, label))
+    return by_role({"energy": adam(5e-3), "rest": adam(1e-2)})(energy_params)

@@ -1,8 +1,19 @@
-"""Posterior particles: N for each datum (local latents) or N in all (global ones), kept over the whole run."""
+"""Posterior particles: N for each datum (local latents) or N in all (global ones), and ways to keep them.
+
+===============================  =======================================================================
+:class:`Particles`               persistent: moved once or a few times at each step (EBIPLA, IPLA, PGD)
+:class:`ShortRunParticles`       restarted from the prior's base at every step (LEBM)
+:class:`SuccessiveParticles`     successive states of a single chain (SOUL)
+:class:`.WeightedParticles`      persistent with Jarzynski weights (JALA-EM)
+===============================  =======================================================================
+
+Each is a frozen set of options with two functions: ``prepare`` makes what enters the step's gradient at
+``θ_k``, ``advance`` moves the particles on.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +21,50 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad, normal_like
 from numpyro_ebipla._types import Adaptation, Latents
-from numpyro_ebipla.kernels import MALA, Kernel, Point, Target, evaluated
+from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated
 
 LogJoint = Callable[[Latents, Latents], tuple[Array, Array]]
+Draw = Callable[[Array], tuple[Latents, Latents]]
+Adaptations = tuple[Adaptation, Adaptation]
+#: Log densities and gradients at a block: local ``[N, B]``, global ``[N]``.
+Known = tuple[Array, Latents, Array, Latents]
 
 #: Of a global latent's step under subsampling, see :class:`Particles`.
 _SUBSAMPLING_STEP = 0.2
 
 
 class Block(NamedTuple):
-    """Chains of the current minibatch with what the step's backward pass already knows of them."""
+    """Chains of the current minibatch; see :class:`~numpyro_ebipla._types.PosteriorState`."""
 
     local: Latents
     glob: Latents
     momentum: tuple[Latents, Latents] | None
+    memory: Any = None
+
+
+class Prepared(NamedTuple):
+    """What enters the gradient.
+
+    Attributes:
+        block: the particles.
+        adapt: of the local and the global block.
+        weight: ``[N, B]`` (``[N]`` if there are global latents), sums to one over N; None for ``1/N``.
+        known: log densities and gradients there, if ``prepare`` had to compute them (without normalisers of
+            energy priors); None leaves them to the step's own backward pass.
+        info: what to report.
+    """
+
+    block: Block
+    adapt: Adaptations
+    weight: Array | None = None
+    known: Known | None = None
+    info: dict[str, Array] = {}
+
+    @property
+    def num_particles(self) -> int:
+        """N, one without latents."""
+        chains = jax.tree.leaves((self.block.local, self.block.glob))
+        return chains[0].shape[0] if chains else 1
 
 
 @dataclass(frozen=True)
@@ -46,16 +87,49 @@ class Particles:
 
     kernel: Kernel = field(default_factory=MALA)
     num_moves: int = 1
+    weighted: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        value = self.num_moves
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(self).__name__}: num_moves must be an integer of at least 1, got {value!r}.")
+
+    def prepare(
+        self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
+    ) -> Prepared:
+        """Particles of a minibatch at the current parameters, before the gradient.
+
+        Args:
+            rng_key: a PRNG key.
+            draw: ``rng_key -> (local, global)``, fresh particles from the prior's base.
+            log_joint: see :meth:`advance`.
+            ratio: ``M/B``.
+            block: where they stand.
+            adapt: of the local and the global block.
+        """
+        del rng_key, draw, log_joint, ratio
+        return Prepared(block, adapt)
+
+    def start(self, local: Latents, glob: Latents, log_weight: Array, log_density: Array, variance: Array) -> Any:
+        """Memory of a population that is exact at the initial parameters, for weighted particles.
+
+        Args:
+            local: ``{site: [N, M, *event]}``.
+            glob: ``{site: [N, *event]}``.
+            log_weight: ``[*C]`` whose log-mean-exp is the log marginal likelihood.
+            log_density: ``[*C]`` log joint density.
+            variance: ``[1, M]`` or ``[1]``, of the log marginal likelihood.
+        """
+        del local, glob, log_weight, log_density, variance
+
+    def equally_weighted(self, rng_key: Array, block: Block) -> Block:
+        """The particles as a population without weights."""
+        del rng_key
+        return block
 
     def advance(
-        self,
-        rng_key: Array,
-        log_joint: LogJoint,
-        ratio: float,
-        block: Block,
-        known: tuple[Array, Latents, Array, Latents],
-        adapt: tuple[Adaptation, Adaptation],
-    ) -> tuple[Block, tuple[Adaptation, Adaptation], dict[str, Array]]:
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
+    ) -> tuple[Block, Adaptations, dict[str, Array]]:
         """Move the particles of a minibatch.
 
         Args:
@@ -69,6 +143,14 @@ class Particles:
         Returns:
             The new block, its adaptation and ``{"accept": …}`` by block.
         """
+        points, adapt, info = self.moved(rng_key, log_joint, ratio, block, known, adapt)
+        momenta = None if block.momentum is None else (points[0].momentum, points[1].momentum)
+        return Block(points[0].position, points[1].position, momenta, block.memory), adapt, info
+
+    def moved(
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
+    ) -> tuple[tuple[Point, Point], Adaptations, dict[str, Array]]:
+        """As :meth:`advance`, with what the kernels know where the particles arrive."""
         momentum = block.momentum or (None, None)
         points = (Point(block.local, *known[:2], momentum[0]), Point(block.glob, *known[2:], momentum[1]))
         *first, last = random.split(rng_key, self.num_moves)
@@ -79,9 +161,7 @@ class Particles:
 
         if first:
             (points, adapt), _ = lax.scan(sweep, (points, adapt), jnp.stack(first))
-        points, adapt, info = self._sweep(last, log_joint, ratio, points, adapt)
-        momenta = None if block.momentum is None else (points[0].momentum, points[1].momentum)
-        return Block(points[0].position, points[1].position, momenta), adapt, info
+        return self._sweep(last, log_joint, ratio, points, adapt)
 
     def _sweep(
         self, rng_key: Array, log_joint: LogJoint, ratio: float, points: tuple[Point, Point], adapt: Any
@@ -109,7 +189,74 @@ class Particles:
         return (local, glob), (adapt_local, adapt_global), info
 
 
-def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latents) -> tuple:
+@dataclass(frozen=True)
+class ShortRunParticles(Particles):
+    """Restarted from the prior's base (``p_0`` of an energy prior) at every step, then K moves (2006.08205, Alg. 1).
+
+    What they reach is not the posterior, so the gradient is biased by as much as they fall short of it.
+
+    Args:
+        kernel: of all latents; LEBM writes its step ``s``, with ``h = s²/2``.
+        num_moves: K.
+    """
+
+    kernel: Kernel = field(default_factory=lambda: ULA(0.1**2 / 2))
+    num_moves: int = 20
+
+    def prepare(
+        self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
+    ) -> Prepared:
+        """As :meth:`Particles.prepare`."""
+        key_draw, key_momentum, key_moves = random.split(rng_key, 3)
+        local, glob = draw(key_draw)
+        momentum = normal_like(key_momentum, (local, glob)) if self.kernel.has_momentum else None
+        known = evaluated_at(log_joint, ratio, local, glob)
+        start = Block(local, glob, momentum, block.memory)
+        block, adapt, info = super().advance(key_moves, log_joint, ratio, start, known, adapt)
+        return Prepared(block, adapt, info=info)
+
+    def advance(
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
+    ) -> tuple[Block, Adaptations, dict[str, Array]]:
+        """Nothing to do: see :meth:`prepare`."""
+        return block, adapt, {}
+
+
+@dataclass(frozen=True)
+class SuccessiveParticles(Particles):
+    """One chain, whose next N states are the N particles of a step (SOUL; De Bortoli et al., 2021, Alg. 1).
+
+    Args:
+        kernel: of all latents; ULA in the paper.
+        num_moves: between two of these states.
+    """
+
+    kernel: Kernel = field(default_factory=lambda: ULA(1e-2))
+
+    def prepare(
+        self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
+    ) -> Prepared:
+        """As :meth:`Particles.prepare`."""
+        last = jax.tree.map(lambda x: x[-1:], block._replace(memory=None))
+        num = jax.tree.leaves(block)[0].shape[0]
+
+        def move(carry: tuple[Block, Adaptations], key: Array) -> tuple[Any, Any]:
+            here, adapt = carry
+            known = evaluated_at(log_joint, ratio, here.local, here.glob)
+            there, adapt, info = super(SuccessiveParticles, self).advance(key, log_joint, ratio, here, known, adapt)
+            return (there, adapt), (there, info)
+
+        (_, adapt), (states, info) = lax.scan(move, (last, adapt), random.split(rng_key, num))
+        return Prepared(jax.tree.map(lambda x: x[:, 0], states), adapt, info=jax.tree.map(jnp.mean, info))
+
+    def advance(
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
+    ) -> tuple[Block, Adaptations, dict[str, Array]]:
+        """Nothing to do: see :meth:`prepare`."""
+        return block, adapt, {}
+
+
+def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latents) -> Known:
     """``known`` for :meth:`Particles.advance`, where no step has computed it."""
 
     def total(local: Latents, glob: Latents) -> tuple[Array, tuple[Array, Array]]:

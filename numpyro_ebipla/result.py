@@ -19,6 +19,7 @@ from numpyro_ebipla._types import Params, TrainState, WalkerState
 from numpyro_ebipla.anneal import TiltedDensity, equally_weighted
 from numpyro_ebipla.collect import Draws, Layout, Plan
 from numpyro_ebipla.energy import EnergyPrior
+from numpyro_ebipla.marginal import Estimate, weighted_log_marginal
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.step import Config
 from numpyro_ebipla.walkers import WalkerStrategy
@@ -167,6 +168,44 @@ class Fit:
         """
         key = random.fold_in(self.state.rng_key, 0x10C2) if rng_key is None else rng_key
         return self.energy_prior(site).log_normalizer(key)
+
+    def log_marginal_likelihood(self, rng_key: Array | None = None) -> Estimate:
+        """Log marginal likelihood of all data at the fitted parameters, ``(value, std_error)``, by weighted particles.
+
+        JALA-EM (2505.18427, Prop. 1): the mean weight of the particles, for each datum of its own or, with global
+        latents, of all data together. The error sums up the resamplings' variances as if the particles had forgotten
+        each one before the next; energy priors add the annealed error of their log Z.
+
+        Args:
+            rng_key: for log Z of energy priors; by default derived from the state's own.
+
+        Raises:
+            ValueError: if the particles have no weights, or an energy prior is conditional on covariates.
+
+        >>> import numpyro, numpyro.distributions as dist
+        >>> from numpyro_ebipla import EBIPLA, WeightedParticles
+        >>> def model(y):
+        ...     with numpyro.plate("data", len(y)):
+        ...         x = numpyro.sample("x", dist.Normal(0, 1))
+        ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> y = jnp.array([0.5, -1.0])
+        >>> ebipla = EBIPLA(model, num_particles=100, num_steps=100, posterior=WeightedParticles())
+        >>> value, error = ebipla.run(random.key(0), y, progress_bar=False).log_marginal_likelihood()
+        >>> bool(abs(value - dist.Normal(0, 2**0.5).log_prob(y).sum()) < 5 * error)
+        True
+        """
+        config = self.config
+        if not config.particles.weighted:
+            raise ValueError(
+                "the particles of this fit carry no weights: fit with posterior=WeightedParticles(), or "
+                "recipes.jala_em(model)."
+            )
+        conditional = [name for name, site in config.model.energies.items() if site.per_datum]
+        if conditional:
+            raise ValueError(f"the energy prior at '{conditional[0]}' has a normaliser for each datum: not supported.")
+        log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in config.model.energies}
+        params = config.model.unconstrain_params(self.params)
+        return weighted_log_marginal(config, params, self.state, self._data(), log_z)
 
     def prior_samples(self, rng_key: Array | None = None, indices: Any = None) -> dict[str, np.ndarray]:
         """The prior walkers of every energy prior, ``{site: [P, ...]}``, constrained and equally weighted.

@@ -10,6 +10,7 @@ from jax import Array, lax, random
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._tree import chain_select, strong_type
 from numpyro_ebipla._types import Params, PosteriorState, TrainState
+from numpyro_ebipla.marginal import anneal_posterior
 from numpyro_ebipla.minibatch import batches_per_epoch
 from numpyro_ebipla.step import Config
 
@@ -25,6 +26,9 @@ def initial_state(
     key_latents, key_walkers, key_run = random.split(rng_key, 3)
     (local, glob), faults = _draw_particles(config, key_latents, params, mutable, data)
     momentum = jax.tree.map(jnp.zeros_like, (local, glob)) if kernel.has_momentum else None
+    memory = None
+    if config.particles.weighted:
+        (local, glob), memory = _weighted_particles(config, key_latents, params, mutable, data)
     indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
     densities = model.tilted(model.constrain_params(params), indices, data, key_walkers, mutable)
     state = TrainState(
@@ -34,7 +38,7 @@ def initial_state(
         average=params,
         optim_state=config.optim.init(params),
         mutable=mutable,
-        posterior=PosteriorState(local, glob, momentum, kernel.init(local, 2), kernel.init(glob, 1)),
+        posterior=PosteriorState(local, glob, momentum, kernel.init(local, 2), kernel.init(glob, 1), memory),
         prior={
             name: config.walkers[name].init(random.fold_in(key_walkers, i), density)
             for i, (name, density) in enumerate(densities.items())
@@ -58,6 +62,28 @@ def _draw_particles(config: Config, rng_key: Array, params: Params, mutable: Any
     (local, _), faults = lax.map(lambda a: draw(a[0], a[1], glob), (keys, indices))
     local = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, parts * B, *x.shape[3:]))[:, :M], local)
     return (local, glob or {}), jax.tree.map(jnp.sum, faults)
+
+
+def _weighted_particles(config: Config, rng_key: Array, params: Params, mutable: Any, data: Any) -> Any:
+    """Particles of all data annealed to the posterior at the initial parameters, and their memory."""
+    model = config.model
+    params = model.constrain_params(params)
+
+    def anneal(key: Array, indices: Array | None) -> tuple[Any, ...]:
+        out = anneal_posterior(model, params, indices, data, key, mutable, config.num_particles)
+        return (out.local, out.glob), out.log_weight, out.log_density, out.variance[None]
+
+    if not model.subsampled:
+        latents, log_weight, log_density, variance = anneal(rng_key, None)
+    else:
+        parts = batches_per_epoch(model.num_data, model.batch_size)
+        indices = jnp.arange(parts * model.batch_size, dtype=jnp.int32) % model.num_data
+        keys, indices = random.split(rng_key, parts), indices.reshape(parts, -1)
+        out = lax.map(lambda a: anneal(*a), (keys, indices))
+        together = lambda x: jnp.moveaxis(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:]))[:, : model.num_data]
+        latents, log_weight, log_density, variance = jax.tree.map(together, out)
+    local, glob = latents
+    return latents, config.particles.start(local, glob, log_weight, log_density, variance)
 
 
 def _draw_batch(

@@ -1,13 +1,9 @@
 r"""The algorithm on one screen.
 
-One training step takes, from the same ``(θ_k, X_k, X̄_k)``: a minibatch with its particles, the prior walkers,
-the gradient of
-
-    contrast = (1/NB) Σ_{n,m} φ_m(θ, X^{n,m}) − Σ_p w_p U_α(X̄^p),        φ_m = −log p_β(y_m | x) + U_α(x)
-
-in θ (Fisher's identity) and in X and X̄ (Langevin drifts) by one backward pass; then moves θ by the optimiser,
-the particles by their kernel and the walkers by theirs. Every system of the docs' table is a choice of
-:class:`Config`: EBIPLA (2510.12311, eqs. 8–10) is ULA for both families and gradient steps with noise.
+One training step takes, from the same ``(θ_k, X_k, X̄_k)``: a minibatch with its particles, the prior walkers, and
+the gradient of the :mod:`~numpyro_ebipla.contrast` in θ, X and X̄; then moves θ by the optimiser, the particles by
+their kernel and the walkers by theirs. Every system of the docs' table is a choice of :class:`Config`: EBIPLA
+(2510.12311, eqs. 8–10) is ULA for both families and gradient steps with noise.
 """
 
 from typing import Any, NamedTuple
@@ -18,11 +14,11 @@ import optax
 from jax import Array, random
 
 from numpyro_ebipla._tree import all_finite, put, take
-from numpyro_ebipla._types import Adaptation, Params, TrainState, WalkerState
-from numpyro_ebipla.anneal import TiltedDensity
+from numpyro_ebipla._types import Adaptation, Params, PosteriorState, TrainState, WalkerState
+from numpyro_ebipla.contrast import Batch, Contrast, EnergyGap, contrast, cross_entropy
 from numpyro_ebipla.minibatch import minibatch
 from numpyro_ebipla.model import LatentModel
-from numpyro_ebipla.particles import Block, Particles
+from numpyro_ebipla.particles import Block, LogJoint, Particles, Prepared
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
 
 
@@ -39,185 +35,185 @@ class Config(NamedTuple):
     max_energy: float
 
 
-class Contrast(NamedTuple):
-    """The value that θ descends, and everything that its backward pass knows."""
-
-    value: Array
-    params_grad: Params
-    particles: tuple[Array, Any, Array, Any]
-    walkers: dict[str, tuple[Array, Array]]
-    log_density: dict[str, Array]
-    log_z: dict[str, Array]
-    gap: dict[str, tuple[Array, Array]]
-    mutable: dict[str, Any]
-
-
 def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict[str, Array]]:
     """One step of the algorithm; see the module. ``data`` are the model's array arguments."""
-    model = config.model
-    key = random.fold_in(state.rng_key, state.step)
-    key_model, key_optim, key_posterior, key_walkers, key_advance = random.split(key, 5)
-    indices = batch_indices(model, state)
-    here = gather(state, indices)
-    old_adapt = (state.posterior.adapt_local, state.posterior.adapt_global)
+    key_model, key_optim, key_posterior, key_prepare, key_walkers = step_keys(state)
+    batch = Batch(batch_indices(config.model, state), data, key_model, state.mutable)
+    ready, walk, prior, info = prepare(config, state, batch, key_posterior, key_prepare)
+    now = contrast_of(config, state, ready, walk, batch)
 
-    def densities(params: Params) -> dict[str, TiltedDensity]:
-        constrained = model.constrain_params(params)
-        return model.tilted(constrained, indices, data, key_model, state.mutable)
-
-    walk, prior, info = prepare_walkers(config, key_walkers, densities(state.params), state.prior)
-    now = contrast(config, state, here, walk, indices, data, key_model)
-    info |= {f"{name}/gap": gap for name, (gap, _) in now.gap.items()}
     updates, optim_state = config.optim.update(
         now.params_grad,
         state.optim_state,
         state.params,
         value=now.value,
         rng_key=key_optim,
-        inverse_temperature=model.num_data * config.num_particles,
+        inverse_temperature=config.model.num_data * config.num_particles,
+        num_data=config.model.num_data,
     )
-    brake = energy_brake(config, info, now.gap)
-    info |= {"brake": brake} if config.walkers else {}
+    brake = energy_brake(config, now.gap) * trust(config, state.params, updates, batch, walk)
     params = optax.apply_updates(state.params, braked(config, updates, brake))
+    block, adapt, moved = advance_particles(config, state, batch, key_posterior, ready, now)
+    prior, walked = advance_walkers(config, key_walkers, (state.params, params), batch, prior, now.walkers)
 
-    def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
-        constrained = model.constrain_params(state.params)
-        rest = (indices, data, key_model, state.mutable, now.log_z)
-        return model.log_joint(constrained, local, glob, *rest)[:2]
-
-    ratio = model.num_data / model.batch_size
-    block, adapt, moved = config.particles.advance(key_posterior, log_joint, ratio, here, now.particles, old_adapt)
-    prior, walked = advance_walkers(config, key_advance, densities(state.params), densities(params), prior, now.walkers)
-    info |= moved | walked | step_sizes(block, adapt)
+    info |= moved | walked | step_sizes(block, adapt) | cross_entropy(config.model, now, info)
+    info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()} | ({"brake": brake} if config.walkers else {})
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
-    # A step that would leave the finite numbers is not taken: the state stays the last sound one.
-    energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
-    positions = [walkers.position for walkers in prior.values()]
-    info["sound"] = sound = (
-        all_finite((now.value, params, block, positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
-    )
     average = averaged(state.average, params, state.step, config.averaging)
-    small = (params, average, optim_state, now.mutable, prior, block, adapt)
-    before = (state.params, state.average, state.optim_state, state.mutable, state.prior, here, old_adapt)
-    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), small, before)
-    params, average, optim_state, mutable, prior, block, adapt = kept
-    posterior = scatter(state, indices, block, adapt)
-    taken = state.step + sound.astype(jnp.int32)
-    return TrainState(taken, state.rng_key, params, average, optim_state, mutable, posterior, prior), info
+    after = (params, average, optim_state, now.mutable, prior, block, adapt)
+    return sound_step(config, state, batch.indices, after, now, info)
 
 
-def contrast(
-    config: Config,
-    state: TrainState,
-    block: Block,
-    walk: dict[str, Walkers],
-    indices: Array | None,
-    data: Any,
-    rng_key: Array,
-) -> Contrast:
-    """The contrast, and by one backward pass its gradient in θ, in the particles and in the walkers."""
-    model, N, B, M = config.model, config.num_particles, config.model.batch_size, config.model.num_data
-    shared = {name for name in walk if config.walkers[name].shares_gradient}
-
-    def loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
-        params, positions = model.constrain_params(params), held | moving
-        priors = model.energy_priors(params, indices, data, rng_key, state.mutable)
-        tilted = {name: prior.tilted() for name, prior in priors.items()}
-        log_density = {name: tilted[name].log_density(positions[name]) for name in walk}
-        # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
-        log_z = {
-            name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
-            for name in walk
-        }
-        per_datum, rest, mutable, energies = model.log_joint(
-            params, local, glob, indices, data, rng_key, state.mutable, log_z
-        )
-        gap = {name: energy_gap(walk[name], tilted[name], positions[name], energies[name]) for name in walk}
-        value = -(per_datum.mean() + rest.mean() / M)
-        return value, (per_datum, rest, log_density, mutable, log_z, gap)
-
-    positions = {name: w.position for name, w in walk.items()}
-    held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
-    moving = {name: positions[name] for name in shared}
-    shift = {name: jnp.zeros(w.weight.shape[1:], w.weight.dtype) for name, w in walk.items()}
-
-    (value, (per_datum, rest, log_density, mutable, log_z, gap)), grads = jax.value_and_grad(
-        loss, argnums=(0, 1, 2, 3, 4), has_aux=True
-    )(state.params, block.local, block.glob, moving, shift)
-    params_grad, local, glob, walkers, coefficient = grads
-    # From derivatives of a mean back to those of each chain's own log density.
-    local = jax.tree.map(lambda g: -N * B * g, local)
-    glob = jax.tree.map(lambda g: -N * M * g, glob)
-    whole = M / B * per_datum.sum(-1) + rest
-
-    def undo_weight(name: str) -> tuple[Array, Array]:
-        scale = coefficient[name] * walk[name].weight
-        return log_density[name], walkers[name] / scale.reshape(scale.shape + (1,) * (walkers[name].ndim - scale.ndim))
-
-    known = (per_datum, local, whole, glob)
-    mean = {name: jnp.sum(walk[name].weight * log_density[name], 0) for name in walk}
-    return Contrast(value, params_grad, known, {n: undo_weight(n) for n in shared}, mean, log_z, gap, mutable)
+def contrast_at(config: Config, state: TrainState, data: Any) -> Contrast:
+    """The contrast that the next step would descend."""
+    key_model, _, key_posterior, key_prepare, _ = step_keys(state)
+    batch = Batch(batch_indices(config.model, state), data, key_model, state.mutable)
+    ready, walk, _, _ = prepare(config, state, batch, key_posterior, key_prepare)
+    return contrast_of(config, state, ready, walk, batch)
 
 
-# --- walkers, minibatches, averages -------------------------------------------------------------------
+def contrast_of(config: Config, state: TrainState, ready: Prepared, walk: dict[str, Walkers], batch: Batch) -> Contrast:
+    """The contrast with what the strategies want of it."""
+    shared = {name for name, strategy in config.walkers.items() if strategy.shares_gradient}
+    braked, particles = [name for name, strategy in config.walkers.items() if strategy.brake_gap], {}
+    if braked:
+        params = config.model.constrain_params(state.params)
+        some = jax.tree.map(lambda x: x[:1], ready.block[:2])
+        at = config.model.energy_positions(params, *some, *batch)
+        particles = {name: at[name] for name in braked if name in at}
+    return contrast(config.model, state.params, ready, walk, shared, particles, batch)
 
 
-def prepare_walkers(
-    config: Config, rng_key: Array, densities: dict[str, TiltedDensity], prior: dict[str, WalkerState]
-) -> tuple[dict[str, Walkers], dict[str, WalkerState], dict[str, Array]]:
-    """``prepare`` of every energy prior's strategy."""
-    walk, states = {}, {}
-    info: dict[str, Array] = {}
+def step_keys(state: TrainState) -> Array:
+    """Keys of the model, the optimiser, the particles, the walkers before and the walkers after the gradient."""
+    return random.split(random.fold_in(state.rng_key, state.step), 5)
+
+
+def prepare(
+    config: Config, state: TrainState, batch: Batch, key_posterior: Array, key_walkers: Array
+) -> tuple[Prepared, dict[str, Walkers], dict[str, WalkerState], dict[str, Array]]:
+    """What enters the gradient at ``θ_k``: particles and walkers, the walkers' new states, what to report."""
+    model, posterior = config.model, state.posterior
+    params = model.constrain_params(state.params)
+
+    def draw(key: Array) -> tuple[Any, Any]:
+        one = lambda k: model.draw_latents(k, params, batch.indices, batch.data, batch.mutable)
+        return jax.vmap(one)(random.split(key, config.num_particles))
+
+    ready = config.particles.prepare(
+        random.fold_in(key_posterior, 1),
+        draw,
+        log_joint_at(model, state.params, batch, {}),
+        model.num_data / model.batch_size,
+        gather(state, batch.indices),
+        (posterior.adapt_local, posterior.adapt_global),
+    )
+    ready = jax.lax.stop_gradient(ready)
+    densities, positions = model.tilted(params, *batch), {}
+    if any(strategy.follows_particles for strategy in config.walkers.values()):
+        positions = model.energy_positions(params, *ready.block[:2], *batch)
+    walk, prior = {}, {}
+    info = dict(ready.info)
     for i, (name, density) in enumerate(densities.items()):
-        key = random.fold_in(rng_key, i)
-        walk[name], states[name], said = config.walkers[name].prepare(key, density, prior[name])
+        key = random.fold_in(key_walkers, i)
+        at = (density, state.prior[name], positions.get(name))
+        walk[name], prior[name], said = config.walkers[name].prepare(key, *at)
         info |= {f"{name}/{k}": v for k, v in said.items()}
-    walk = jax.tree.map(jax.lax.stop_gradient, walk)
-    return walk, states, info
+    return ready, jax.lax.stop_gradient(walk), prior, info
+
+
+def advance_particles(
+    config: Config, state: TrainState, batch: Batch, rng_key: Array, ready: Prepared, now: Contrast
+) -> tuple[Block, tuple[Adaptation, Adaptation], dict[str, Array]]:
+    """The particles moved on at ``θ_k``."""
+    model = config.model
+    log_joint = log_joint_at(model, state.params, batch, now.log_z if ready.known is None else {})
+    ratio = model.num_data / model.batch_size
+    return config.particles.advance(rng_key, log_joint, ratio, ready.block, now.particles, ready.adapt)
+
+
+def log_joint_at(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Array]) -> LogJoint:
+    """Log densities of a minibatch's particles as a function of these."""
+    return lambda local, glob: model.log_joint(model.constrain_params(params), local, glob, *batch, log_z)[:2]
 
 
 def advance_walkers(
     config: Config,
     rng_key: Array,
-    densities: dict[str, TiltedDensity],
-    following: dict[str, TiltedDensity],
+    params: tuple[Params, Params],
+    batch: Batch,
     prior: dict[str, WalkerState],
     known: dict[str, tuple[Array, Array]],
 ) -> tuple[dict[str, WalkerState], dict[str, Array]]:
-    """``advance`` of every energy prior's strategy."""
+    """Every energy prior's walkers, following the parameters from ``θ_k`` to ``θ_{k+1}``."""
+    model = config.model
+    now, following = (model.tilted(model.constrain_params(p), *batch) for p in params)
     states = {}
     info: dict[str, Array] = {}
-    for i, (name, density) in enumerate(densities.items()):
+    for i, (name, strategy) in enumerate(config.walkers.items()):
         key = random.fold_in(rng_key, i)
-        states[name], said = config.walkers[name].advance(key, density, following[name], prior[name], known.get(name))
+        states[name], said = strategy.advance(key, now[name], following[name], prior[name], known.get(name))
         info |= {f"{name}/{k}": v for k, v in said.items()}
     return states, info
 
 
-def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles: Array) -> tuple[Array, Array]:
-    """How far the mean energy of the walkers lies above that of the particles, and the walkers' deviation."""
-    energy = jax.lax.stop_gradient(tilted.energy(position))
-    mean = jnp.sum(walk.weight * energy, 0)
-    variance = jnp.sum(walk.weight * jnp.square(energy - mean), 0)
-    return jnp.mean(mean) - particles, jnp.sqrt(jnp.mean(variance))
+def sound_step(
+    config: Config, state: TrainState, indices: Array | None, after: tuple, now: Contrast, info: dict[str, Array]
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after the step. One that would leave the finite numbers is not taken: the state stays as it was."""
+    params, _, _, _, prior, block, _ = after
+    posterior = state.posterior
+    energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
+    positions = [walkers.position for walkers in prior.values()]
+    sound = (
+        all_finite((now.value, params, block[:3], positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
+    )
+    old_adapt = (posterior.adapt_local, posterior.adapt_global)
+    before = (state.params, state.average, state.optim_state, state.mutable, state.prior, gather(state, indices))
+    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, (*before, old_adapt))
+    params, average, optim_state, mutable, prior, block, adapt = kept
+    posterior = scatter(state, indices, block, adapt)
+    taken = state.step + sound.astype(jnp.int32)
+    new = TrainState(taken, state.rng_key, params, average, optim_state, mutable, posterior, prior)
+    return new, info | {"sound": sound}
 
 
-def energy_brake(config: Config, info: dict[str, Array], gaps: dict[str, tuple[Array, Array]]) -> Array:
-    """A factor from 0 to 1 on the energy's updates: small where its walkers cannot keep up.
+# --- brakes, minibatches, averages --------------------------------------------------------------------
 
-    A strategy may say so itself (``site/brake``), or the gap in mean energy between walkers and particles: one that
-    grows is how a fit runs away, as the energy falls where the particles are and no walker has been yet. Where the
-    walkers' energy is the lower one they have found a hole that has to be filled, and nothing is held back.
+
+def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
+    """A factor from −1 to 1 on the energy's updates: small where its walkers cannot keep up.
+
+    A fit runs away where the energy falls at the particles in a place that no walker has visited, and the particles
+    follow. Then the gap in energy between walkers and particles grows; beyond one plus the walkers' deviation the
+    updates are held back, and soon reversed, which fills the hole up again.
     """
     brake = jnp.ones(())
     for name, strategy in config.walkers.items():
-        if not strategy.brake_gap:
-            continue
-        gap, deviation = gaps[name]
-        factor = jnp.minimum(1.0, (1 + deviation) / jnp.maximum(gap, 1e-6)) ** 2
-        factor = factor * info.get(f"{name}/brake", 1.0)
-        brake = jnp.minimum(brake, jnp.where(gap < 0, 1.0, factor))
+        if strategy.brake_gap:
+            excess = jnp.maximum(gaps[name].median / (1 + gaps[name].deviation), 1.0)
+            brake = jnp.minimum(brake, 2 / jnp.square(excess) - 1)
     return brake
+
+
+def trust(config: Config, params: Params, updates: Params, batch: Batch, walk: dict[str, Walkers]) -> Array:
+    """A factor from 0 to 1 on the energy's updates, so that no step changes its shape faster than walkers can follow.
+
+    The change is measured where it matters, by its standard deviation over the walkers in nats.
+    """
+    factor = jnp.ones(())
+    limits = {name: strategy.trust for name, strategy in config.walkers.items() if strategy.trust is not None}
+    if not limits:
+        return factor
+    model = config.model
+    before, after = (
+        model.tilted(model.constrain_params(p), *batch) for p in (params, optax.apply_updates(params, updates))
+    )
+    for name, limit in limits.items():
+        change = after[name].energy(walk[name].position) - before[name].energy(walk[name].position)
+        deviation = jnp.sqrt(jnp.mean(jnp.var(change, axis=0)))
+        factor = jnp.minimum(factor, limit / jnp.maximum(deviation, limit))
+    return jnp.where(jnp.isfinite(factor), factor, 0.0)
 
 
 def braked(config: Config, updates: Params, brake: Array) -> Params:
@@ -239,21 +235,23 @@ def batch_indices(model: LatentModel, state: TrainState) -> Array | None:
 def gather(state: TrainState, indices: Array | None) -> Block:
     """The minibatch's particles."""
     posterior = state.posterior
-    momentum = posterior.momentum
+    momentum, memory = posterior.momentum, posterior.memory
     if momentum is not None:
         momentum = (take(momentum[0], indices, 1), momentum[1])
-    return Block(take(posterior.local, indices, 1), posterior.glob, momentum)
+    if not posterior.glob:  # then all memory is by datum
+        memory = take(memory, indices, 1)
+    return Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
 
 
 def scatter(state: TrainState, indices: Array | None, block: Block, adapt: tuple) -> Any:
     """All particles, with the minibatch's put back."""
-    posterior, momentum = state.posterior, block.momentum
+    posterior, momentum, memory = state.posterior, block.momentum, block.memory
+    if not posterior.glob:
+        memory = put(posterior.memory, indices, memory, 1)
     if momentum is not None:
         momentum = (put(posterior.momentum[0], indices, momentum[0], 1), momentum[1])
     local = put(posterior.local, indices, block.local, 1)
-    return posterior._replace(
-        local=local, glob=block.glob, momentum=momentum, adapt_local=adapt[0], adapt_global=adapt[1]
-    )
+    return PosteriorState(local, block.glob, momentum, adapt[0], adapt[1], memory)
 
 
 def averaged(average: Params, params: Params, count: Array, power: float) -> Params:

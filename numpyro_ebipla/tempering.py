@@ -11,8 +11,11 @@ from numpyro_ebipla._tree import batched_value_and_grad, chain_select
 from numpyro_ebipla._types import WalkerState
 from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity
 from numpyro_ebipla.kernels import metropolis
-from numpyro_ebipla.walkers import Info, Walkers, WalkerStrategy
+from numpyro_ebipla.walkers import Info, Restraint, Walkers, WalkerStrategy
 from numpyro_ebipla.weights import log_mean_exp
+
+#: Walkers of each rung whose energies enter the restraint.
+RESTRAINING = 16
 
 
 class Ladder(NamedTuple):
@@ -47,19 +50,22 @@ class Tempered(WalkerStrategy):
         num_walkers: P, the walkers at each rung.
         num_rungs: K, with both ends; at least 2.
         num_moves: MALA moves per training step.
-        brake: ``(begin, stop)``, bounds on the barrier between base and prior (the sum over the rungs of the
-            rejections between neighbours): the energy is slowed down above the first and held at the
-            second; None for never.
+        restraint: ``(begin, full)``, for the barrier between base and prior (the sum over the rungs of the
+            rejections between neighbours): from the first on the contrast gets a penalty on it, whose strength
+            is one at the second; None for never.
+        trust: the most that a step may change the energy by, as a standard deviation over the walkers in nats:
+            larger updates of its parameters are shortened. None for no limit.
 
     The sharper the energy, the higher the barrier and the longer a walker's way from the base. Left to itself
     a flexible energy sharpens until its walkers are cut off, and then goes wrong with nothing to be seen in the
-    contrast. So its updates are multiplied by ``(stop − barrier) / (stop − begin)``, between 0 and 1.
+    contrast. The restraint holds the barrier while the energy's shape still follows the data.
     """
 
     num_walkers: int = 128
     num_rungs: int = 8
     num_moves: int = 1
-    brake: tuple[float, float] | None = (1.4, 2.5)
+    restraint: tuple[float, float] | None = (1.4, 2.5)
+    trust: float | None = 0.15
     brake_gap = True
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
@@ -81,7 +87,9 @@ class Tempered(WalkerStrategy):
 
         return jax.lax.scan(warm_up, state, random.split(key_moves, 10 * self.num_rungs))[0]
 
-    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
+    def prepare(
+        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
+    ) -> tuple[Walkers, WalkerState, Info]:
         """As :meth:`WalkerStrategy.prepare`."""
         key_base, key_swap, *key_moves = random.split(rng_key, 2 + self.num_moves)
         ladder = state.adapt
@@ -109,10 +117,14 @@ class Tempered(WalkerStrategy):
             "swap": 1 - ladder.rejection.max(),
             "log_z": jnp.mean(log_z),
         }
-        if self.brake is not None:
-            begin, stop = self.brake
-            info["brake"] = jnp.clip((stop - ladder.rejection.sum()) / (stop - begin), 0.0, 1.0)
-        return Walkers(known[0][-1], weight), state, info
+        restraint = None
+        if self.restraint is not None:
+            begin, full = self.restraint
+            barrier = ladder.rejection.sum()
+            strength = jnp.maximum(barrier - begin, 0.0) / (full - begin)
+            restraint = Restraint(known[0][:, :RESTRAINING], ladder.temperature, strength)
+            info["barrier"] = barrier
+        return Walkers(known[0][-1], weight, restraint), state, info
 
     def _evaluate(self, density: TiltedDensity, x: Array) -> tuple[Array, ...]:
         """``(x, log base, energy, gradients)`` of walkers ``[rungs, P, ...]``, in one batch."""

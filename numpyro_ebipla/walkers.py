@@ -1,14 +1,16 @@
 r"""Ways to keep prior walkers, which estimate ``E_{p_α}[∇_α U]``, the gradient of ``−log Z``.
 
 ===================  =======================================================================  ============
-strategy             a training step                                                          right at
-===================  =======================================================================  ============
-:class:`Persistent`  moves the walkers once; unweighted (EBIPLA, PCD) or with Jarzynski        slow energies;
-                     weights and resampling (2305.19414)                                       every step
-:class:`Annealed`    anneals a fresh population from the base by sequential Monte Carlo        every step
-:class:`.Tempered`   moves and swaps persistent replicas between the base and the prior        slow energies
-                     (parallel tempering), the hottest ones redrawn exactly                    on any shape
-===================  =======================================================================  ============
+strategy              a training step                                                         right at
+====================  ======================================================================  ============
+:class:`Persistent`   moves the walkers once; unweighted (EBIPLA, PCD) or with Jarzynski       slow energies;
+                      weights and resampling (2305.19414)                                      every step
+:class:`Annealed`     anneals a fresh population from the base by sequential Monte Carlo       every step
+:class:`.Tempered`    moves and swaps persistent replicas between the base and the prior       slow energies
+                      (parallel tempering), the hottest ones redrawn exactly                   on any shape
+:class:`.ShortRun`    restarts from the base and makes K moves (LEBM)                          K → ∞
+:class:`.Contrastive` restarts at the particles, or at the data, and makes K moves (CD-k)      K → ∞
+====================  ======================================================================  ============
 
 Each is a frozen set of options with three functions: ``init`` makes a
 :class:`~numpyro_ebipla._types.WalkerState`, ``prepare`` gives the walkers and weights that enter the step's
@@ -20,10 +22,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, random
+from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad
-from numpyro_ebipla._types import WalkerState
+from numpyro_ebipla._types import Adaptation, WalkerState
 from numpyro_ebipla.anneal import (
     TiltedDensity,
     anneal,
@@ -40,10 +42,73 @@ class Walkers(NamedTuple):
     """What enters the gradient: positions ``[P, *event]`` and weights ``[P]`` that sum to one.
 
     With a normaliser of its own for each of D elements: ``[P, D, *event]`` and ``[P, D]``.
+    ``restraint`` holds the energy back, if the strategy asks for it.
     """
 
     position: Array
     weight: Array
+    restraint: "Restraint | None" = None
+
+
+class Restraint(NamedTuple):
+    """A penalty on the barrier between base and prior, for energies that sharpen faster than walkers can follow.
+
+    Attributes:
+        position: ``[K, p, *event]`` walkers at K temperatures.
+        temperature: ``[K]``.
+        strength: factor of the penalty.
+    """
+
+    position: Array
+    temperature: Array
+    strength: Array
+
+    def penalty(self, density: TiltedDensity) -> Array:
+        """``strength · ∫ ½ 𝔼|E(x) − E(x')| dt``, the communication barrier (Syed et al., 2022, eq. 19)."""
+        num_temps, num = self.position.shape[:2]
+        energy = density.energy(self.position.reshape((-1, *self.position.shape[2:]))).reshape(num_temps, num, -1)
+        spread = 0.5 * jnp.abs(energy[:, 1::2] - energy[:, : num - 1 : 2]).mean((1, 2))
+        return self.strength * jnp.trapezoid(spread, self.temperature)
+
+
+class Moved(NamedTuple):
+    """Walkers after some moves: positions, log densities and momenta, adaptation, mean acceptance."""
+
+    position: Array
+    log_density: Array | None
+    momentum: Array | None
+    adapt: Adaptation
+    accept: Array
+
+
+def moved(
+    kernel: Kernel,
+    num_moves: int,
+    rng_key: Array,
+    density: TiltedDensity,
+    position: Array,
+    momentum: Array | None,
+    adapt: Adaptation,
+    known: tuple[Array, Array] | None = None,
+) -> Moved:
+    """Walkers after ``num_moves`` moves; ``known`` are their log densities and gradients, if there are any."""
+    target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
+    named = lambda a: None if a is None else {"x": a}
+    value, gradient = known or (None, None)
+    point = Point({"x": position}, value, named(gradient), named(momentum))
+
+    def move(carry: tuple[Point, Adaptation], key: Array) -> tuple[tuple[Point, Adaptation], Array]:
+        here, adapt = evaluated(target, carry[0]), carry[1]
+        there, info = kernel.move(key, target, here, adapt)
+        return (there, kernel.adapt(adapt, info, here)), info.accept_prob
+
+    first, *rest = random.split(rng_key, num_moves)
+    (point, adapt), accept = move((point, adapt), first)
+    if rest:
+        (point, adapt), others = lax.scan(move, (point, adapt), jnp.stack(rest))
+        accept = (accept + others.sum()) / num_moves
+    last = None if point.momentum is None else point.momentum["x"]
+    return Moved(point.position["x"], point.log_density, last, adapt, accept)
 
 
 class WalkerStrategy:
@@ -52,21 +117,31 @@ class WalkerStrategy:
     Attributes:
         shares_gradient: whether ``advance`` uses the walkers' gradient of the step's own backward pass.
         per_datum: whether it can serve a prior that is conditional on covariates.
+        follows_particles: whether ``prepare`` needs to know where the particles (or the data) are.
         brake_gap: whether the energy is slowed down while its mean at the particles and at the walkers differ by
             more than one plus the walkers' standard deviation. A gap that grows is how a fit runs away: the
             energy falls where the particles are, and no walker has been there yet.
+        trust: the most that a step may change the energy by, as a standard deviation over the walkers in nats.
     """
 
     shares_gradient = False
     per_datum = False
+    follows_particles = False
     brake_gap = False
+    trust: float | None = None
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """Walkers for the initial parameters."""
         raise NotImplementedError
 
-    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
-        """Walkers and weights at the current parameters, before the gradient."""
+    def prepare(
+        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
+    ) -> tuple[Walkers, WalkerState, Info]:
+        """Walkers and weights at the current parameters, before the gradient.
+
+        ``particles [n, *event]`` are the posterior particles at the site (the data, if it is observed); strategies
+        with ``follows_particles`` go on from where they are without them.
+        """
         raise NotImplementedError
 
     def advance(
@@ -140,9 +215,12 @@ class Persistent(WalkerStrategy):
         adapt = self.kernel.init({"x": x}, len(shape))
         return WalkerState(x, jnp.zeros(shape, x.dtype), log_density, momentum, log_z, adapt)
 
-    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
+    def prepare(
+        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
+    ) -> tuple[Walkers, WalkerState, Info]:
         """As :meth:`WalkerStrategy.prepare`."""
-        return Walkers(state.position, normalised(state.log_weight)), state, {}
+        info = {"log_z": jnp.mean(state.log_z + log_mean_exp(state.log_weight))} if self.weighted else {}
+        return Walkers(state.position, normalised(state.log_weight)), state, info
 
     def advance(
         self,
@@ -167,28 +245,18 @@ class Persistent(WalkerStrategy):
         cached = (state.position, state.log_density)
         log_weight, (x, log_density), resampled = resample(key_resample, state.log_weight, cached, self.threshold)
         state = state._replace(position=x, log_density=log_density, log_weight=log_weight)
-        log_z = jnp.mean(state.log_z + log_mean_exp(log_weight))
-        info = {"accept": accept, "ess": fraction, "log_z": log_z, "resampled": jnp.mean(resampled * 1.0)}
+        info = {"accept": accept, "ess": fraction, "resampled": jnp.mean(resampled * 1.0)}
         return state, info
 
     def _move(
         self, rng_key: Array, density: TiltedDensity, state: WalkerState, known: tuple[Array, Array] | None
     ) -> tuple[WalkerState, Array]:
         """``num_moves`` moves at fixed parameters."""
-        target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
-        value, gradient = known if known is not None else (None, None)
-        named = lambda a: None if a is None else {"x": a}
-        point = Point({"x": state.position}, value, named(gradient), named(state.momentum))
-        adapt, accept = state.adapt, jnp.zeros(())
-        for key in random.split(rng_key, self.num_moves):
-            here = evaluated(target, point)
-            point, info = self.kernel.move(key, target, here, adapt)
-            adapt = self.kernel.adapt(adapt, info, here)
-            accept += info.accept_prob / self.num_moves
-        log_density = point.log_density if state.log_density is not None else None
-        momentum = None if point.momentum is None else point.momentum["x"]
-        new = state._replace(position=point.position["x"], momentum=momentum, adapt=adapt, log_density=log_density)
-        return new, accept
+        start = (state.position, state.momentum, state.adapt)
+        new = moved(self.kernel, self.num_moves, rng_key, density, *start, known)
+        log_density = new.log_density if state.log_density is not None else None
+        state = state._replace(position=new.position, momentum=new.momentum, adapt=new.adapt, log_density=log_density)
+        return state, new.accept
 
     def _jarzynski_ula(
         self, rng_key: Array, density: TiltedDensity, following: TiltedDensity, state: WalkerState
@@ -246,7 +314,9 @@ class Annealed(WalkerStrategy):
         )
         return WalkerState(None, None, None, None, jnp.zeros(shape, x.dtype), start.log_step)
 
-    def prepare(self, rng_key: Array, density: TiltedDensity, state: WalkerState) -> tuple[Walkers, WalkerState, Info]:
+    def prepare(
+        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
+    ) -> tuple[Walkers, WalkerState, Info]:
         """As :meth:`WalkerStrategy.prepare`."""
         population = anneal(
             rng_key,

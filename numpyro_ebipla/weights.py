@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array, random
 from jax.scipy.special import logsumexp
 
+from numpyro_ebipla._tree import chain_sum
+
 
 def log_mean_exp(log_weight: Array) -> Array:
     """``log mean exp`` over the leading axis, max-shifted."""
@@ -46,14 +48,24 @@ def ula_increment(
         step_size: ``h`` with which the move was made.
         chain_ndim: number of leading chain axes.
     """
+    shape = old[0].shape[:chain_ndim]
+    forward = ula_action(shape, old[1], old[2], new[0] - old[0], step_size)
+    return forward - ula_action(shape, new[1], new[2], old[0] - new[0], step_size)
 
-    def alpha(here: tuple[Array, Array, Array], there: Array) -> Array:
-        x, log_density, grad = here
-        axes = tuple(range(chain_ndim, x.ndim))
-        cross = jnp.sum((there - x) * grad, axes)
-        return -log_density - 0.5 * cross + 0.25 * step_size * jnp.sum(grad**2, axes)
 
-    return alpha(old, new[0]) - alpha(new, old[0])
+def ula_action(chain_shape: tuple[int, ...], log_density: Array, gradient: Any, moved: Any, step_size: Array) -> Array:
+    r"""``α(x, y) = U(x) + ½⟨y − x, ∇U(x)⟩ + (h/4)‖∇U(x)‖²`` of 2305.19414, eq. 12, for each chain: ``[*C]``.
+
+    Args:
+        chain_shape: ``C``.
+        log_density: ``−U(x)``, ``[*C]``.
+        gradient: ``−∇U(x)``, a pytree of ``[*C, ...]``.
+        moved: ``y − x``, likewise.
+        step_size: ``h``, a scalar or ``[*C]``.
+    """
+    cross = chain_sum(jax.tree.map(jnp.multiply, moved, gradient), chain_shape)
+    square = chain_sum(jax.tree.map(jnp.square, gradient), chain_shape)
+    return -log_density - 0.5 * cross + 0.25 * step_size * square
 
 
 def systematic_ancestors(rng_key: Array, log_weight: Array) -> Array:

@@ -18,12 +18,17 @@ ORDER = [
     "anneal",
     "walkers",
     "tempering",
+    "restarted",
     "minibatch",
     "optim",
     "particles",
+    "weighted",
     "energy",
+    "_tracing",
     "model",
     "inspection",
+    "marginal",
+    "contrast",
     "step",
     "start",
     "checks",
@@ -35,12 +40,13 @@ ORDER = [
     "_arviz",
     "result",
     "ebipla",
+    "recipes",
     "plots",
     "__init__",
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "model", "inspection", "_arviz", "result"}
+KNOW_NUMPYRO = {"optim", "energy", "_tracing", "model", "inspection", "_arviz", "result"}
 
 
 def imports(path: Path) -> set[str]:

@@ -59,11 +59,11 @@ def follow(strategy, path, repetitions, seed):
         def body(state, k):
             now, after = path(k / K), path((k + 1) / K)
             state, info = strategy.advance(random.fold_in(key_run, k), now, after, state, None)
-            walk, _, _ = strategy.prepare(key_run, after, state)
+            walk, _, said = strategy.prepare(key_run, after, state)
             means = jnp.stack([jnp.sum(walk.weight * f(walk.position)) for f in FUNCTIONS])
             # The cache belongs to the walkers as they stand, resampled or not.
             stale = jnp.max(jnp.abs(state.log_density - after.log_density(state.position)))
-            return state, (info["log_z"], means, info["resampled"], stale)
+            return state, (said["log_z"], means, info["resampled"], stale)
 
         return jax.lax.scan(body, state, jnp.arange(K))[1]
 

@@ -1,0 +1,95 @@
+"""How a model is run: particles put at its latent sites, draws from bases, log densities by site."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, random
+from numpyro import handlers
+from numpyro.distributions import MaskedDistribution
+from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.util import sum_rightmost
+from numpyro.primitives import Messenger
+
+from numpyro_ebipla._types import Latents
+from numpyro_ebipla.energy import EnergyPrior, log_normaliser, unwrap
+
+
+def trace_model(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The model's trace; a plate filled with all its data is no reason to warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="subsample_size does not match")
+        return handlers.trace(model).get_trace(*args, **kwargs)
+
+
+def site_log_prob(site: dict[str, Any], log_det: Array | None, log_z: Array) -> Array:
+    """Scaled log density at a site, in its full batch shape."""
+    fn, value = site["fn"], site["value"]
+    with log_normaliser(log_z):
+        if site.get("intermediates"):
+            log_prob = fn.log_prob(value, site["intermediates"])
+        else:
+            log_prob = fn.log_prob(value)
+    if log_det is not None:
+        log_prob = log_prob + sum_rightmost(log_det, log_det.ndim - jnp.ndim(value) + fn.event_dim)
+    if site["scale"] is not None:
+        log_prob = log_prob * site["scale"]
+    return jnp.broadcast_to(log_prob, jnp.broadcast_shapes(jnp.shape(log_prob), fn.batch_shape))
+
+
+def copy_containers(tree: Any) -> Any:
+    """New containers, as modules with mutable state write into theirs."""
+    return jax.tree.map(lambda x: x, tree)
+
+
+def unmasked(fn: Any) -> Any:
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+class Place(Messenger):
+    """Put unconstrained values at latent sites, through the bijection to each site's support.
+
+    The support is that of the distribution met on this run: it may depend on parameters and other latents.
+    """
+
+    def __init__(self, fn: Callable, latents: Latents) -> None:
+        super().__init__(fn)
+        self.latents = latents
+        self.log_det: dict[str, Array] = {}
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or msg["name"] not in self.latents:
+            return
+        u = self.latents[msg["name"]]
+        transform = biject_to(msg["fn"].support)
+        msg["value"] = transform(u)
+        self.log_det[msg["name"]] = transform.log_abs_det_jacobian(u, msg["value"])
+
+
+class from_base(Messenger):
+    """Where a latent has no value yet, draw from an energy prior's base, or spread over improper supports."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
+            return
+        fn, key = msg["fn"], msg["kwargs"].get("rng_key")
+        prior = unwrap(fn)
+        shape = msg["kwargs"].get("sample_shape", ()) + fn.batch_shape
+        if isinstance(prior, EnergyPrior):
+            base = prior.base
+            extra = shape[: len(shape) - len(base.batch_shape)] if shape else ()
+            try:
+                msg["value"] = base.expand(shape).sample(key) if shape else base.sample(key)
+            except ValueError:  # batch shapes that do not nest
+                msg["value"] = base.sample(key, extra)
+            return
+        try:
+            msg["value"] = fn.sample(key, msg["kwargs"].get("sample_shape", ()))
+        except NotImplementedError:
+            transform = biject_to(fn.support)
+            free = transform.inverse_shape(shape + fn.event_shape)
+            msg["value"] = transform(random.uniform(key, free, minval=-2.0, maxval=2.0))

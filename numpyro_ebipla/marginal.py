@@ -1,0 +1,159 @@
+"""The marginal likelihood: from populations annealed to the posterior, or from a fit's own weighted particles."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_ebipla._types import Latents, Params, TrainState
+from numpyro_ebipla.anneal import TiltedDensity, anneal, initial_log_step
+from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.particles import Block, evaluated_at
+from numpyro_ebipla.weighted import weights_at
+from numpyro_ebipla.weights import ess, log_mean_exp
+
+
+class Population(NamedTuple):
+    """Weighted draws of the posterior; ``C`` is ``(N, B)``, or ``(N,)`` if there are global latents.
+
+    Attributes:
+        local: ``{site: [N, B, *event]}`` unconstrained.
+        glob: ``{site: [N, *event]}``.
+        log_weight: ``[*C]``.
+        log_density: ``[*C]`` log joint density at fixed parameters, energies unnormalised.
+        log_z: ``[B]`` (a scalar) log ∫ exp(log joint) over the latents.
+        variance: of ``log_z``, see :class:`~numpyro_ebipla.anneal.Annealed`.
+        rest: log density of what depends on no latent, beside ``log_z``: observed sites outside the data plate.
+        ess: smallest effective sample size on the way, as a fraction of N.
+        num_temps: number of temperatures.
+    """
+
+    local: Latents
+    glob: Latents
+    log_weight: Array
+    log_density: Array
+    log_z: Array
+    variance: Array
+    rest: Array
+    ess: Array
+    num_temps: Array
+
+
+def anneal_posterior(
+    model: LatentModel,
+    params: Params,
+    indices: Array | None,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    num_particles: int,
+    *,
+    num_moves: int = 5,
+    stage_ess: float = 0.9,
+    max_temps: int = 200,
+) -> Population:
+    """Anneal particles from the prior (the base, for energy priors) to the posterior of a minibatch.
+
+    Along ``log p_0(x) + t (log p(x, y) − log p_0(x))``, see :func:`~numpyro_ebipla.anneal.anneal` for the options.
+    Data are independent unless there are global latents; then all data must be in the batch.
+    """
+    local, glob = jax.eval_shape(lambda k: model.draw_latents(k, params, indices, data, mutable), rng_key)
+    joined = bool(model.global_sites)
+    base_args = (indices, data, rng_key, mutable)
+
+    def split(x: Array) -> tuple[Latents, Latents]:
+        """Latents of flat chains ``[N, B, D]`` or ``[N, D]``."""
+        out: list[Latents] = [{}, {}]
+        at = 0
+        for which, sites in enumerate((local, glob)):
+            for name, site in sites.items():
+                shape = site.shape if joined or which else site.shape[1:]
+                size = math.prod(shape)
+                out[which][name] = x[..., at : at + size].reshape((*x.shape[:-1], *shape))
+                at += size
+        return out[0], out[1]
+
+    def flat(local: Latents, glob: Latents) -> Array:
+        lead = 1 if joined else 2
+        parts = [v.reshape((*v.shape[:lead], -1)) for v in (*local.values(), *glob.values())]
+        return jnp.concatenate(parts, -1)
+
+    def log_base(x: Array) -> Array:
+        per_datum, rest = model.log_base(params, *split(x), *base_args)
+        return per_datum.sum(-1) + rest if joined else per_datum
+
+    def log_joint(x: Array) -> tuple[Array, Array]:
+        per_datum, rest = model.log_joint(params, *split(x), *base_args, {})[:2]
+        return (per_datum.sum(-1) + rest, jnp.zeros(())) if joined else (per_datum, rest[0])
+
+    def sample_base(key: Array, num: int) -> Array:
+        draw = lambda k: model.draw_latents(k, params, indices, data, mutable)
+        return flat(*jax.vmap(draw)(jax.random.split(key, num)))
+
+    density = TiltedDensity(log_base, lambda x: log_base(x) - log_joint(x)[0], sample_base)
+    dtype = jax.eval_shape(lambda k: sample_base(k, 1), rng_key).dtype
+    out = anneal(
+        rng_key,
+        density,
+        num_particles,
+        initial_log_step(dtype),
+        num_moves=num_moves,
+        stage_ess=stage_ess,
+        max_temps=max_temps,
+        rate=0.2,
+    )
+    log_density, rest = log_joint(out.position)
+    return Population(
+        *split(out.position), out.log_weight, log_density, out.log_z, out.variance, rest, out.ess, out.num_temps
+    )
+
+
+class Estimate(NamedTuple):
+    """A number estimated by Monte Carlo, and its standard error."""
+
+    value: Array
+    std_error: Array
+
+
+def weighted_log_marginal(
+    config: Any, params: Params, state: TrainState, data: Any, log_z: dict[str, Estimate]
+) -> Estimate:
+    """Log marginal likelihood of all data by weighted particles, moved by their weights to ``params`` (unconstrained).
+
+    Each population's ``log mean exp`` is corrected for half its variance, by which the log of an unbiased estimate is
+    too low: over many data this bias would outgrow the standard error. ``log_z`` are the energy priors' normalisers.
+    """
+    model = config.model
+    constrained = model.constrain_params(params)
+    values = {name: estimate.value for name, estimate in log_z.items()}
+
+    @jax.jit
+    def of_block(block: Block, indices: Array | None) -> tuple[Array, Array, Array, Any]:
+        def log_joint(local: Latents, glob: Latents, log_z: Any = values) -> tuple[Array, Array]:
+            return model.log_joint(constrained, local, glob, indices, data, state.rng_key, state.mutable, log_z)[:2]
+
+        known = evaluated_at(log_joint, 1.0, block.local, block.glob)
+        log_weight = weights_at(block, known)
+        variance = block.memory.variance[0] + 1 / ess(log_weight) - 1 / log_weight.shape[0]
+        _, rest = log_joint(block.local, block.glob)
+        total = lambda z: sum(jnp.sum(x[0]) for x in log_joint(block.local, block.glob, z))
+        return log_mean_exp(log_weight) + variance / 2, variance, rest[0], jax.grad(total)(values)
+
+    posterior = state.posterior
+    whole = Block(posterior.local, posterior.glob, None, posterior.memory)
+    if not model.subsampled:
+        value, variance, rest, count = of_block(whole, None)
+    else:
+        parts = []
+        for start in range(0, model.num_data, model.batch_size):  # the last block is filled up from the front
+            indices = jnp.arange(start, start + model.batch_size, dtype=jnp.int32) % model.num_data
+            local, memory = jax.tree.map(lambda x, i=indices: x[:, i], (posterior.local, posterior.memory))
+            parts.append(of_block(Block(local, {}, None, memory), indices))
+        value, variance = (jnp.concatenate([p[i] for p in parts])[: model.num_data] for i in range(2))
+        rest, count = parts[0][2], jax.tree.map(lambda c: c * model.num_data / model.batch_size, parts[0][3])
+    if not model.global_sites:
+        value = value.sum() + rest
+    errors = [count[name] * log_z[name].std_error for name in log_z]
+    return Estimate(value, jnp.sqrt(jnp.sum(variance) + sum(jnp.square(e) for e in errors)))
