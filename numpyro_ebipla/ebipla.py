@@ -214,7 +214,7 @@ class EBIPLA:
             indices: data whose local latents to collect, by default all.
             max_bytes: refuse to collect more than this.
             max_time: seconds after which to take no more steps, from the call on; the draws come on top.
-            stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of all parameters' paths and
+            stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of the parameters and
                 of the contrast, is below this, e.g. 1.1; ``{name: threshold}`` chooses parameters or entries of the
                 history. See :mod:`numpyro_ebipla.settled`.
             checkpoint_dir: directory of this run's checkpoints. If it holds some, the run goes on from the latest,
