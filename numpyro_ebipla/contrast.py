@@ -96,9 +96,9 @@ def contrast(
         joint = model.log_joint(params, local, glob, *batch, log_z)
         gap = {name: energy_gap(walk[name], tilted[name], positions[name], joint.energies[name]) for name in walk}
         value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
-        penalty = sum(w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None)
-        penalty += sum(hole_penalty(tilted[name], gap[name], x) for name, x in particles.items())
-        return value + penalty, (value, joint, log_density, log_z, gap)
+        penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]
+        penalties += [hole_penalty(tilted[name], gap[name], x) for name, x in particles.items()]
+        return value + sum(penalties), (value, joint, log_density, log_z, gap)
 
     positions = {name: w.position for name, w in walk.items()}
     held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
