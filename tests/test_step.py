@@ -17,7 +17,7 @@ from numpyro_ebipla.walkers import Restraint, Walkers
 def brake(gap, deviation=1.0, strategy=None):
     config = SimpleNamespace(walkers={"x": strategy or Tempered()})
     gap = jnp.float32(gap)
-    return float(energy_brake(config, {"x": EnergyGap(gap, gap, jnp.float32(deviation))}))
+    return float(energy_brake(config, {"x": EnergyGap(gap, gap, jnp.float32(deviation), gap)}))
 
 
 def test_small_gaps_hold_nothing_back():
