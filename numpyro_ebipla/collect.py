@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +126,7 @@ def collect(
     Local latents of different data are independent given the parameters, so a subsampled model is worked off
     in blocks of B data. A global latent couples all data: then they form one block.
     """
-    run_block = jax.jit(lambda *a: _run_block(model, particles, plan, *a))
+    how = (plan.num_samples, plan.thinning, plan.warmup, plan.sites)
     blocks = _blocks(model, plan)
     posterior = state.posterior
     parts = []
@@ -135,16 +136,19 @@ def collect(
         memory = posterior.memory if posterior.glob else jax.tree.map(take, posterior.memory)
         block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum, memory)
         adapt = (posterior.adapt_local, posterior.adapt_global)
-        out = run_block(random.fold_in(rng_key, i), params, state.mutable, block, adapt, indices, data)
+        out = _run_block(
+            model, particles, how, random.fold_in(rng_key, i), params, state.mutable, block, adapt, indices, data
+        )
         parts.append(jax.tree.map(np.asarray, out))
         progress(i + 1, len(blocks))
     return _assemble(model, plan, layout, parts)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_block(
     model: LatentModel,
     particles: Particles,
-    plan: Plan,
+    how: tuple[int, int, int, tuple[str, ...]],
     rng_key: Array,
     params: Params,
     mutable: dict[str, Any],
@@ -153,6 +157,7 @@ def _run_block(
     indices: Array | None,
     data: Any,
 ) -> tuple[dict[str, Array], Array, dict[str, Array]]:
+    num_samples, thinning, warmup, sites = how
     params = model.constrain_params(params)
     key_model, key_warmup, key_draws = random.split(rng_key, 3)
     block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
@@ -166,14 +171,14 @@ def _run_block(
         return moved.advance(key, log_joint, 1.0, block, known, adapt)
 
     def draw(block: Block, key: Array) -> tuple[Block, Any]:
-        block, _, info = advance(key, block, adapt, plan.thinning)
-        values = model.values(params, *block[:2], indices, data, key_model, mutable, plan.sites)
+        block, _, info = advance(key, block, adapt, thinning)
+        values = model.values(params, *block[:2], indices, data, key_model, mutable, sites)
         per_datum, rest = log_joint(*block[:2])
         return block, (values, per_datum if _by_datum(model) else per_datum.sum(-1) + rest, info)
 
-    if plan.warmup:
-        block, adapt, _ = advance(key_warmup, block, adapt, plan.warmup)
-    _, (values, log_density, info) = lax.scan(draw, block, random.split(key_draws, plan.num_samples))
+    if warmup:
+        block, adapt, _ = advance(key_warmup, block, adapt, warmup)
+    _, (values, log_density, info) = lax.scan(draw, block, random.split(key_draws, num_samples))
     values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)
     return values, jnp.swapaxes(log_density, 0, 1), info
 

@@ -96,9 +96,9 @@ def contrast(
         joint = model.log_joint(params, local, glob, *batch, log_z)
         gap = {name: energy_gap(walk[name], tilted[name], positions[name], joint.energies[name]) for name in walk}
         value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
-        penalty = sum(w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None)
-        penalty += sum(hole_penalty(tilted[name], gap[name], x) for name, x in particles.items())
-        return value + penalty, (value, joint, log_density, log_z, gap)
+        penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]
+        penalties += [hole_penalty(tilted[name], gap[name], x, positions[name]) for name, x in particles.items()]
+        return value + sum(penalties), (value, joint, log_density, log_z, gap)
 
     positions = {name: w.position for name, w in walk.items()}
     held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
@@ -149,14 +149,16 @@ def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles:
     return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), jnp.mean(floor))
 
 
-def hole_penalty(tilted: TiltedDensity, gap: EnergyGap, particles: Array) -> Array:
+def hole_penalty(tilted: TiltedDensity, gap: EnergyGap, particles: Array, walkers: Array) -> Array:
     """Raise the energy where particles are deeper down than hardly any walker is.
 
     There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
     contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
     """
     energy = tilted.energy(jax.lax.stop_gradient(particles))
-    return 2 * jnp.mean(jnp.maximum(gap.floor - energy, 0.0))
+    level = jnp.mean(tilted.energy(jax.lax.stop_gradient(walkers)))  # so that a constant in the energy has no slope
+    depth = gap.floor - energy + level - jax.lax.stop_gradient(level)
+    return 2 * jnp.mean(jnp.maximum(depth, 0.0))
 
 
 def cross_entropy(model: LatentModel, now: Contrast, info: dict[str, Array]) -> dict[str, Array]:

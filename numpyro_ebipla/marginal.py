@@ -1,6 +1,7 @@
 """The marginal likelihood: from populations annealed to the posterior, or from a fit's own weighted particles."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -129,17 +130,8 @@ def weighted_log_marginal(
     constrained = model.constrain_params(params)
     values = {name: estimate.value for name, estimate in log_z.items()}
 
-    @jax.jit
     def of_block(block: Block, indices: Array | None) -> tuple[Array, Array, Array, Any]:
-        def log_joint(local: Latents, glob: Latents, log_z: Any = values) -> tuple[Array, Array]:
-            return model.log_joint(constrained, local, glob, indices, data, state.rng_key, state.mutable, log_z)[:2]
-
-        known = evaluated_at(log_joint, 1.0, block.local, block.glob)
-        log_weight = weights_at(block, known)
-        variance = block.memory.variance[0] + 1 / ess(log_weight) - 1 / log_weight.shape[0]
-        _, rest = log_joint(block.local, block.glob)
-        total = lambda z: sum(jnp.sum(x[0]) for x in log_joint(block.local, block.glob, z))
-        return log_mean_exp(log_weight) + variance / 2, variance, rest[0], jax.grad(total)(values)
+        return _log_marginal_block(model, constrained, block, indices, data, state.rng_key, state.mutable, values)
 
     posterior = state.posterior
     whole = Block(posterior.local, posterior.glob, None, posterior.memory)
@@ -157,3 +149,26 @@ def weighted_log_marginal(
         value = value.sum() + rest
     errors = [count[name] * log_z[name].std_error for name in log_z]
     return Estimate(value, jnp.sqrt(jnp.sum(variance) + sum(jnp.square(e) for e in errors)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_marginal_block(
+    model: LatentModel,
+    params: Params,
+    block: Block,
+    indices: Array | None,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    log_z: dict[str, Array],
+) -> tuple[Array, Array, Array, dict[str, Array]]:
+    """Log marginal likelihoods, their variances, what depends on no latent, derivatives of the whole in ``log_z``."""
+
+    def log_joint(local: Latents, glob: Latents, log_z: Any = log_z) -> tuple[Array, Array]:
+        return model.log_joint(params, local, glob, indices, data, rng_key, mutable, log_z)[:2]
+
+    log_weight = weights_at(block, evaluated_at(log_joint, 1.0, block.local, block.glob))
+    variance = block.memory.variance[0] + 1 / ess(log_weight) - 1 / log_weight.shape[0]
+    _, rest = log_joint(block.local, block.glob)
+    whole = lambda z: sum(jnp.sum(x[0]) for x in log_joint(block.local, block.glob, z))
+    return log_mean_exp(log_weight) + variance / 2, variance, rest[0], jax.grad(whole)(log_z)

@@ -70,9 +70,9 @@ class Joint(NamedTuple):
     energies: dict[str, Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentModel:
-    """The model with its layout; see :func:`inspect_model`.
+    """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
 
     ``data`` below are the array arguments of the model and ``indices`` the ``[B]`` data to visit, None for all
     of a plate that is not subsampled. ``params`` are constrained except in :meth:`constrain_params`.

@@ -78,8 +78,8 @@ def contrast_of(config: Config, state: TrainState, ready: Prepared, walk: dict[s
     braked, particles = [name for name, strategy in config.walkers.items() if strategy.brake_gap], {}
     if braked:
         params = config.model.constrain_params(state.params)
-        some = jax.tree.map(lambda x: x[:1], ready.block[:2])
-        at = config.model.energy_positions(params, *some, *batch)
+        local, glob = jax.tree.map(lambda x: x[:1], (ready.block.local, ready.block.glob))
+        at = config.model.energy_positions(params, local, glob, *batch)
         particles = {name: at[name] for name in braked if name in at}
     return contrast(config.model, state.params, ready, walk, shared, particles, batch)
 

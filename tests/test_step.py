@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import random
+from jax import grad, random
 
 from numpyro_ebipla import Persistent, Tempered
 from numpyro_ebipla.anneal import TiltedDensity
-from numpyro_ebipla.contrast import EnergyGap, energy_gap
+from numpyro_ebipla.contrast import EnergyGap, energy_gap, hole_penalty
 from numpyro_ebipla.step import energy_brake
 from numpyro_ebipla.walkers import Restraint, Walkers
 
@@ -17,7 +17,7 @@ from numpyro_ebipla.walkers import Restraint, Walkers
 def brake(gap, deviation=1.0, strategy=None):
     config = SimpleNamespace(walkers={"x": strategy or Tempered()})
     gap = jnp.float32(gap)
-    return float(energy_brake(config, {"x": EnergyGap(gap, gap, jnp.float32(deviation))}))
+    return float(energy_brake(config, {"x": EnergyGap(gap, gap, jnp.float32(deviation), gap)}))
 
 
 def test_small_gaps_hold_nothing_back():
@@ -57,3 +57,18 @@ def test_the_restraint_is_the_communication_barrier():
     density = TiltedDensity(lambda x: -0.5 * x**2, lambda x: a * x, None)
     penalty = Restraint(x, temperature, jnp.float32(2.0)).penalty(density)
     assert float(penalty) == pytest.approx(2 * a / np.sqrt(np.pi), abs=4 * 2 * a * 0.85 / np.sqrt(8 * num / 2))
+
+
+def test_a_hole_is_filled_and_a_constant_has_no_slope():
+    """One particle of four lies 50 below all walkers: only it is raised, as much as the walkers' mean is lowered."""
+    walkers, particles = jnp.linspace(-1, 1, 100), jnp.array([0.0, 0.5, -0.5, -50.0])
+
+    def penalty(height, constant):
+        energy = lambda x: x + constant + height * (x < -10)
+        density = TiltedDensity(lambda x: 0 * x, energy, None)
+        gap = energy_gap(Walkers(walkers, jnp.full(100, 0.01)), density, walkers, jnp.float32(0))
+        return hole_penalty(density, gap, particles, walkers)
+
+    raised, constant = grad(penalty, (0, 1))(0.0, 0.0)
+    assert float(raised) == pytest.approx(-2 / 4) and float(constant) == pytest.approx(0.0, abs=1e-6)
+    assert float(penalty(60.0, 3.0)) == 0.0
