@@ -25,9 +25,12 @@ ORDER = [
     "weighted",
     "energy",
     "_tracing",
+    "missing",
     "model",
     "inspection",
     "marginal",
+    "likelihood",
+    "reconstruction",
     "contrast",
     "step",
     "start",
@@ -36,6 +39,7 @@ ORDER = [
     "collect",
     "_arviz",
     "result",
+    "newdata",
     "ebipla",
     "recipes",
     "plots",
@@ -43,7 +47,7 @@ ORDER = [
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "_tracing", "model", "inspection", "_arviz", "result"}
+KNOW_NUMPYRO = {"optim", "energy", "_tracing", "missing", "model", "inspection", "_arviz", "result"}
 
 
 def imports(path: Path) -> set[str]:
