@@ -217,7 +217,7 @@ def _outside(site: dict[str, Any]) -> Array:
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
     if isinstance(fn, dist.MaskedDistribution):
-        inside = inside | ~jnp.asarray(fn._mask)
+        inside = fn.support(site["value"]) | ~jnp.asarray(fn._mask)  # element by element, inside an Independent
     return ~jnp.all(inside)
 
 

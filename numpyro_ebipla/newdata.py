@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checks import check_key, count
 from numpyro_ebipla.likelihood import (
@@ -26,6 +27,7 @@ from numpyro_ebipla.likelihood import (
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
 from numpyro_ebipla.reconstruction import reconstruct as _reconstruct
 from numpyro_ebipla.result import Fit
+from numpyro_ebipla.start import check_faults
 
 #: Least size of the population from which the particles of new data are taken.
 POPULATION = 256
@@ -84,8 +86,10 @@ def infer(
     if not model.latents:
         raise ModelError("infer: the model has no latent site, so there is no posterior.")
     check_proper(static, params, data, rng_key, mutable, blocks(model)[0], scaled=True)
-    state = self.init(key_state, *args, init_params=params, **kwargs)._replace(mutable=mutable)
-    config = self._system(args, kwargs).config
+    system = self._system(args, kwargs)
+    config = system.config
+    state, faults = system.start(key_state, model.unconstrain_params(params), mutable, data)
+    check_faults(faults)
     if not config.particles.weighted:  # which have been annealed already
         state = _annealed(static, config.num_particles, state, params, data, key_anneal)
     options = {"progress_bar": progress_bar, "sites": sites, "indices": indices, "max_bytes": max_bytes}
@@ -228,18 +232,29 @@ def _held(ebipla: Any, params: Params, args: tuple, kwargs: dict[str, Any]) -> t
     """
     if not isinstance(params, dict):
         raise TypeError(f"params must be {{name: value}}, such as fit.params, got {type(params).__name__}.")
-    first = ebipla._system(args, kwargs)
-    needed = {*first.inspection.params, *first.inspection.mutable}
-    missing = sorted(needed - {*params})
+    ebipla._system(args, kwargs)
+    system = ebipla._system(args, kwargs, random.key(0), fresh=True)  # looks at these very data
+    model, needed, mutable = system.config.model, *system.inspection[2:4]
+    missing = sorted({*needed, *mutable} - {*params})
     if missing:
         raise ModelError(
             f"params lacks {missing}: pass all that were fitted, {{**fit.params, **fit.state.mutable}}; the model's "
             "initial values are not used."
         )
-    mutable = {name: params[name] for name in first.inspection.mutable}
-    held = {name: jax.tree.map(jnp.asarray, value) for name, value in params.items() if name not in mutable}
-    ebipla._system(args, kwargs, random.key(0), held, fresh=True)  # checks shapes, data and starting values
-    return held, mutable, first.static, ebipla._data(args, kwargs)
+    unknown = sorted({*params} - {*needed, *mutable})
+    if unknown:
+        raise ModelError(f"params: the model has no parameter '{unknown[0]}'; it has {sorted({*needed, *mutable})}.")
+    own = {**jax.eval_shape(model.constrain_params, needed), **mutable}
+    params = strong_type({name: params[name] for name in own})
+    for name, value in params.items():
+        ours, theirs = (jax.tree.map(jnp.shape, x) for x in (own[name], value))
+        if ours != theirs:
+            raise ModelError(f"params: '{name}' has shape {theirs}, but the model's {ours}.")
+    held = {name: value for name, value in params.items() if name in needed}
+    for name, value in model.unconstrain_params(held).items():
+        if not all_finite(value):
+            raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
+    return held, {name: params[name] for name in mutable}, system.static, ebipla._data(args, kwargs)
 
 
 def _options(*values: Any) -> AnnealOptions:

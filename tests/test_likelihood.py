@@ -1,5 +1,6 @@
 """``log_likelihood`` against closed forms and quadrature: bias, coverage, invariances, refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -90,9 +91,13 @@ def estimates(case, repetitions, **options):
     """``value``, ``std_error`` ``[repetitions, M]``, totals and errors ``[repetitions]``, and the truth."""
     model, params, args, truth = case()
     ebipla = EBIPLA(model)
-    out = [ebipla.log_likelihood(random.key(i), params, *args, **options) for i in range(repetitions)]
-    totals = np.array([o.total for o in out], np.float64)
-    return np.array([o.value for o in out], np.float64), np.array([o.std_error for o in out]), totals, truth
+
+    @jax.vmap
+    def repeat(key):
+        out = ebipla.log_likelihood(key, params, *args, **options)
+        return out.value, out.std_error, jnp.stack(out.total)
+
+    return *(np.asarray(x, np.float64) for x in repeat(random.split(random.key(0), repetitions))), truth
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -102,9 +107,8 @@ def test_bias_and_coverage(case):
     Data of one repetition have errors of their own but for log Z; 5 data count as 300 independent intervals here, and
     the limits are three standard deviations of a binomial count.
     """
-    value, error, totals, truth = estimates(case, 100, num_particles=64, num_moves=4)
-    assert np.abs(np.mean(value - truth, 0)).max() < 0.02 + 3 * np.max(error) / 10 * (case is linear_gaussian)
-    assert np.abs(np.mean(value - truth)) < 0.02
+    value, error, totals, truth = estimates(case, 100, num_moves=4)
+    assert np.abs(np.mean(value - truth, 0)).max() < 0.02
     covered = np.mean(np.abs(value - truth) < 1.645 * error)
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 300)
     covered = np.mean(np.abs(totals[:, 0] - truth.sum()) < 1.645 * totals[:, 1])
@@ -194,19 +198,18 @@ def test_what_lies_outside_the_plate():
 
 
 def test_inner_plates_and_masks_count_the_normaliser():
-    """Three latents of one energy for each datum, and a masked datum, whose density is that of nothing."""
-    y = np.array([[0.3, 1.0, -1.0], [0.0, 0.0, 0.0]])
+    """Two latents of one energy for each datum, and a masked datum, whose density is that of nothing."""
+    y = np.array([[0.3, 1.0], [-1.0, 0.0], [0.0, 0.0]])
 
     def model(y, keep):
-        with numpyro.plate("data", len(y), dim=-2), handlers.mask(mask=keep[:, None]), numpyro.plate("inner", 3):
+        with numpyro.plate("data", len(y), dim=-2), handlers.mask(mask=keep[:, None]), numpyro.plate("inner", 2):
             x = numpyro.sample("x", EnergyPrior(lambda x: 1.5 * x**2 - x, dist.Normal(0, 1)))
             numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
     # N(0, 1) tilted by exp(x − 3x²/2) is N(1/4, 1/4).
-    out = EBIPLA(model).log_likelihood(random.key(0), {}, y, np.array([True, False]))
-    truth = stats.norm.logpdf(y[0], 0.25, np.sqrt(1.25)).sum()
-    assert abs(out.value[0] - truth) < 4 * out.std_error[0] < 0.4
-    assert abs(out.value[1]) < 4 * out.std_error[1] + 1e-5
+    out = EBIPLA(model).log_likelihood(random.key(0), {}, y, np.array([True, True, False]))
+    truth = stats.norm.logpdf(y, 0.25, np.sqrt(1.25)).sum(1) * np.array([1, 1, 0])
+    assert np.all(np.abs(out.value - truth) < 4 * out.std_error) and np.all(out.std_error < 0.1)
 
 
 def masked_model(y, observed=None):
@@ -255,7 +258,7 @@ def test_populations_that_contradict_their_errors():
     value, variance = pooled(jnp.array([0.0, 1.0, 0.0, 1.0]), jnp.full(4, 1e-4))
     share = np.exp([0.0, 1.0, 0.0, 1.0]) / np.mean(np.exp([0.0, 1.0]))
     assert float(variance) == pytest.approx(np.var(share, ddof=1) / 4, rel=1e-5)
-    assert float(value) == pytest.approx(np.log(np.mean(np.exp([0.0, 1.0]))) + variance / 2, rel=1e-5)
+    assert float(value) == pytest.approx(np.log(np.mean(np.exp([0.0, 1.0]))) + float(variance) / 2, rel=1e-5)
     _, variance = pooled(jnp.array([0.0, 0.01, 0.02, 0.0]), jnp.full(4, 1e-4))
     assert float(variance) == pytest.approx(1e-4 / 4, rel=0.05)
 
