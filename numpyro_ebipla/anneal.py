@@ -146,7 +146,7 @@ def anneal(
             return base - t * energy, grad_base - t * grad_energy, (base, energy, grad_base, grad_energy)
 
         knot = jnp.round(t * (NUM_KNOTS - 1)).astype(jnp.int32)
-        variance = _variance(walkers[0], log_weight)
+        variance = population_variance(walkers[0], log_weight)
 
         def move(carry: tuple, key: Array) -> tuple[tuple, Array]:
             walkers, log_step = carry
@@ -203,7 +203,7 @@ def equally_weighted(rng_key: Array, annealed: Annealed, num_draws: int) -> Arra
     return annealed.position[ancestors, jnp.arange(ancestors.shape[1])]
 
 
-def _variance(x: Array, log_weight: Array) -> Array:
+def population_variance(x: Array, log_weight: Array) -> Array:
     """Weighted variance of the population, per coordinate (and per D), kept away from zero."""
     weight = normalised(log_weight)
     weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))

@@ -264,6 +264,7 @@ class EBIPLA:
     log_likelihood = newdata.log_likelihood
     anomaly_score = newdata.anomaly_score
     reconstruct = newdata.reconstruct
+    bidirectional = newdata.bidirectional
 
     # --- parts ----------------------------------------------------------------------------------------
 

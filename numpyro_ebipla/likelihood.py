@@ -6,6 +6,7 @@ of the energy, ``log Z``, which an anneal of its own gives. The log of the popul
 variance, by which the log of an unbiased estimate is too low.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -167,6 +168,27 @@ def pooled(log_z: Array, variance: Array) -> tuple[Array, Array]:
     return log_mean + value / 2, value
 
 
+def log_z_shift(
+    model: LatentModel,
+    params: Params,
+    indices: Array | None,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    log_z: dict[str, Estimate],
+) -> tuple[Callable, Callable]:
+    """How the log density ``([B] per datum, rest)`` moves by log normalisers, in which it is linear; and itself."""
+    draw = model.draw_latents(rng_key, params, indices, data, mutable)
+    local, glob = jax.tree.map(lambda x: x[None], draw)
+    zero = {name: jnp.zeros_like(estimate.value) for name, estimate in log_z.items()}
+
+    def joint(log_z: dict[str, Array]) -> tuple[Array, Array]:
+        per_datum, rest = model.log_joint(params, local, glob, indices, data, rng_key, mutable, log_z)[:2]
+        return per_datum[0], rest[0]
+
+    return lambda by: jax.jvp(joint, (zero,), (zero | by,))[1], joint
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _of_block(
     static: Static,
@@ -182,17 +204,7 @@ def _of_block(
     key_z, key_model, key_anneal = random.split(rng_key, 3)
     own = tuple(name for name, site in model.energies.items() if site.per_datum)
     own_z = normalisers(static, own, options.num_populations, params, data, key_z, mutable, indices)
-    at = (indices, data, key_model, mutable)
-    local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(key_model, params, *at[:2], mutable))
-
-    def joint(log_z: dict[str, Array]) -> tuple[Array, Array]:
-        per_datum, rest = model.log_joint(params, local, glob, *at, log_z)[:2]
-        return per_datum[0], rest[0]
-
-    def shift(by: dict[str, Array]) -> tuple[Array, Array]:
-        """Change of the log density by log normalisers, in which it is linear."""
-        zero = {name: jnp.zeros_like(estimate.value) for name, estimate in (log_z | own_z).items()}
-        return jax.jvp(joint, (zero,), (zero | by,))[1]
+    shift, joint = log_z_shift(model, params, indices, data, key_model, mutable, log_z | own_z)
 
     def squared(estimates: dict[str, Estimate]) -> Array:
         """Variance of the log density from that of the log normalisers, by datum or in all."""

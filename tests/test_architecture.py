@@ -30,6 +30,7 @@ ORDER = [
     "inspection",
     "marginal",
     "likelihood",
+    "bounds",
     "reconstruction",
     "contrast",
     "step",

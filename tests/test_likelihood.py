@@ -85,6 +85,8 @@ def conditional_energy():
 
 
 CASES = [linear_gaussian, poisson, energy, conditional_energy]
+#: The last two take longer.
+SOME = [*CASES[:2], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[2:])]
 
 
 def estimates(case, repetitions, **options):
@@ -100,7 +102,7 @@ def estimates(case, repetitions, **options):
     return *(np.asarray(x, np.float64) for x in repeat(random.split(random.key(0), repetitions))), truth
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SOME)
 def test_bias_and_coverage(case):
     """100 repetitions: bias below 0.02 nats for each datum, 90 % intervals of data and of totals cover at 90 %.
 
@@ -115,7 +117,7 @@ def test_bias_and_coverage(case):
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 100)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [linear_gaussian, conditional_energy])
 def test_blocks_and_order_change_nothing(case):
     """Worked off in blocks of two (the last one filled up), and in another order: within the errors."""
     model, params, args, truth = case()
@@ -129,6 +131,18 @@ def test_blocks_and_order_change_nothing(case):
         assert np.all(np.abs(out.value - expected) < 4.5 * out.std_error)  # ten of them
         assert np.all((out.ess > 20) & (out.ess <= 512 + 1e-3))
         assert float(out.rest) == 0
+
+
+@pytest.mark.parametrize("case", [poisson, pytest.param(energy, marks=pytest.mark.slow)])
+def test_bounds_of_simulated_data_close(case):
+    """The gap is positive on average and small; a coarse ladder widens it. No datum of the arguments enters."""
+    model, params, args, truth = case()
+    many = [np.repeat(a, 10, 0) for a in args]
+    gap = np.asarray(EBIPLA(model).bidirectional(random.key(0), params, *many).gap)
+    error = gap.std(ddof=1) / np.sqrt(len(gap))
+    assert gap.shape == (10 * len(truth),) and -3 * error < gap.mean() < 0.05 + 3 * error
+    coarse = EBIPLA(model).bidirectional(random.key(1), params, *many, num_particles=4, num_moves=1, stage_ess=0.5)
+    assert coarse.gap.mean() > gap.mean() + 2 * error
 
 
 def test_errors_of_log_z_are_shared():
