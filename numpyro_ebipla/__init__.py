@@ -4,6 +4,7 @@ from numpyro_ebipla._errors import CheckpointError, EBIPLAWarning, ModelError
 from numpyro_ebipla.ebipla import EBIPLA
 from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.kernels import MALA, ULA, Underdamped
+from numpyro_ebipla.missing import nan_masked
 from numpyro_ebipla.optim import kinetic_langevin, langevin, langevin_noise
 from numpyro_ebipla.particles import Particles, ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.restarted import Contrastive, ShortRun
@@ -36,4 +37,5 @@ __all__ = [
     "kinetic_langevin",
     "langevin",
     "langevin_noise",
+    "nan_masked",
 ]

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import Array, random
 from numpyro import handlers
-from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
@@ -45,7 +45,7 @@ def copy_containers(tree: Any) -> Any:
 
 
 def unmasked(fn: Any) -> Any:
-    while isinstance(fn, MaskedDistribution):
+    while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 
@@ -93,3 +93,52 @@ class from_base(Messenger):
             transform = biject_to(fn.support)
             free = transform.inverse_shape(shape + fn.event_shape)
             msg["value"] = transform(random.uniform(key, free, minval=-2.0, maxval=2.0))
+
+
+class unmask_latents(Messenger):
+    """Latents with their whole prior where a mask hides it: what the model says nothing of integrates to one.
+
+    So it is for the elements of ``<site>_unobserved`` that ``obs_mask`` calls observed, and for padded data.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            msg["fn"] = _without_masks(msg["fn"])
+
+
+def _without_masks(fn: Any) -> Any:
+    if isinstance(fn, dist.MaskedDistribution):
+        return _without_masks(fn.base_dist)
+    if not isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        return fn
+    inner = _without_masks(fn.base_dist)
+    if inner is fn.base_dist:
+        return fn
+    if isinstance(fn, dist.Independent):
+        return inner.to_event(fn.reinterpreted_batch_ndims)
+    return inner.expand(fn.batch_shape)
+
+
+def simulated(site: dict[str, Any]) -> bool:
+    """Whether an observed site can be redrawn; ``numpyro.factor`` cannot."""
+    return bool(site["is_observed"]) and not isinstance(unwrap(site["fn"]), dist.Unit)
+
+
+class Unobserve(Messenger):
+    """Observed sites drawn like any other."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and simulated(msg):
+            msg["value"], msg["is_observed"] = None, False
+
+
+class Observe(Messenger):
+    """Other values at observed sites."""
+
+    def __init__(self, fn: Callable, values: dict[str, Array]) -> None:
+        super().__init__(fn)
+        self.values = values
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]

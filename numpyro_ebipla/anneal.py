@@ -54,6 +54,7 @@ class Annealed(NamedTuple):
         ess: smallest effective sample size on the way, as a fraction of P.
         accept_prob: mean acceptance of the moves.
         num_temps: number of temperatures visited.
+        temps: ``[max_temps]`` these temperatures, filled up with ones.
     """
 
     position: Array
@@ -64,6 +65,7 @@ class Annealed(NamedTuple):
     ess: Array
     accept_prob: Array
     num_temps: Array
+    temps: Array
 
 
 class _Stage(NamedTuple):
@@ -75,6 +77,7 @@ class _Stage(NamedTuple):
     ess: Array
     variance: Array
     accept: Array
+    temps: Array
 
 
 def initial_log_step(dtype: jnp.dtype) -> Array:
@@ -143,7 +146,7 @@ def anneal(
             return base - t * energy, grad_base - t * grad_energy, (base, energy, grad_base, grad_energy)
 
         knot = jnp.round(t * (NUM_KNOTS - 1)).astype(jnp.int32)
-        variance = _variance(walkers[0], log_weight)
+        variance = population_variance(walkers[0], log_weight)
 
         def move(carry: tuple, key: Array) -> tuple[tuple, Array]:
             walkers, log_step = carry
@@ -154,7 +157,8 @@ def anneal(
             return (walkers, log_step.at[knot].add(rate * (prob.mean() - TARGET_ACCEPT))), prob.mean()
 
         (walkers, log_step), accepted = lax.scan(move, (walkers, s.log_step), key_moves)
-        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, variance_z, s.accept + accepted.mean())
+        accept, temps = s.accept + accepted.mean(), s.temps.at[s.k].set(t)
+        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, variance_z, accept, temps)
 
     x = density.sample_base(key_base, num_walkers)
     known = evaluate(x)
@@ -167,6 +171,7 @@ def anneal(
         ess=jnp.ones((), x.dtype),
         variance=jnp.zeros_like(known[0][0]),
         accept=jnp.zeros(()),
+        temps=jnp.ones((max_temps,), x.dtype),
     )
     last = lax.while_loop(lambda s: s.t < 1, stage, first)
     return Annealed(
@@ -178,6 +183,7 @@ def anneal(
         ess=last.ess,
         accept_prob=last.accept / last.k,
         num_temps=last.k,
+        temps=last.temps,
     )
 
 
@@ -197,7 +203,7 @@ def equally_weighted(rng_key: Array, annealed: Annealed, num_draws: int) -> Arra
     return annealed.position[ancestors, jnp.arange(ancestors.shape[1])]
 
 
-def _variance(x: Array, log_weight: Array) -> Array:
+def population_variance(x: Array, log_weight: Array) -> Array:
     """Weighted variance of the population, per coordinate (and per D), kept away from zero."""
     weight = normalised(log_weight)
     weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))

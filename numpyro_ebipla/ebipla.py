@@ -13,12 +13,14 @@ from jax import Array, random
 from tqdm.auto import tqdm
 
 from numpyro_ebipla import collect as collecting
+from numpyro_ebipla import newdata
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
 from numpyro_ebipla._static import split_static
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checks import check_key, check_state, count
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import MALA, Kernel
+from numpyro_ebipla.likelihood import Static
 from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.optim import as_optax, by_role, default_optimizer
@@ -39,6 +41,7 @@ class System(NamedTuple):
     run_chunk: Callable
     update: Callable
     start: Callable
+    static: Static
 
 
 class EBIPLA:
@@ -280,6 +283,14 @@ class EBIPLA:
             layout,
         )
 
+    # --- with the parameters held ---------------------------------------------------------------------
+
+    infer = newdata.infer
+    log_likelihood = newdata.log_likelihood
+    anomaly_score = newdata.anomaly_score
+    reconstruct = newdata.reconstruct
+    bidirectional = newdata.bidirectional
+
     # --- parts ----------------------------------------------------------------------------------------
 
     def _estimate(self, state: TrainState) -> Params:
@@ -319,7 +330,7 @@ class EBIPLA:
         update = partial(step, config)
         chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
         start = jax.jit(partial(initial_state, config))
-        system = System(config, inspection, chunk, jax.jit(update), start)
+        system = System(config, inspection, chunk, jax.jit(update), start, Static(config.model))
         self._systems[signature] = system
         return system
 

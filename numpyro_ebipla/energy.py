@@ -224,7 +224,7 @@ class EnergyPrior(dist.Distribution):
 def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
     key_anneal, key_draw = random.split(rng_key)
     density = prior.tilted()
-    population = _anneal(prior, density, key_anneal, max(num, prior.num_walkers))
+    population = anneal_prior(prior, density, key_anneal, max(num, prior.num_walkers))
     draws = equally_weighted(key_draw, population, num)
     if prior.kernel is not None:
         draws = _moved(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.num_moves)
@@ -234,12 +234,12 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) -> Array:
     def one(key: Array) -> Array:
-        return _anneal(prior, prior.tilted(), key, 4 * prior.num_walkers).log_z.reshape(prior.batch_shape)
+        return anneal_prior(prior, prior.tilted(), key, 4 * prior.num_walkers).log_z.reshape(prior.batch_shape)
 
     return lax.map(one, random.split(rng_key, num_populations))
 
 
-def _anneal(prior: EnergyPrior, density: TiltedDensity, rng_key: Array, num_walkers: int) -> Annealed:
+def anneal_prior(prior: EnergyPrior, density: TiltedDensity, rng_key: Array, num_walkers: int) -> Annealed:
     """A population annealed as the prior's options say, in small stages: draws must be right, not fast."""
     dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
     log_step, rate = initial_log_step(dtype), 0.2

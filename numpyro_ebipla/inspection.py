@@ -22,6 +22,7 @@ from numpyro_ebipla._tracing import from_base, trace_model
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
+from numpyro_ebipla.missing import nan_masked
 from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite
 
 
@@ -216,7 +217,7 @@ def _outside(site: dict[str, Any]) -> Array:
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
     if isinstance(fn, dist.MaskedDistribution):
-        inside = inside | ~jnp.asarray(fn._mask)
+        inside = fn.support(site["value"]) | ~jnp.asarray(fn._mask)  # element by element, inside an Independent
     return ~jnp.all(inside)
 
 
@@ -256,6 +257,8 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
         raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
     except ValueError:  # no signature, e.g. a callable from C
         bound = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+    if isinstance(model, nan_masked):
+        bound = {}
     for name, value in bound.items():
         for leaf in jax.tree.leaves(value):
             if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -263,7 +266,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
             if bool(np.isnan(np.asarray(leaf)).any()):
                 raise ModelError(
                     f"argument '{name}' of the model contains NaN: remove these data, or replace "
-                    "them and hide them with numpyro.handlers.mask."
+                    "them and hide them with numpyro.handlers.mask, or wrap the model in nan_masked."
                 )
 
 

@@ -1,6 +1,7 @@
 """The marginal likelihood: from populations annealed to the posterior, or from a fit's own weighted particles."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from numpyro_ebipla.anneal import TiltedDensity, anneal, initial_log_step
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.particles import Block, evaluated_at
 from numpyro_ebipla.weighted import weights_at
-from numpyro_ebipla.weights import ess, log_mean_exp
+from numpyro_ebipla.weights import ess, log_mean_exp, systematic_ancestors
 
 
 class Population(NamedTuple):
@@ -29,6 +30,7 @@ class Population(NamedTuple):
         rest: log density of what depends on no latent, beside ``log_z``: observed sites outside the data plate.
         ess: smallest effective sample size on the way, as a fraction of N.
         num_temps: number of temperatures.
+        temps: ``[max_temps]`` these, filled up with ones.
     """
 
     local: Latents
@@ -40,24 +42,30 @@ class Population(NamedTuple):
     rest: Array
     ess: Array
     num_temps: Array
+    temps: Array
 
 
-def anneal_posterior(
-    model: LatentModel,
-    params: Params,
-    indices: Array | None,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    num_particles: int,
-    *,
-    num_moves: int = 5,
-    stage_ess: float = 0.9,
-    max_temps: int = 200,
-) -> Population:
-    """Anneal particles from the prior (the base, for energy priors) to the posterior of a minibatch.
+class PosteriorDensity(NamedTuple):
+    """The posterior as a base (the prior, with energy priors' bases) tilted by an energy, over flat chains.
 
-    Along ``log p_0(x) + t (log p(x, y) − log p_0(x))``, see :func:`~numpyro_ebipla.anneal.anneal` for the options.
+    Attributes:
+        tilted: over ``[N, B, D]``, or ``[N, D]`` if there are global latents.
+        log_joint: flat chains ``-> (log joint density [*C], rest)``, energies unnormalised.
+        split: flat chains ``-> (local, global)`` latents.
+        flat: the inverse of ``split``.
+    """
+
+    tilted: TiltedDensity
+    log_joint: Callable[[Array], tuple[Array, Array]]
+    split: Callable[[Array], tuple[Latents, Latents]]
+    flat: Callable[[Latents, Latents], Array]
+
+
+def posterior_density(
+    model: LatentModel, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
+) -> PosteriorDensity:
+    """The posterior of a minibatch along ``log p_0(x) + t (log p(x, y) − log p_0(x))``.
+
     Data are independent unless there are global latents; then all data must be in the batch.
     """
     local, glob = jax.eval_shape(lambda k: model.draw_latents(k, params, indices, data, mutable), rng_key)
@@ -65,7 +73,6 @@ def anneal_posterior(
     base_args = (indices, data, rng_key, mutable)
 
     def split(x: Array) -> tuple[Latents, Latents]:
-        """Latents of flat chains ``[N, B, D]`` or ``[N, D]``."""
         out: list[Latents] = [{}, {}]
         at = 0
         for which, sites in enumerate((local, glob)):
@@ -93,11 +100,32 @@ def anneal_posterior(
         draw = lambda k: model.draw_latents(k, params, indices, data, mutable)
         return flat(*jax.vmap(draw)(jax.random.split(key, num)))
 
-    density = TiltedDensity(log_base, lambda x: log_base(x) - log_joint(x)[0], sample_base)
-    dtype = jax.eval_shape(lambda k: sample_base(k, 1), rng_key).dtype
+    tilted = TiltedDensity(log_base, lambda x: log_base(x) - log_joint(x)[0], sample_base)
+    return PosteriorDensity(tilted, log_joint, split, flat)
+
+
+def anneal_posterior(
+    model: LatentModel,
+    params: Params,
+    indices: Array | None,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    num_particles: int,
+    *,
+    num_moves: int = 5,
+    stage_ess: float = 0.9,
+    max_temps: int = 200,
+) -> Population:
+    """Anneal particles from the prior (the base, for energy priors) to the posterior of a minibatch.
+
+    See :func:`posterior_density` for the path, :func:`~numpyro_ebipla.anneal.anneal` for the options.
+    """
+    density = posterior_density(model, params, indices, data, rng_key, mutable)
+    dtype = jax.eval_shape(lambda k: density.tilted.sample_base(k, 1), rng_key).dtype
     out = anneal(
         rng_key,
-        density,
+        density.tilted,
         num_particles,
         initial_log_step(dtype),
         num_moves=num_moves,
@@ -105,10 +133,24 @@ def anneal_posterior(
         max_temps=max_temps,
         rate=0.2,
     )
-    log_density, rest = log_joint(out.position)
+    log_density, rest = density.log_joint(out.position)
+    latents = density.split(out.position)
     return Population(
-        *split(out.position), out.log_weight, log_density, out.log_z, out.variance, rest, out.ess, out.num_temps
+        *latents, out.log_weight, log_density, out.log_z, out.variance, rest, out.ess, out.num_temps, out.temps
     )
+
+
+def equal_draws(rng_key: Array, population: Population, num_draws: int) -> tuple[Latents, Latents]:
+    """``num_draws`` equally weighted ``(local, global)`` latents of a population, for each datum of its own."""
+    log_weight = population.log_weight
+    if log_weight.ndim == 1:
+        ancestors = systematic_ancestors(rng_key, log_weight, num_draws)
+        return jax.tree.map(lambda x: x[ancestors], (population.local, population.glob))
+    keys = jax.random.split(rng_key, log_weight.shape[1])
+    draw = lambda key, log_weight: systematic_ancestors(key, log_weight, num_draws)
+    ancestors = jax.vmap(draw, (0, 1), 1)(keys, log_weight)
+    columns = jnp.arange(log_weight.shape[1])
+    return jax.tree.map(lambda x: x[ancestors, columns], population.local), {}
 
 
 class Estimate(NamedTuple):

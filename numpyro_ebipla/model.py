@@ -6,7 +6,7 @@ sites; a data plate's M/B scale is divided out again, so that what belongs to on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from numpyro_ebipla._static import join_static
-from numpyro_ebipla._tracing import Place, copy_containers, from_base, site_log_prob, trace_model, unmasked
+from numpyro_ebipla._tracing import Place, Unobserve, copy_containers, from_base, site_log_prob, trace_model, unmasked
 from numpyro_ebipla._types import Latents, Params
 from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.energy import EnergyPrior, base_only, unwrap
@@ -152,14 +152,14 @@ class LatentModel:
 
         def one(local: Latents, glob: Latents) -> Joint:
             trace, log_det = self._run(params, local, glob, indices, data, rng_key, mutable)
-            per_datum = jnp.zeros((self._width(indices),))
+            per_datum = jnp.zeros((self.width(indices),))
             rest = jnp.zeros(())
             for name, site in trace.items():
                 if site["type"] != "sample":
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
-                if self._is_local(site):
-                    by_datum = jnp.moveaxis(value / self._ratio(indices), self.plate.dim, 0)
+                if self.is_local(site):
+                    by_datum = jnp.moveaxis(value / self.ratio(indices), self.plate.dim, 0)
                     per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
                 else:
                     rest += value.sum()
@@ -191,12 +191,12 @@ class LatentModel:
 
         def one(local: Latents, glob: Latents) -> tuple[Array, Array]:
             trace, log_det = self._run(params, local, glob, indices, data, rng_key, mutable)
-            per_datum, rest = jnp.zeros((self._width(indices),)), jnp.zeros(())
+            per_datum, rest = jnp.zeros((self.width(indices),)), jnp.zeros(())
             for name in self.latents:
                 site = {**trace[name], "fn": unmasked(trace[name]["fn"]), "scale": None}
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
-                if self._is_local(site):
+                if self.is_local(site):
                     by_datum = jnp.moveaxis(value, self.plate.dim, 0)
                     per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
                 else:
@@ -242,7 +242,7 @@ class LatentModel:
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            if self._is_local(site):
+            if self.is_local(site):
                 bad = jnp.moveaxis(bad, self.plate.dim, 0)
                 result[name] = bad.reshape(bad.shape[0], -1).any(-1)
             else:
@@ -266,6 +266,30 @@ class LatentModel:
         trace = trace_model(model, *join_static(data, self.static_arguments))
         return {name: unwrap(trace[name]["fn"]) for name in self.energies}
 
+    def sites(
+        self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """The sample sites of the model, with latents drawn from the prior (bases of energy priors)."""
+        model = from_base(self._bound(params, indices, data, rng_key, mutable))
+        trace = trace_model(model, *join_static(data, self.static_arguments))
+        return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+    def means(
+        self,
+        params: Params,
+        local: Latents,
+        glob: Latents,
+        indices: Array | None,
+        data: Any,
+        rng_key: Array,
+        mutable: dict[str, Any],
+        sites: Sequence[str],
+    ) -> dict[str, Array]:
+        """Means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
+        trace, _ = self._run(params, local, glob, indices, data, rng_key, mutable)
+        fns = {name: trace[name]["fn"] for name in sites}
+        return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
+
     # --- latents --------------------------------------------------------------------------------------
 
     def draw_latents(
@@ -283,7 +307,10 @@ class LatentModel:
         global latents to draw the local ones from.
         """
         model = from_base(Place(self._bound(params, indices, data, rng_key, mutable), known or {}))
-        trace = trace_model(model, *join_static(data, self.static_arguments))
+        return self._unconstrained(trace_model(model, *join_static(data, self.static_arguments)))
+
+    def _unconstrained(self, trace: dict[str, Any]) -> tuple[Latents, Latents]:
+        """The latents of a trace, as :meth:`draw_latents` returns them."""
         local, glob = {}, {}
         for name, site in self.latents.items():
             fn, value = trace[name]["fn"], trace[name]["value"]
@@ -313,16 +340,32 @@ class LatentModel:
 
         return jax.vmap(one)(local, glob)
 
+    def simulate(
+        self, rng_key: Array, params: Params, indices: Array | None, data: Any, mutable: dict[str, Any]
+    ) -> tuple[Latents, Latents, dict[str, Array]]:
+        """``(local, global, {observed site: value})`` drawn from the model, unconstrained latents.
+
+        Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
+        """
+        model = replace(self, model=Unobserve(self.model))._bound(params, indices, data, rng_key, mutable)
+        trace = trace_model(model, *join_static(data, self.static_arguments))
+        local, glob = self._unconstrained(trace)
+        sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
+        values = {name: v for name, v in sites.items() if name not in self.latents}
+        return local, glob, values
+
     # --- running the model ----------------------------------------------------------------------------
 
-    def _width(self, indices: Array | None) -> int:
+    def width(self, indices: Array | None) -> int:
+        """Number of data visited."""
         return self.batch_size if indices is None else indices.shape[0]
 
-    def _ratio(self, indices: Array | None) -> float:
+    def ratio(self, indices: Array | None) -> float:
         """The scale that the data plate puts on its sites."""
-        return self.num_data / self._width(indices)
+        return self.num_data / self.width(indices)
 
-    def _is_local(self, site: dict[str, Any]) -> bool:
+    def is_local(self, site: dict[str, Any]) -> bool:
+        """Whether a site lies in the data plate."""
         return self.plate is not None and any(frame.name == self.plate.name for frame in site["cond_indep_stack"])
 
     def _bound(

@@ -68,17 +68,19 @@ def ula_action(chain_shape: tuple[int, ...], log_density: Array, gradient: Any, 
     return -log_density - 0.5 * cross + 0.25 * step_size * square
 
 
-def systematic_ancestors(rng_key: Array, log_weight: Array) -> Array:
+def systematic_ancestors(rng_key: Array, log_weight: Array, num_draws: int | None = None) -> Array:
     """Ancestors ``[P]`` (int32) by systematic resampling: one uniform, each index ``⌊P w⌋`` or ``⌈P w⌉`` times.
+
+    ``num_draws``: of another number than there are weights.
 
     >>> systematic_ancestors(random.key(0), jnp.log(jnp.array([0.5, 0.5, 0.0, 0.0]))).tolist()
     [0, 0, 1, 1]
     """
-    num = log_weight.shape[0]
+    num = log_weight.shape[0] if num_draws is None else num_draws
     edges = jnp.cumsum(normalised(log_weight))
     points = (jnp.arange(num) + random.uniform(rng_key, dtype=edges.dtype)) / num
     # The last edge may fall short of one by rounding.
-    return jnp.clip(jnp.searchsorted(edges / edges[-1], points), 0, num - 1).astype(jnp.int32)
+    return jnp.clip(jnp.searchsorted(edges / edges[-1], points), 0, log_weight.shape[0] - 1).astype(jnp.int32)
 
 
 def resample(rng_key: Array, log_weight: Array, tree: Any, threshold: float) -> tuple[Array, Any, Array]:

@@ -25,9 +25,13 @@ ORDER = [
     "weighted",
     "energy",
     "_tracing",
+    "missing",
     "model",
     "inspection",
     "marginal",
+    "likelihood",
+    "bounds",
+    "reconstruction",
     "contrast",
     "step",
     "start",
@@ -39,6 +43,7 @@ ORDER = [
     "collect",
     "_arviz",
     "result",
+    "newdata",
     "ebipla",
     "recipes",
     "plots",
@@ -46,7 +51,7 @@ ORDER = [
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "_tracing", "model", "inspection", "_arviz", "result"}
+KNOW_NUMPYRO = {"optim", "energy", "_tracing", "missing", "model", "inspection", "_arviz", "result"}
 
 
 def imports(path: Path) -> set[str]:

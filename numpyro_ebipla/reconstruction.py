@@ -1,0 +1,129 @@
+"""Posterior means of what the observed sites' distributions expect, given data."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+
+from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._tracing import simulated
+from numpyro_ebipla._types import Latents, Params
+from numpyro_ebipla.likelihood import AnnealOptions, Static, blocks, check_proper
+from numpyro_ebipla.marginal import anneal_posterior, equal_draws
+from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.weights import normalised
+
+
+def reconstruct(
+    static: Static,
+    params: Params,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    num_draws: int | None,
+    sites: tuple[str, ...] | None,
+    options: AnnealOptions,
+) -> dict[str, np.ndarray]:
+    """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`."""
+    model, whole = static.model, blocks(static.model)
+    check_proper(static, params, data, rng_key, mutable, whole[0], scaled=True)
+    axes = _axes(static, params, data, rng_key, mutable, whole[0], sites)
+    parts = []
+    for i, indices in enumerate(whole):
+        key = random.fold_in(rng_key, i)
+        part = _of_block(static, tuple(axes.items()), num_draws, options, params, data, key, mutable, indices)
+        parts.append(jax.tree.map(np.asarray, part))
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(name: str, axis: int | None) -> np.ndarray:
+        if axis is None:
+            return parts[0][name]
+        return np.take(np.concatenate([part[name] for part in parts], axis), np.arange(model.num_data), axis)
+
+    return {name: join(name, axis) for name, axis in axes.items()}
+
+
+def _axes(
+    static: Static,
+    params: Params,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    indices: Array | None,
+    sites: tuple[str, ...] | None,
+) -> dict[str, int | None]:
+    """The sites to reconstruct, and the axis of each mean that runs over the data.
+
+    Raises:
+        ModelError: naming a site that has no mean, or that is not observed.
+    """
+    model, found = static.proper(), {}
+
+    def look(key: Array, data: Any) -> None:
+        observed = {n: s for n, s in model.sites(params, indices, data, key, mutable).items() if simulated(s)}
+        for name in observed if sites is None else sites:
+            if name not in observed:
+                raise ModelError(f"reconstruct: there is no observed site '{name}'; there are {list(observed)}.")
+            site = observed[name]
+            found[name] = model.plate.dim - site["fn"].event_dim if model.is_local(site) else None
+            try:
+                _ = site["fn"].mean
+            except (NotImplementedError, AttributeError) as e:
+                raise ModelError(
+                    f"reconstruct: the distribution at '{name}' ({type(site['fn']).__name__}) has no mean: leave it "
+                    "out of sites=[…]."
+                ) from e
+
+    jax.eval_shape(look, rng_key, data)
+    return found
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _of_block(
+    static: Static,
+    axes: tuple[tuple[str, int | None], ...],
+    num_draws: int | None,
+    options: AnnealOptions,
+    params: Params,
+    data: Any,
+    rng_key: Array,
+    mutable: dict[str, Any],
+    indices: Array | None,
+) -> dict[str, Array]:
+    model: LatentModel = static.proper()
+    key_anneal, key_draw = random.split(rng_key)
+    names = tuple(name for name, _ in axes)
+
+    def means(local: Latents, glob: Latents) -> dict[str, Array]:
+        return model.means(params, local, glob, indices, data, rng_key, mutable, names)
+
+    if not model.latents:
+        only = means({}, {})
+        return only if num_draws is None else jax.tree.map(lambda x: jnp.stack([x] * num_draws), only)
+    num = options.num_particles * options.num_populations
+    population = anneal_posterior(model, params, indices, data, key_anneal, mutable, num, **options.anneal())
+    if num_draws is not None:
+        draws = equal_draws(key_draw, population, num_draws)
+        return lax.map(lambda latents: means(*latents), draws)
+    weight = normalised(population.log_weight)
+
+    def add(total: dict[str, Array], particle: Any) -> tuple[dict[str, Array], None]:
+        """One particle at a time: all of them at once may not fit into memory."""
+        local, glob, weight = particle
+        mean = means(local, glob)
+        for name, axis in axes:
+            if weight.ndim == 0:
+                share = weight
+            else:  # a site outside the plate depends on no local latent
+                share = jnp.array(1 / num) if axis is None else weight.reshape((-1,) + (1,) * (-axis - 1))
+            total[name] += share * mean[name]
+        return total, None
+
+    one = jax.tree.map(lambda x: x[0], (population.local, population.glob))
+    shapes = jax.eval_shape(means, *one)
+    start = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
+    return lax.scan(add, start, (population.local, population.glob, weight))[0]
