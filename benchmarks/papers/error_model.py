@@ -118,7 +118,7 @@ class Fitter:
     """Fits of one model to data of one shape: everything is compiled at the first, for all."""
 
     def __init__(self, system: EBIPLA, key: Any, *args: Any) -> None:
-        ess_of = lambda state: ess(state.posterior.memory.log_weight) / system.num_particles
+        ess_of = lambda state, _: ess(state.posterior.memory.log_weight) / system.num_particles
         self._walk = Walk(system, system.num_steps, ess_of)
         # ``log_marginal_likelihood`` compiles anew for every fit; this is the same method, traced once.
         fit = system.run(key, *args, num_steps=1, progress_bar=False)
@@ -171,7 +171,9 @@ def margin(trial: dict[str, Any], with_prior: bool) -> float:
 
 
 def _rows(s: Settings, trials: list[dict[str, Any]]) -> list[tuple[str, Any, Any, str]]:
-    where = f"{s.num_data} data, {s.num_features} features, N = {s.num_particles}, K = {s.num_steps}, h = {s.step_size:g}"
+    where = (
+        f"{s.num_data} data, {s.num_features} features, N = {s.num_particles}, K = {s.num_steps}, h = {s.step_size:g}"
+    )
     rows: list[tuple[str, Any, Any, str]] = []
     names = {"G": "Gaussian", "T": "Student-t"}
     for truth, name in names.items():
@@ -185,7 +187,9 @@ def _rows(s: Settings, trials: list[dict[str, Any]]) -> list[tuple[str, Any, Any
         label = f"log marginal likelihood of the Gaussian model at the fit, minus the exact one; {name} data"
         rows.append((label, f"{miss.mean():.3f} ± {miss.std():.3f}", 0.0, "mean ± standard deviation over trials"))
         score = miss / np.array([g["error"] for g in here])
-        rows.append((f"the same in its reported standard errors; {name} data", f"{np.sqrt(np.mean(score**2)):.2f}", 1.0, "RMS"))
+        rows.append(
+            (f"the same in its reported standard errors; {name} data", f"{np.sqrt(np.mean(score**2)):.2f}", 1.0, "RMS")
+        )
         short = np.mean([t["maximum"] - t["G"]["exact"] for t in trials if t["truth"] == truth])
         rows.append((f"exact maximum minus exact value at the fit; {name} data", float(short), 0.0, "nats, mean"))
     return rows
@@ -218,15 +222,23 @@ def _figure(s: Settings, trials: list[dict[str, Any]]) -> Figure:
         left.plot(x, y, "o", color=color, ms=5, alpha=0.7, label=name)
         low, high = min(low, x.min()), max(high, x.max())
         factors = np.sort([margin(t, True) for t in here])
-        right.plot(factors, (np.arange(len(here)) + 1) / len(here), "o-", color=color, ms=4, label=f"{name}, ν's prior counted")
+        right.plot(
+            factors, (np.arange(len(here)) + 1) / len(here), "o-", color=color, ms=4, label=f"{name}, ν's prior counted"
+        )
         factors = np.sort([margin(t, False) for t in here])
         right.plot(factors, (np.arange(len(here)) + 1) / len(here), ":", color=color, label=f"{name}, left out")
     left.plot([low, high], [low, high], "k-", lw=0.8, label="equal")
-    left.set(xlabel="exact log marginal likelihood at the fitted parameters", ylabel="JALA-EM's estimate, from its weights")
-    left.set_title(f"Gaussian model: estimate against closed form\none dot for each of {2 * s.trials} data sets", fontsize=11)
+    left.set(
+        xlabel="exact log marginal likelihood at the fitted parameters", ylabel="JALA-EM's estimate, from its weights"
+    )
+    left.set_title(
+        f"Gaussian model: estimate against closed form\none dot for each of {2 * s.trials} data sets", fontsize=11
+    )
     right.axvline(0, color="k", lw=0.8)
     right.set(xlabel="log Bayes factor of the true model against the other (nats)", ylabel="fraction of trials below")
-    right.set_title("Choice between Gaussian and Student-t errors\nright of zero: the true model is chosen", fontsize=11)
+    right.set_title(
+        "Choice between Gaussian and Student-t errors\nright of zero: the true model is chosen", fontsize=11
+    )
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=9)

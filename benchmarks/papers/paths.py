@@ -16,26 +16,37 @@ class Walk:
     Args:
         system: an :class:`~numpyro_ebipla.EBIPLA`.
         num_steps: K.
-        watch: ``state -> pytree`` to record after every step; the unconstrained parameters by default.
+        watch: ``(state, extra) -> pytree`` to record; the unconstrained parameters by default.
+        every: steps between two records; it divides K.
     """
 
-    def __init__(self, system: EBIPLA, num_steps: int, watch: Callable | None = None) -> None:
+    def __init__(self, system: EBIPLA, num_steps: int, watch: Callable | None = None, every: int = 1) -> None:
         self.system = system
-        self.watch = watch or (lambda state: state.params)
+        self.watch = jax.jit(watch or (lambda state, extra: state.params))
 
         @jax.jit
-        def steps(state: Any, args: tuple) -> tuple[Any, Any]:
+        def steps(state: Any, args: tuple, extra: Any) -> tuple[Any, Any]:
             def body(state: Any, _: None) -> tuple[Any, Any]:
-                state, _ = system.update(state, *args)
-                return state, self.watch(state)
+                state = lax.fori_loop(0, every, lambda _, state: system.update(state, *args)[0], state)
+                return state, self.watch(state, extra)
 
-            return lax.scan(body, state, None, num_steps)
+            return lax.scan(body, state, None, num_steps // every)
 
         self._steps = steps
 
-    def __call__(self, rng_key: Any, *args: Any, init_params: Any = None) -> tuple[Any, Any]:
-        """The last state and ``watch`` at every step, the start included: ``[K + 1, ...]``."""
-        first = self.system.init(rng_key, *args, init_params=init_params)
-        last, seen = self._steps(first, args)
-        path = jax.tree.map(lambda a, b: np.concatenate([np.asarray(a)[None], np.asarray(b)]), self.watch(first), seen)
-        return last, path
+    def __call__(self, rng_key: Any, *args: Any, extra: Any = None, **start: Any) -> tuple[Any, Any]:
+        """The last state and the records, that of the start included: ``[K / every + 1, ...]``.
+
+        Args:
+            rng_key: PRNG key.
+            *args: of the model.
+            extra: for ``watch``.
+            **start: of ``init``.
+        """
+        return self.from_state(self.system.init(rng_key, *args, **start), *args, extra=extra)
+
+    def from_state(self, first: Any, *args: Any, extra: Any = None) -> tuple[Any, Any]:
+        """As a call, from a given state."""
+        last, seen = self._steps(first, args, extra)
+        join = lambda a, b: np.concatenate([np.asarray(a)[None], np.asarray(b)])
+        return last, jax.tree.map(join, self.watch(first, extra), seen)

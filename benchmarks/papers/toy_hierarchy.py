@@ -175,7 +175,11 @@ def run(full: bool, seed: int, data_dir: str | None, settings: Settings | None =
     )
     data = {"settings": s._asdict(), "critical_step": critical_step(s.num_data), "rms": curves, "closed_form": closed}
     return Report(
-        f"Toy hierarchical model, D = {s.num_data} (2204.12965, Example 1)", rows, data, _figure(s, curves, closed), tuple(notes)
+        f"Toy hierarchical model, D = {s.num_data} (2204.12965, Example 1)",
+        rows,
+        data,
+        _figure(s, curves, closed),
+        tuple(notes),
     )
 
 
