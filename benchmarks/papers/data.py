@@ -1,6 +1,7 @@
 """Data files of the experiments.
 
-Looked for in ``--data-dir``, else in the environment's ``EBIPLA_DATA_DIR``, else in ``../shared/data`` beside the repository.
+Looked for in ``--data-dir``, else in the environment's ``EBIPLA_DATA_DIR``, else in ``../shared/data`` beside the
+repository.
 """
 
 import os
@@ -26,7 +27,7 @@ def find(name: str, data_dir: str | None) -> Path:
 def mnist(data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """10,000 images of MNIST: ``images [n, 28, 28]`` float32 in [0, 1] and ``labels [n]``.
 
-    From ``mnist_10k.npz`` with ``images`` (uint8) and ``labels``. The halves of that file differ: shuffle before a split.
+    From ``mnist_10k.npz`` with ``images`` (uint8) and ``labels``. Its halves differ: shuffle before a split.
     """
     with np.load(find("mnist_10k.npz", data_dir)) as file:
         return file["images"].astype(np.float32) / 255, file["labels"].astype(np.int32)

@@ -57,7 +57,7 @@ def critical_step(num_data: int) -> float:
     """The largest stable h of PGD.
 
     The means follow ``θ += h D (x̄ − θ), x̄ += h (ȳ + θ − 2 x̄)``, a matrix ``I + h A`` with ``A = [[−D, D], [1, −2]]``
-    whose eigenvalues are ``−(D + 2 ∓ √(D² + 4)) / 2``. It contracts as long as ``h`` times the larger one stays below 2.
+    whose eigenvalues are ``−(D + 2 ∓ √(D² + 4)) / 2``. It contracts while ``h`` times the larger one is below 2.
     The paper's 2/(2 + D) takes the trace for that eigenvalue: 1 % less for D = 100.
     """
     return 4 / (num_data + 2 + np.sqrt(num_data**2 + 4))
@@ -162,12 +162,12 @@ def run(full: bool, seed: int, data_dir: str | None, settings: Settings | None =
         if "vector" not in label:
             rows.append((f"{label}: posterior variance", float(np.mean(variances)), spread(s.num_steps, move), where))
     notes.append(
-        f"PGD's critical step is {critical_step(s.num_data) * (2 + s.num_data):.4f}/(2+D); the paper gives 2/(2+D), below "
-        "which it converges and above which it diverges."
+        f"PGD's critical step is {critical_step(s.num_data) * (2 + s.num_data):.4f}/(2+D); the paper gives 2/(2+D), "
+        "below which it converges and above which it diverges."
     )
     notes.append(
-        "Closed forms are exact for K steps of the linear recursion, from its start (θ = 0, particles of the prior); an "
-        "RMS over R repeats has a relative standard error of 1/√(2R). The exact posterior variance is 0.5."
+        "Closed forms are exact for K steps of the linear recursion, from its start (θ = 0, particles of the prior); "
+        "an RMS over R repeats has a relative standard error of 1/√(2R). The exact posterior variance is 0.5."
     )
     notes.append(
         "IPLA's and KIPLMC's θ is random with variance 2/(DN) as h → 0, so it is not nearer to ȳ than its noise: near "
@@ -194,7 +194,7 @@ def _figure(s: Settings, curves: dict[str, np.ndarray], closed: dict[str, np.nda
     axis.plot([], [], color="grey", lw=4, alpha=0.3, label="closed form of the same colour")
     axis.set(yscale="log", xlabel="step", ylabel="|θ − ȳ|, root mean square over repeats")
     axis.set_title(
-        f"Error of the estimate against steps: x_d ~ N(θ, 1), y_d ~ N(x_d, 1), D = {s.num_data}, N = {s.num_particles}\n"
+        f"Error of the estimate by step: x_d ~ N(θ, 1), y_d ~ N(x_d, 1), D = {s.num_data}, N = {s.num_particles}\n"
         f"PGD converges up to h = {critical_step(s.num_data) * (2 + s.num_data):.3f}/(2+D) and diverges above",
         fontsize=11,
     )
