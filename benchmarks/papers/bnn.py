@@ -200,14 +200,12 @@ def _notes(s: Settings, paths: Any, fraction: float) -> tuple[str, ...]:
     spread = {k: np.mean(p["spread"][:, -1] / np.exp(p["params"]["alpha"][:, -1])) for k, p in paths.items()}
     return (
         f"Step {s.step_size:g} for particles and parameters is the paper's, α's and β's gradients divided by the "
-        f"number of "
-        f"their weights as in 2204.12965; resampling below an ESS of N/1.05. Errors are mean (standard deviation) over "
-        f"repeats; that of one repeat has a standard error of about {sampling:.1f} % at 5 %.",
+        "number of their weights as in 2204.12965; resampling below an ESS of N/1.05. Errors are mean (standard "
+        f"deviation) over repeats; that of one repeat has a standard error of about {sampling:.1f} % at 5 %.",
         "The paper clips large norms for numerical stability and does not say where; nothing is clipped here.",
         "The paper's images are from MNIST's 70,000, ours from the 10,000 of its test set.",
         f"JALA-EM's ESS before resampling is {fraction * s.num_particles:.2f} of {s.num_particles} particles "
-        f"(after the last step); "
-        f"the particles' spread in units of the prior's scale is {spread['JALA-EM']:.2g} (PGD {spread['PGD']:.2g}, "
+        f"(after the last step); the particles' spread in units of the prior's scale is {spread['JALA-EM']:.2g} (PGD {spread['PGD']:.2g}, "
         f"SOUL {spread['SOUL']:.2g}).",
         "JALA-EM starts from the prior with equal weights, as in the paper; the package's own start anneals.",
     )  # fmt: skip

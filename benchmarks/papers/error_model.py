@@ -201,18 +201,15 @@ def _notes(s: Settings, trials: list[dict[str, Any]], seconds: float) -> tuple[s
     return (
         f"Settings are the paper's (App. C.4): Adam at {s.rate:g}, β₁ = 0.9, parameters started one off in the log, ν "
         f"clipped to [{s.nu_range[0]:g}, {s.nu_range[1]:g}] with prior Exponential({s.nu_prior_rate:g}). It does "
-        f"not say whether "
-        "that prior counts in the marginal likelihood: both ways are shown.",
+        "not say whether that prior counts in the marginal likelihood: both ways are shown.",
         "The paper starts from exact draws (Gaussian) or 200 ULA moves with an importance-sampled Z₀; here both start "
         "from the package's own population, annealed from the prior.",
         f"Resampling threshold {s.threshold:g}; smallest ESS of a run, median over trials: {least['G']:.2f} N "
-        f"(Gaussian "
-        f"model), {least['T']:.2f} N (Student-t model).",
+        f"(Gaussian model), {least['T']:.2f} N (Student-t model).",
         f"Estimated ν where it is {s.true_nu:g}: median {np.median(nu):.2f}, at its bound in "
         f"{np.mean(nu > 0.999 * s.nu_range[1]):.0%} of the trials.",
         f"In {s.num_steps} steps Adam moves a parameter by {s.num_steps * s.rate:.2f} at most, so neither model "
-        f"is quite at its "
-        "maximum; the exact gap is a row of the table.",
+        "is quite at its maximum; the exact gap is a row of the table.",
         f"{seconds:.2f} s for a fit with its marginal likelihood (median), compiled once for all trials.",
     )
 
