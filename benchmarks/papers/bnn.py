@@ -205,8 +205,8 @@ def _notes(s: Settings, paths: Any, fraction: float) -> tuple[str, ...]:
         "The paper clips large norms for numerical stability and does not say where; nothing is clipped here.",
         "The paper's images are from MNIST's 70,000, ours from the 10,000 of its test set.",
         f"JALA-EM's ESS before resampling is {fraction * s.num_particles:.2f} of {s.num_particles} particles "
-        f"(after the last step); the particles' spread in units of the prior's scale is {spread['JALA-EM']:.2g} (PGD {spread['PGD']:.2g}, "
-        f"SOUL {spread['SOUL']:.2g}).",
+        f"(after the last step); the particles' spread in units of the prior's scale is {spread['JALA-EM']:.2g} "
+        f"(PGD {spread['PGD']:.2g}, SOUL {spread['SOUL']:.2g}).",
         "JALA-EM starts from the prior with equal weights, as in the paper; the package's own start anneals.",
     )  # fmt: skip
 
