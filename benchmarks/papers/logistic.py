@@ -235,12 +235,12 @@ def run(full: bool, seed: int, data_dir: str | None, settings: Settings | None =
         "The data are scikit-learn's (the diagnostic set, 569 × 30); the papers' is the original one of 683 × 9, "
         "which is not there, so their figures do not apply. The reference stands in the place of published values.",
         "θ is the mean over the second half of the steps, for the default its running average; test densities are "
-        "those of the last N particles, log of the mean over particles. Both are mean ± standard deviation over repeats.",
+        "those of the last N particles, log of the mean over particles. Both: mean ± standard deviation of repeats.",
         f"h = {s.relative_step:g}/L = {h:.2g} for all particles and IPLA's θ; θ's rate is {s.rate:g} for PGD, SOUL "
         "and JALA-EM.",
         "With that h the flattest weights, whose curvature is the prior's 1/5, forget their start in about "
-        f"{PRIOR_VARIANCE / h:.0f} steps: in fewer, θ keeps part of the error of the N draws that a run began with, and "
-        "its path looks steadier than it is. MALA's adapted scales shorten this.",
+        f"{PRIOR_VARIANCE / h:.0f} steps: in fewer, θ keeps part of the error of the N draws that a run began with, "
+        "and its path looks steadier than it is. MALA's adapted scales shorten this.",
         "SOUL's N particles are successive states of one chain, much nearer to each other than the posterior is wide.",
         f"The reference is a t proposal at the posterior's mode; errors are from {s.batches} independent batches.",
     )

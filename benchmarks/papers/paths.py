@@ -1,5 +1,6 @@
 """A run step by step: what ``fit.history`` does not keep, such as the parameters' path."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ class Walk:
     """
 
     def __init__(self, system: EBIPLA, num_steps: int, watch: Callable | None = None, every: int = 1) -> None:
-        self.system = system
+        self.system, self.num_steps = system, num_steps // every * every
         self.watch = jax.jit(watch or (lambda state, extra: state.params))
 
         @jax.jit
@@ -48,5 +49,7 @@ class Walk:
     def from_state(self, first: Any, *args: Any, extra: Any = None) -> tuple[Any, Any]:
         """As a call, from a given state."""
         last, seen = self._steps(first, args, extra)
+        if int(last.step) < int(first.step) + self.num_steps:  # ``update`` takes no step that would not be finite
+            warnings.warn(f"the run stood still after step {int(last.step)}: it diverged", stacklevel=2)
         join = lambda a, b: np.concatenate([np.asarray(a)[None], np.asarray(b)])
         return last, jax.tree.map(join, self.watch(first, extra), seen)
