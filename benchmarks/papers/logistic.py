@@ -272,7 +272,7 @@ def _figure(s: Settings, paths: Any, clouds: Any, known: Reference) -> Figure:
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(
         "Logistic regression, w ~ N(θ, 5): the estimate of θ (above), and the last particles' posterior of one weight, "
-        "smoothed and cut at thrice the reference (below)",
+        "smoothed, grey the reference (below)",
         fontsize=11,
     )
     return figure
