@@ -9,17 +9,18 @@ import pytest
 from jax import random
 from scipy import optimize, special
 
-from numpyro_ebipla import EBIPLA, MALA, ULA, Contrastive, EnergyPrior, Persistent, ShortRun, Tempered, recipes
+from numpyro_ebipla import EBIPLA, MALA, ULA, Contrastive, EnergyPrior, ShortRun, Tempered, recipes
 
 #: A barrier between two wells, and how unequal their masses are.
-TRUTH = np.array([3.0, 0.7])
-START = np.array([1.0, 0.0])
+TRUTH = np.array([1.5, 0.7])
+START = np.array([0.5, 0.0])
 GRID = np.linspace(-12, 12, 4001)
 SCALE = 3.0
 
 
 def features(x):
-    return (x**2 / 4 - 1) ** 2, jnp.tanh(x)
+    """Tails are quadratic: steeper ones hold persistent walkers, drawn from the base, where they start."""
+    return (jnp.sqrt(x**2 + 0.25) - 2) ** 2, jnp.tanh(x)
 
 
 def model(y):
@@ -36,7 +37,7 @@ def model(y):
 def log_density(theta, x):
     """Unnormalised, in double precision."""
     log_base = -0.5 * (x / SCALE) ** 2 - np.log(SCALE * np.sqrt(2 * np.pi))
-    return log_base - theta[0] * (x**2 / 4 - 1) ** 2 - theta[1] * np.tanh(x)
+    return log_base - theta[0] * (np.sqrt(x**2 + 0.25) - 2) ** 2 - theta[1] * np.tanh(x)
 
 
 def log_z(theta):
@@ -51,7 +52,7 @@ def cross_entropy(theta, y):
 def y():
     """Quantiles of the truth: its sample without the sampling error."""
     mass = np.exp(log_density(TRUTH, GRID))
-    return np.interp((np.arange(1000) + 0.5) / 1000, np.cumsum(mass) / mass.sum(), GRID)
+    return np.interp((np.arange(500) + 0.5) / 500, np.cumsum(mass) / mass.sum(), GRID)
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +67,18 @@ def fitted(system, y):
     return fit, np.array([float(fit.params["barrier"]), float(fit.params["tilt"])])
 
 
-COMMON = {"optim": optax.adam(0.01), "num_steps": 800}
+COMMON = {"optim": optax.adam(0.02), "num_steps": 300}
 
 
 def test_default_finds_the_maximum_likelihood_and_its_cross_entropy(y, mle):
-    fit, theta = fitted(EBIPLA(model, prior=Tempered(num_walkers=200), **COMMON), y)
+    fit, theta = fitted(EBIPLA(model, prior=Tempered(num_walkers=100), **COMMON), y)
     np.testing.assert_allclose(theta, mle, atol=0.15)
     assert cross_entropy(theta, y) - cross_entropy(mle, y) < 2e-3
     np.testing.assert_allclose(fit.log_normalizer("x")[0], log_z(theta), atol=0.03)
 
 
-@pytest.mark.parametrize("kernel", [ULA(0.01), MALA()], ids=["ula", "mala"])
-def test_jarzynski_finds_them_too_and_knows_its_cross_entropy(y, mle, kernel):
-    walkers = Persistent(2000, kernel, weighted=True)
-    fit, theta = fitted(recipes.jarzynski_ebm(model, prior=walkers, **COMMON), y)
+def test_jarzynski_finds_them_too_and_knows_its_cross_entropy(y, mle):
+    fit, theta = fitted(recipes.jarzynski_ebm(model, **COMMON), y)
     np.testing.assert_allclose(theta, mle, atol=0.2)
     assert cross_entropy(theta, y) - cross_entropy(mle, y) < 3e-3
     last = np.array([float(fit.state.params["barrier"]), float(fit.state.params["tilt"])])
@@ -88,18 +87,18 @@ def test_jarzynski_finds_them_too_and_knows_its_cross_entropy(y, mle, kernel):
 
 
 def test_pcd_is_right_where_its_walkers_keep_up(y, mle):
-    system = recipes.pcd(model, num_walkers=2000, num_moves=10, averaging=2.0, **COMMON)
+    system = recipes.pcd(model, num_walkers=1000, num_moves=10, **COMMON)
     np.testing.assert_allclose(fitted(system, y)[1], mle, atol=0.3)
 
 
 @pytest.mark.parametrize(
     "prior, side",
-    [(Contrastive(1000, ULA(0.002), 2), -1), (ShortRun(1000, ULA(0.01), 10), 1)],
+    [(Contrastive(500, ULA(0.002), 2), -1), (ShortRun(500, MALA(), 2), 1)],
     ids=["cd", "short_run"],
 )
 def test_few_moves_leave_the_masses_wrong(y, mle, prior, side):
     recipe = recipes.cd if isinstance(prior, Contrastive) else EBIPLA
-    theta = fitted(recipe(model, prior=prior, **COMMON), y)[1]
-    # Chains from the data do not ask for a tilt, chains from a symmetric base ask for ever more of it.
+    theta = fitted(recipe(model, prior=prior, optim=optax.sgd(0.3), num_steps=400), y)[1]
+    # Chains from the data hardly ask for a tilt, chains from a symmetric base ask for ever more of it.
     assert side * (theta[1] - mle[1]) > 0.3
     assert cross_entropy(theta, y) - cross_entropy(mle, y) > 0.03

@@ -178,7 +178,7 @@ def exact(y: Array, fresh: Array, first: dict[str, Array], settings: Settings) -
         return optax.apply_updates(params, moves.update(None, None, params)[0]), params
 
     last, path = jax.jit(lambda p: jax.lax.scan(step, p, None, settings.num_steps))(first)
-    kept = [jax.tree.map(lambda x: x[k], path) for k in range(0, settings.num_steps, EVERY)]
+    kept = [{name: x[k] for name, x in path.items()} for k in range(0, settings.num_steps, EVERY)]
     return judged([*kept, last], y, fresh)
 
 

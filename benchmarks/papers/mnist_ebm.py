@@ -104,7 +104,7 @@ def digits(data_dir: str | None, pool: int, seed: int) -> Images:
 
 
 def in_proportion(images: Images, unit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of 4, 2 and 1 times ``unit`` images (fewer if there are fewer), and as many times 4 : 2 : 1 of the rest."""
+    """Indices of 4, 2 and 1 times ``unit`` images (fewer if there are fewer), and of a rest in this proportion."""
     places = [np.flatnonzero(images.label == k) for k in range(3)]
     unit = min(unit, *(len(p) // n for p, n in zip(places, PROPORTION, strict=True)))
     taken = [p[: n * unit] for p, n in zip(places, PROPORTION, strict=True)]
@@ -254,17 +254,16 @@ def run(full: bool, seed: int, data_dir: str | None) -> Report:
         },
         figure=figure(outcomes, y, classify, target, settings),
         notes=(
-            "Reference is the proportion in the data, 4 : 2 : 1, which the paper finds kept by Jarzynski's walkers and "
-            "lost by PCD's. CD's walkers are copies of the data, so their proportion says nothing of its model: look at "
-            "the draws.",
+            "Reference is the proportion in the data, 4 : 2 : 1, which the paper finds kept by Jarzynski's walkers "
+            "and lost by PCD's. CD's walkers are copies of the data, so their proportion says nothing of its model: "
+            "look at the draws.",
             "“Walkers” are those of the training (weighted for Jarzynski), as in the paper; “draws” are annealed afresh "
             "from the base at the fitted energy, and so are the values of log Z behind the cross-entropies, which "
             "are as good as this annealing: its standard error tells of two populations only.",
             f"Data are noisy (deviation {settings.noise:g} on pixels from −1 to 1): a density in pixel space needs it. "
-            "The authors train without, with Langevin noise of deviation 1e-4 at a step of 5e-5, which is a temperature "
-            "of 1e-4 instead of 1 (their main.ipynb); ours is the correct temperature, hence the noise to be seen.",
-            "Jarzynski's running cross-entropy is biased downwards by finite walkers (see mixture_ebm), and says so by a "
-            "low ESS.",
+            "The authors train without, with Langevin noise of deviation 1e-4 at a step of 5e-5, which is a "
+            "temperature of 1e-4 instead of 1 (their main.ipynb); ours is 1, hence the noise to be seen.",
+            "Jarzynski's running cross-entropy is biased downwards, as its walkers are few (see mixture_ebm).",
         ),
     )
 
@@ -281,7 +280,7 @@ def rows(
     """Proportions and cross-entropies."""
     share = lambda p: " : ".join(f"{100 * x:.0f}" for x in p) + " %"
     s = settings
-    how = f"{num_images} images, {s.num_walkers} walkers, {s.num_steps:,} steps of {s.num_moves} ULA moves of {s.step_size}"
+    how = f"{num_images} images, {s.num_walkers} walkers, {s.num_steps:,} steps of {s.num_moves} ULA moves, h {s.step_size}"
     table = [
         ("classifier: accuracy on held-out noisy images", f"{100 * accuracy:.1f} %", "", "a fifth of the images"),
         ("noisy data, as classified, 2 : 3 : 6", share(of_data), share(target), "reference: the true proportion"),
@@ -362,7 +361,9 @@ def figure(outcomes: dict[str, Outcome], y: Array, classify: Any, target: np.nda
 
     jarzynski = outcomes["jarzynski"]
     if jarzynski.cross_entropy is not None:
-        axes["e"].plot(1 + np.arange(len(jarzynski.cross_entropy)), jarzynski.cross_entropy, label="Jarzynski, by weights")
+        axes["e"].plot(
+            1 + np.arange(len(jarzynski.cross_entropy)), jarzynski.cross_entropy, label="Jarzynski, by weights"
+        )
     for name, o in outcomes.items():
         axes["e"].plot(o.step[-1], o.entropy_train, "o", label=f"{LABELS[name]}, by annealing")
     axes["e"].set(title="Cross-entropy of the training data (nats)", xlabel="step")
