@@ -257,8 +257,8 @@ def run(full: bool, seed: int, data_dir: str | None) -> Report:
             "Reference is the proportion in the data, 4 : 2 : 1, which the paper finds kept by Jarzynski's walkers "
             "and lost by PCD's. CD's walkers are copies of the data, so their proportion says nothing of its model: "
             "look at the draws.",
-            "“Walkers” are those of the training (weighted for Jarzynski), as in the paper; “draws” are annealed afresh "
-            "from the base at the fitted energy, and so are the values of log Z behind the cross-entropies, which "
+            "“Walkers” are those of the training (weighted for Jarzynski), as in the paper; “draws” are annealed "
+            "afresh from the base at the fitted energy, and so are the values of log Z behind the cross-entropies, which "
             "are as good as this annealing: its standard error tells of two populations only.",
             f"Data are noisy (deviation {settings.noise:g} on pixels from −1 to 1): a density in pixel space needs it. "
             "The authors train without, with Langevin noise of deviation 1e-4 at a step of 5e-5, which is a "
@@ -280,7 +280,8 @@ def rows(
     """Proportions and cross-entropies."""
     share = lambda p: " : ".join(f"{100 * x:.0f}" for x in p) + " %"
     s = settings
-    how = f"{num_images} images, {s.num_walkers} walkers, {s.num_steps:,} steps of {s.num_moves} ULA moves, h {s.step_size}"
+    moves = f"{s.num_steps:,} steps of {s.num_moves} ULA moves of {s.step_size}"
+    how = f"{num_images} images, {s.num_walkers} walkers, {moves}"
     table = [
         ("classifier: accuracy on held-out noisy images", f"{100 * accuracy:.1f} %", "", "a fifth of the images"),
         ("noisy data, as classified, 2 : 3 : 6", share(of_data), share(target), "reference: the true proportion"),
@@ -356,17 +357,18 @@ def figure(outcomes: dict[str, Outcome], y: Array, classify: Any, target: np.nda
     for name, o in outcomes.items():
         for k in range(3):
             axes["t"].plot(o.step, o.shares[:, k], styles[name], color=colours[k], label=None if k else LABELS[name])
-    axes["t"].set(title="Shares of the walkers during training", xlabel="step", ylabel="share (colours as left)")
-    axes["t"].legend(frameon=False, fontsize=8)
+    axes["t"].set(title="Walkers during training (colours as left)", xlabel="step", ylabel="share", ylim=(0, 0.85))
+    axes["t"].legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
 
     jarzynski = outcomes["jarzynski"]
     if jarzynski.cross_entropy is not None:
         axes["e"].plot(
             1 + np.arange(len(jarzynski.cross_entropy)), jarzynski.cross_entropy, label="Jarzynski, by weights"
         )
-    for name, o in outcomes.items():
-        axes["e"].plot(o.step[-1], o.entropy_train, "o", label=f"{LABELS[name]}, by annealing")
-    axes["e"].set(title="Cross-entropy of the training data (nats)", xlabel="step")
+    for name, marker in (("jarzynski", "o"), ("pcd", "s"), ("cd", "^")):
+        o, style = outcomes[name], {"ls": "none", "ms": 9, "fillstyle": "none"}
+        axes["e"].plot(o.step[-1], o.entropy_train, marker, **style, label=f"{LABELS[name]}, by annealing")
+    axes["e"].set(title="Cross-entropy, training data", xlabel="step", ylabel="nats")
     axes["e"].legend(frameon=False, fontsize=8)
     axes["b"].axis("off")
     fig.suptitle("Energy-based models of digits 2, 3, 6 in proportion 4 : 2 : 1, in pixel space (2305.19414)")
