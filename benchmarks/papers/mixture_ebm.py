@@ -274,10 +274,11 @@ def notes(full: bool) -> tuple[str, ...]:
         "Reference: gradient descent with the exact gradient of log Z, computed here"
         + ("." if full else " / the authors' code at this size in double precision, one run of ours.")
         + " KL(teacher‖student) is estimated on the training data, as the authors do: ±0.01 is sampling error.",
-        "The running log Z falls below the truth because the walkers that weigh a change of the parameters also chose "
-        "it: the bias is −Σ rate · Var(∇U)/ESS, of order dimension × rate × steps / walkers, in any implementation of "
-        "the algorithm, and the cross-entropy inherits it. Where the parameters move without them (“weights apart”), "
-        "the same weights are right. The fitted parameters and masses do not depend on it.",
+        "The running log Z falls below the truth because the walkers that weigh a change of the parameters "
+        "also chose it. To first order the bias is −Σ rate · Var(∇U)/ESS, of order dimension × rate × steps / "
+        "walkers: a property of the algorithm, which the cross-entropy inherits. Where the parameters move "
+        "without them (“weights apart”), the same weights are right. The path of the fit is hardly touched: "
+        "its KL is that of the exact gradient.",
         "PCD and CD fail as in the paper: PCD empties a mode once the two are apart, CD never learns the masses.",
         "Differences from the authors' script: systematic resampling instead of multinomial; PCD's walkers start as "
         "fresh draws of the teacher, not at the data; CD's gradients come after 1, 2, 3, 4 moves from the data instead "

@@ -263,13 +263,13 @@ def run(full: bool, seed: int, data_dir: str | None) -> Report:
             f"Data are noisy (deviation {settings.noise:g} on pixels from −1 to 1): a density in pixel space needs it. "
             "The authors train without, with Langevin noise of deviation 1e-4 at a step of 5e-5, which is a "
             "temperature of 1e-4 instead of 1 (their main.ipynb); ours is 1, hence the noise to be seen.",
-            "Jarzynski's running cross-entropy is far too low, because its walkers move the parameters that they are "
-            "weighed by (see mixture_ebm): in a separate check over 1,000 steps, a second population along the same "
-            "parameters agreed with the annealing. The ESS gives no sign of this bias.",
-            "One seed and as many draws as walkers: shares have standard errors of about 0.02. The reduced form does not "
-            "show the paper's failure of PCD in the walkers, and is a weak test of it: the base is matched to the data, "
-            "so that its draws are classified much like them from the start (left end of the curves), images are small "
-            "and blurred by noise, and training is short.",
+            "Jarzynski's running cross-entropy is far too low, because its walkers move the parameters that they "
+            "are weighed by (see mixture_ebm): in a separate check over 1,000 steps, a second population along "
+            "the same parameters agreed with the annealing. The ESS gives no sign of this bias.",
+            "One seed and as many draws as walkers: shares have standard errors of about 0.02. The reduced form "
+            "does not show the paper's failure of PCD in the walkers, and is a weak test of it: the base is "
+            "matched to the data, so that its draws are classified much like them from the start (left end of the "
+            "curves), images are small and blurred by noise, and training is short.",
         ),
     )
 
