@@ -93,7 +93,7 @@ class EnergyPrior(dist.Distribution):
         base: dist.Distribution,
         *,
         num_walkers: int = 256,
-        num_moves: int = 20,
+        num_moves: int = 40,
         step_size: float | None = None,
         max_temps: int = 200,
         kernel: Kernel | None = None,

@@ -171,6 +171,9 @@ class Persistent(WalkerStrategy):
             the weights are right from the first step. Unweighted walkers start as draws of the base and
             give no log Z.
         threshold: of the ESS, as a fraction of P.
+        num_passive: further weighted walkers that only estimate log Z. Walkers that weigh a change of the
+            parameters which they have chosen themselves find log Z too low, by about ``rate · Var(∇U) / ESS`` at each
+            step; passive ones had no part in it. With none, log Z is that of the P walkers.
     """
 
     num_walkers: int = 1000
@@ -178,6 +181,7 @@ class Persistent(WalkerStrategy):
     num_moves: int = 1
     weighted: bool = False
     threshold: float = 0.5
+    num_passive: int = 0
 
     def __post_init__(self) -> None:
         if self.weighted and not isinstance(self.kernel, ULA | MALA):
@@ -185,6 +189,8 @@ class Persistent(WalkerStrategy):
                 f"Persistent(weighted=True) has Jarzynski increments for ULA and MALA, not for "
                 f"{type(self.kernel).__name__}: choose one of these kernels or weighted=False."
             )
+        if self.num_passive and not self.weighted:
+            raise ValueError("Persistent: num_passive walkers estimate log Z by their weights: pass weighted=True.")
 
     @property
     def shares_gradient(self) -> bool:  # type: ignore[override]
@@ -196,16 +202,9 @@ class Persistent(WalkerStrategy):
         if self.weighted:
             key_anneal, key_draw = random.split(rng_key)
             dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
-            start = anneal(
-                key_anneal,
-                density,
-                self.num_walkers,
-                initial_log_step(dtype),
-                num_moves=5,
-                stage_ess=0.9,
-                max_temps=200,
-            )
-            x, log_z = equally_weighted(key_draw, start, self.num_walkers), start.log_z
+            num, log_step = self.num_walkers + self.num_passive, initial_log_step(dtype)
+            start = anneal(key_anneal, density, num, log_step, num_moves=5, stage_ess=0.9, max_temps=200)
+            x, log_z = equally_weighted(key_draw, start, num), start.log_z
             log_density = density.log_density(x)
         else:
             x, log_density = density.sample_base(rng_key, self.num_walkers), None
@@ -219,8 +218,10 @@ class Persistent(WalkerStrategy):
         self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
     ) -> tuple[Walkers, WalkerState, Info]:
         """As :meth:`WalkerStrategy.prepare`."""
-        info = {"log_z": jnp.mean(state.log_z + log_mean_exp(state.log_weight))} if self.weighted else {}
-        return Walkers(state.position, normalised(state.log_weight)), state, info
+        P, log_weight = self.num_walkers, state.log_weight
+        judging = log_weight[P:] if self.num_passive else log_weight
+        info = {"log_z": jnp.mean(state.log_z + log_mean_exp(judging))} if self.weighted else {}
+        return Walkers(state.position[:P], normalised(log_weight[:P])), state, info
 
     def advance(
         self,
@@ -241,12 +242,22 @@ class Persistent(WalkerStrategy):
             log_density = following.log_density(state.position)
             log_weight = state.log_weight + log_density - state.log_density
             state, accept = self._move(key_move, following, state._replace(log_weight=log_weight), None)
-        fraction = jnp.min(ess(state.log_weight)) / self.num_walkers
-        cached = (state.position, state.log_density)
-        log_weight, (x, log_density), resampled = resample(key_resample, state.log_weight, cached, self.threshold)
-        state = state._replace(position=x, log_density=log_density, log_weight=log_weight)
-        info = {"accept": accept, "ess": fraction, "resampled": jnp.mean(resampled * 1.0)}
-        return state, info
+        fraction = jnp.min(ess(state.log_weight[: self.num_walkers])) / self.num_walkers
+        state, resampled = self._resampled(key_resample, state)
+        return state, {"accept": accept, "ess": fraction, "resampled": jnp.mean(resampled * 1.0)}
+
+    def _resampled(self, rng_key: Array, state: WalkerState) -> tuple[WalkerState, Array]:
+        """Walkers and passive walkers, each resampled among themselves, and whether the former were."""
+        P, cached = self.num_walkers, (state.position, state.log_density)
+        first = jax.tree.map(lambda a: a[:P], cached)
+        log_weight, cached_p, resampled = resample(rng_key, state.log_weight[:P], first, self.threshold)
+        if self.num_passive:
+            rest, key = jax.tree.map(lambda a: a[P:], cached), random.fold_in(rng_key, 1)
+            passive, cached_q, _ = resample(key, state.log_weight[P:], rest, self.threshold)
+            log_weight = jnp.concatenate([log_weight, passive])
+            cached_p = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cached_p, cached_q)
+        x, log_density = cached_p
+        return state._replace(position=x, log_density=log_density, log_weight=log_weight), resampled
 
     def _move(
         self, rng_key: Array, density: TiltedDensity, state: WalkerState, known: tuple[Array, Array] | None

@@ -248,3 +248,34 @@ def test_tempered_moves_leave_every_rung_invariant():
     np.testing.assert_array_equal(walk.position, state.position[-1])
     # Bennett's estimate from P exact draws at each rung.
     assert float(info["log_z"]) == pytest.approx(-0.5 * np.log(5), abs=5 * 2 / np.sqrt(P))
+
+
+def test_passive_walkers_estimate_log_z_without_having_chosen_the_parameters():
+    """Walkers that move the parameter by their own mean find log Z low by Σ rate · Var / P; passive ones do not.
+
+    Energy a·x under N(0, 1): log Z = a²/2, and each step adds ``rate · mean(x)`` of the walkers to a, whose sign makes
+    E fall where they happen to be. (Gaussian mixture of 2305.19414: 0.28 nats low after 8,000 steps.)
+    """
+    P, steps, rate = 50, 60, 0.05
+
+    def repeat(key, num_passive):
+        strategy = Persistent(P, MALA(0.5, adapt_step=False), weighted=True, num_passive=num_passive, threshold=0.0)
+        at = lambda a: tilted(lambda x: a * x)
+        state = strategy.init(key, at(0.0))
+
+        def body(carry, k):
+            state, a = carry
+            walk, state, said = strategy.prepare(key, at(a), state)
+            new = a + rate * jnp.sum(walk.weight * walk.position)
+            state, _ = strategy.advance(random.fold_in(key, k), at(a), at(new), state, None)
+            return (state, new), said["log_z"] - a**2 / 2
+
+        return jax.lax.scan(body, (state, 0.0), jnp.arange(steps))[1][-1]
+
+    keys = random.split(random.key(5), 400)
+    own = np.asarray(jax.vmap(lambda key: repeat(key, 0))(keys))
+    apart = np.asarray(jax.vmap(lambda key: repeat(key, 200))(keys))
+    bias = -rate * steps / P
+    assert abs(own.mean() - bias) < 4 * own.std() / 20 + 0.3 * abs(bias)
+    assert abs(apart.mean()) < 4 * apart.std() / 20 + apart.var() / 2
+    assert abs(bias) > 8 * apart.std() / 20  # or the line above would say nothing
