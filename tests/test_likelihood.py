@@ -85,8 +85,8 @@ def conditional_energy():
 
 
 CASES = [linear_gaussian, poisson, energy, conditional_energy]
-#: The last two take longer.
-SOME = [*CASES[:2], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[2:])]
+#: The others take longer.
+SOME = [poisson, *(pytest.param(case, marks=pytest.mark.slow) for case in CASES if case is not poisson)]
 
 
 def estimates(case, repetitions, **options):
@@ -117,7 +117,7 @@ def test_bias_and_coverage(case):
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 100)
 
 
-@pytest.mark.parametrize("case", [linear_gaussian, conditional_energy])
+@pytest.mark.parametrize("case", [linear_gaussian, pytest.param(conditional_energy, marks=pytest.mark.slow)])
 def test_blocks_and_order_change_nothing(case):
     """Worked off in blocks of two (the last one filled up), and in another order: within the errors."""
     model, params, args, truth = case()
@@ -133,7 +133,8 @@ def test_blocks_and_order_change_nothing(case):
         assert float(out.rest) == 0
 
 
-@pytest.mark.parametrize("case", [poisson, pytest.param(energy, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [poisson, energy])
 def test_bounds_of_simulated_data_close(case):
     """The gap is positive on average and small; a coarse ladder widens it. No datum of the arguments enters."""
     model, params, args, truth = case()
