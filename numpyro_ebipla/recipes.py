@@ -263,7 +263,8 @@ def jarzynski_ebm(
 
     Consistent gradients at any speed as long as the ESS holds, and log Z, hence the cross-entropy, at every step. In
     the paper the walkers that move the parameters also estimate log Z, which biases it low by about
-    rate · Var(∇U) / ESS per step; here as many passive walkers estimate it (``num_passive=0`` is the paper's, at half the price).
+    rate · Var(∇U) / ESS per step; here as many passive walkers estimate it (``num_passive=0`` is the paper's, at
+    half the price).
 
     Args:
         model: a NumPyro model with observed energy sites and no latents.
