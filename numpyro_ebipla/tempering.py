@@ -64,7 +64,7 @@ class Tempered(WalkerStrategy):
     num_walkers: int = 128
     num_rungs: int = 8
     num_moves: int = 1
-    restraint: tuple[float, float] | None = (1.4, 2.5)
+    restraint: tuple[float, float] | None = (1.8, 3.0)
     trust: float | None = 0.15
     brake_gap = True
 
