@@ -39,8 +39,8 @@ class Settings(NamedTuple):
 
 REDUCED = Settings(
     4000,
-    {"LEBM, paper's rates": 1000, "LEBM, best rates": 2500, "EBIPLA, ULA": 6000, DEFAULT: 4000, SVI_NAME: 5000},
-    {"LEBM, best rates": 1500, DEFAULT: 3000, SVI_NAME: 5000},
+    {"LEBM, paper's rates": 500, "LEBM, best rates": 1500, "EBIPLA, ULA": 4000, DEFAULT: 4000, SVI_NAME: 4000},
+    {"LEBM, best rates": 900, DEFAULT: 1800, SVI_NAME: 3000},
     10,
 )
 FULL = Settings(
@@ -107,6 +107,7 @@ def follow(
             break
         seconds.append(spent)
         quality.append(judge(ebipla.get_params(state)))
+    print(f"{ended or 'done'}: {quality[-1:]} after {spent:.0f} s", flush=True)
     few = np.arange(200)
     fit = ebipla.run(
         random.key(1), y, batch_size=batch_size, num_steps=0, init_state=state, indices=few, progress_bar=False
@@ -213,7 +214,7 @@ def digits(settings: Settings, seed: int) -> dict[str, Course]:
             numpyro.handlers.trace() as tr,
         ):
             model(num_data=1)
-        x = tr["x"]["fn"].sample(random.key(3), (1000,))
+        x = tr["x"]["fn"].sample(random.key(3), (1000,)).reshape(1000, d)
         return ex.mmd2(decode(params, x), held_out)
 
     decode = lambda params, x: ex.MLP(64).apply({"params": params["decoder$params"]}, x)
