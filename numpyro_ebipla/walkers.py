@@ -1,6 +1,6 @@
 r"""Ways to keep prior walkers, which estimate ``E_{p_α}[∇_α U]``, the gradient of ``−log Z``.
 
-===================  =======================================================================  ============
+====================  ======================================================================  ============
 strategy              a training step                                                         right at
 ====================  ======================================================================  ============
 :class:`Persistent`   moves the walkers once; unweighted (EBIPLA, PCD) or with Jarzynski       slow energies;
