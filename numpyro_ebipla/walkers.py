@@ -1,8 +1,8 @@
 r"""Ways to keep prior walkers, which estimate ``E_{p_α}[∇_α U]``, the gradient of ``−log Z``.
 
-====================  ======================================================================  ============
+===================== ======================================================================  ============
 strategy              a training step                                                         right at
-====================  ======================================================================  ============
+===================== ======================================================================  ============
 :class:`Persistent`   moves the walkers once; unweighted (EBIPLA, PCD) or with Jarzynski       slow energies;
                       weights and resampling (2305.19414)                                      every step
 :class:`Annealed`     anneals a fresh population from the base by sequential Monte Carlo       every step
@@ -10,7 +10,7 @@ strategy              a training step                                           
                       (parallel tempering), the hottest ones redrawn exactly                   on any shape
 :class:`.ShortRun`    restarts from the base and makes K moves (LEBM)                          K → ∞
 :class:`.Contrastive` restarts at the particles, or at the data, and makes K moves (CD-k)      K → ∞
-====================  ======================================================================  ============
+===================== ======================================================================  ============
 
 Each is a frozen set of options with three functions: ``init`` makes a
 :class:`~numpyro_ebipla._types.WalkerState`, ``prepare`` gives the walkers and weights that enter the step's
