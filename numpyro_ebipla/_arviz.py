@@ -20,7 +20,7 @@ from numpyro_ebipla._static import is_array, join_static
 from numpyro_ebipla._tracing import copy_containers, from_base, trace_model
 from numpyro_ebipla.anneal import anneal, initial_log_step
 from numpyro_ebipla.energy import log_normaliser, unwrap
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 
 #: Walkers for the log normaliser of an observed energy prior.
 NORMALISER_WALKERS = 1000
@@ -313,7 +313,7 @@ def _log_normalisers(fit: Any, rng_key: Array, block: Array | None, data: Any) -
     if not any(site.observed for site in model.energies.values()):
         return {}
     result = {}
-    priors = model.energy_priors(fit.params, block, data, rng_key, fit.state.mutable)
+    priors = model.energy_priors(fit.params, Batch(block, data, rng_key, fit.state.mutable))
     for i, (name, prior) in enumerate(priors.items()):
         if not model.energies[name].observed:
             continue
@@ -344,8 +344,7 @@ def trace_sites(
     block = jnp.asarray(chosen, jnp.int32) if model.subsampled else None
 
     def run(block: Array | None, data: Any) -> dict[str, Array]:
-        bound = model._bound(fit.params, block, data, random.key(0), fit.state.mutable)
-        trace = trace_model(from_base(bound), *join_static(data, model.static_arguments))
+        trace, _ = model.trace(fit.params, {}, {}, Batch(block, data, random.key(0), fit.state.mutable))
         for name, site in trace.items():
             if site["type"] in ("sample", "deterministic"):
                 found[name] = _site(fit, name, site, dims.get(name))

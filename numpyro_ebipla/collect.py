@@ -12,7 +12,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Block, Particles, evaluated_at
 
 
@@ -70,9 +70,9 @@ def layouts(
         def values(key: Array) -> dict[str, Array]:
             constrained = model.constrain_params(params)
             indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
-            local, glob = model.draw_latents(key, constrained, indices, data, mutable)
-            local, glob = jax.tree.map(lambda x: x[None], (local, glob))
-            return model.values(constrained, local, glob, indices, data, key, mutable, sites)
+            batch = Batch(indices, data, key, mutable)
+            local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
+            return model.values(constrained, local, glob, batch, sites)
 
         return jax.eval_shape(values, random.key(0))
 
@@ -136,9 +136,8 @@ def collect(
         memory = posterior.memory if posterior.glob else jax.tree.map(take, posterior.memory)
         block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum, memory)
         adapt = (posterior.adapt_local, posterior.adapt_global)
-        out = _run_block(
-            model, particles, how, random.fold_in(rng_key, i), params, state.mutable, block, adapt, indices, data
-        )
+        batch = Batch(indices, data, random.fold_in(rng_key, i), state.mutable)
+        out = _run_block(model, particles, how, params, block, adapt, batch)
         parts.append(jax.tree.map(np.asarray, out))
         progress(i + 1, len(blocks))
     return _assemble(model, plan, layout, parts)
@@ -149,21 +148,19 @@ def _run_block(
     model: LatentModel,
     particles: Particles,
     how: tuple[int, int, int, tuple[str, ...]],
-    rng_key: Array,
     params: Params,
-    mutable: dict[str, Any],
     block: Block,
     adapt: Any,
-    indices: Array | None,
-    data: Any,
+    batch: Batch,
 ) -> tuple[dict[str, Array], Array, dict[str, Array]]:
     num_samples, thinning, warmup, sites = how
     params = model.constrain_params(params)
-    key_model, key_warmup, key_draws = random.split(rng_key, 3)
+    key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
+    batch = batch._replace(rng_key=key_model)
     block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
-        return model.log_joint(params, local, glob, indices, data, key_model, mutable, {})[:2]
+        return model.log_joint(params, local, glob, batch, {})[:2]
 
     def advance(key: Array, block: Block, adapt: Any, num_moves: int) -> tuple[Block, Any, dict[str, Array]]:
         moved = Particles(particles.kernel, num_moves)
@@ -172,7 +169,7 @@ def _run_block(
 
     def draw(block: Block, key: Array) -> tuple[Block, Any]:
         block, _, info = advance(key, block, adapt, thinning)
-        values = model.values(params, *block[:2], indices, data, key_model, mutable, sites)
+        values = model.values(params, *block[:2], batch, sites)
         per_datum, rest = log_joint(*block[:2])
         return block, (values, per_datum if _by_datum(model) else per_datum.sum(-1) + rest, info)
 

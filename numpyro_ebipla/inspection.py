@@ -23,7 +23,7 @@ from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
 from numpyro_ebipla.missing import nan_masked
-from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite
+from numpyro_ebipla.model import Batch, DataPlate, EnergySite, LatentModel, LatentSite
 
 
 class Start(NamedTuple):
@@ -383,8 +383,8 @@ def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict
 
     def arrays(**params: Any) -> Any:
         indices = jnp.arange(layout.batch_size, dtype=jnp.int32) if layout.subsampled else None
-        params = layout.constrain_params(params)
-        priors = layout.energy_priors(params, indices, data, jax.random.key(0), mutable)
+        batch = Batch(indices, data, jax.random.key(0), mutable)
+        priors = layout.energy_priors(layout.constrain_params(params), batch)
         densities = [prior.tilted() for prior in priors.values()]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
         return [d.log_density(x) for d, x in zip(densities, draws, strict=True)]

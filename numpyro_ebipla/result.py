@@ -20,7 +20,7 @@ from numpyro_ebipla.anneal import TiltedDensity, equally_weighted
 from numpyro_ebipla.collect import Draws, Layout, Plan
 from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.marginal import Estimate, weighted_log_marginal
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.step import Config
 from numpyro_ebipla.walkers import WalkerStrategy
 
@@ -156,8 +156,8 @@ class Fit:
         name = self._energy_site(site)
         model = self.config.model
         indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
-        key = random.key(0)
-        return model.energy_priors(self.params, indices, self._data(), key, self.state.mutable)[name]
+        batch = Batch(indices, self._data(), random.key(0), self.state.mutable)
+        return model.energy_priors(self.params, batch)[name]
 
     def log_normalizer(self, site: str | None = None, rng_key: Array | None = None) -> tuple[Array, Array]:
         """Log Z of the fitted energy prior and its standard error, by fine annealing.
@@ -227,25 +227,22 @@ class Fit:
         axis: dict[str, int] = {}
 
         @jax.jit
-        def walk(key: Array, block: Array | None, params: Params, last: Params, data: Any, state: Any) -> Any:
-            mutable, walkers = state
-            priors = model.energy_priors(params, block, data, key, mutable)
-            before = model.tilted(last, block, data, key, mutable)
+        def walk(batch: Batch, params: Params, last: Params, walkers: dict[str, WalkerState]) -> dict[str, Array]:
+            priors, before = model.energy_priors(params, batch), model.tilted(last, batch)
             out = {}
             for i, (name, prior) in enumerate(priors.items()):
                 strategy, at = self.config.walkers[name], (before[name], prior.tilted())
                 axis[name] = model.plate.dim - prior.event_dim if model.plate else 0
-                walked = _walk(random.fold_in(key, i), strategy, *at, walkers[name])
+                walked = _walk(random.fold_in(batch.rng_key, i), strategy, *at, walkers[name])
                 out[name] = prior.constrain_walkers(walked)
             return out
 
         last = model.constrain_params(self.state.params)
-        state = (self.state.mutable, self.state.prior)
         per_datum = any(site.per_datum for site in model.energies.values())
         parts = []
         for i, block in enumerate(_blocks(model, wanted if per_datum else wanted[:1])):
-            part = walk(random.fold_in(key, i), block, self.params, last, self._data(), state)
-            parts.append(jax.tree.map(np.asarray, part))
+            batch = Batch(block, self._data(), random.fold_in(key, i), self.state.mutable)
+            parts.append(jax.tree.map(np.asarray, walk(batch, self.params, last, self.state.prior)))
         result = {}
         for name, site in model.energies.items():
             result[name] = parts[0][name]

@@ -15,9 +15,9 @@ from jax import Array, random
 
 from numpyro_ebipla._tree import all_finite, put, take
 from numpyro_ebipla._types import Adaptation, Params, PosteriorState, TrainState, WalkerState
-from numpyro_ebipla.contrast import Batch, Contrast, EnergyGap, contrast, cross_entropy
+from numpyro_ebipla.contrast import Contrast, EnergyGap, contrast, cross_entropy
 from numpyro_ebipla.minibatch import minibatch
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Block, LogJoint, Particles, Prepared
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
 
@@ -79,7 +79,7 @@ def contrast_of(config: Config, state: TrainState, ready: Prepared, walk: dict[s
     if braked:
         params = config.model.constrain_params(state.params)
         local, glob = jax.tree.map(lambda x: x[:1], (ready.block.local, ready.block.glob))
-        at = config.model.energy_positions(params, local, glob, *batch)
+        at = config.model.energy_positions(params, local, glob, batch)
         particles = {name: at[name] for name in braked if name in at}
     return contrast(config.model, state.params, ready, walk, shared, particles, batch)
 
@@ -97,7 +97,7 @@ def prepare(
     params = model.constrain_params(state.params)
 
     def draw(key: Array) -> tuple[Any, Any]:
-        one = lambda k: model.draw_latents(k, params, batch.indices, batch.data, batch.mutable)
+        one = lambda k: model.draw_latents(params, batch._replace(rng_key=k))
         return jax.vmap(one)(random.split(key, config.num_particles))
 
     ready = config.particles.prepare(
@@ -109,9 +109,9 @@ def prepare(
         (posterior.adapt_local, posterior.adapt_global),
     )
     ready = jax.lax.stop_gradient(ready)
-    densities, positions = model.tilted(params, *batch), {}
+    densities, positions = model.tilted(params, batch), {}
     if any(strategy.follows_particles for strategy in config.walkers.values()):
-        positions = model.energy_positions(params, *ready.block[:2], *batch)
+        positions = model.energy_positions(params, *ready.block[:2], batch)
     walk, prior = {}, {}
     info = dict(ready.info)
     for i, (name, density) in enumerate(densities.items()):
@@ -134,7 +134,7 @@ def advance_particles(
 
 def log_joint_at(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Array]) -> LogJoint:
     """Log densities of a minibatch's particles as a function of these."""
-    return lambda local, glob: model.log_joint(model.constrain_params(params), local, glob, *batch, log_z)[:2]
+    return lambda local, glob: model.log_joint(model.constrain_params(params), local, glob, batch, log_z)[:2]
 
 
 def advance_walkers(
@@ -147,7 +147,7 @@ def advance_walkers(
 ) -> tuple[dict[str, WalkerState], dict[str, Array]]:
     """Every energy prior's walkers, following the parameters from ``θ_k`` to ``θ_{k+1}``."""
     model = config.model
-    now, following = (model.tilted(model.constrain_params(p), *batch) for p in params)
+    now, following = (model.tilted(model.constrain_params(p), batch) for p in params)
     states = {}
     info: dict[str, Array] = {}
     for i, (name, strategy) in enumerate(config.walkers.items()):
@@ -207,7 +207,7 @@ def trust(config: Config, params: Params, updates: Params, batch: Batch, walk: d
         return factor
     model = config.model
     before, after = (
-        model.tilted(model.constrain_params(p), *batch) for p in (params, optax.apply_updates(params, updates))
+        model.tilted(model.constrain_params(p), batch) for p in (params, optax.apply_updates(params, updates))
     )
     for name, limit in limits.items():
         change = after[name].energy(walk[name].position) - before[name].energy(walk[name].position)
