@@ -22,7 +22,6 @@ from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity, population_varia
 from numpyro_ebipla.kernels import metropolis
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
-    Static,
     blocks,
     check_proper,
     is_joint,
@@ -62,25 +61,25 @@ class Schedule(NamedTuple):
     variance: Array
 
 
-def bidirectional(static: Static, params: Params, batch: Batch, options: AnnealOptions) -> Bounds:
+def bidirectional(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> Bounds:
     """Simulate data as many as there are and bound their ``log p(y)``; see :meth:`.EBIPLA.bidirectional`."""
-    model, whole = static.model, blocks(static.model)
+    whole = blocks(model)
     key_z, key_blocks = random.split(batch.rng_key)
     batch = batch._replace(indices=whole[0])
-    check_proper(static, params, batch)
+    check_proper(model, params, batch)
     _check_simulated(model, params, batch)
     shared = tuple(name for name, site in model.energies.items() if not site.per_datum)
-    log_z = normalisers(static, shared, options.num_populations, params, batch._replace(rng_key=key_z))
+    log_z = normalisers(model, shared, options.num_populations, params, batch._replace(rng_key=key_z))
     parts = []
     for i, indices in enumerate(whole):
         key_draw, key_temps, key_run = random.split(random.fold_in(key_blocks, i), 3)
-        draw = _simulate(static, params, batch._replace(indices=indices, rng_key=key_draw))
-        temps, num = _ladder(static, options, params, batch._replace(indices=indices, rng_key=key_temps), draw[1])
+        draw = _simulate(model, params, batch._replace(indices=indices, rng_key=key_draw))
+        temps, num = _ladder(model, options, params, batch._replace(indices=indices, rng_key=key_temps), draw[1])
         # A few lengths only, as each is compiled for.
         length = -(-int(num) // 32) * 32
         ladder = jnp.interp(jnp.linspace(0, int(num), length + 1)[1:], jnp.arange(int(num) + 1), _from_zero(temps, num))
         here = batch._replace(indices=indices, rng_key=key_run)
-        parts.append(_both(static, options, params, here, log_z, draw, ladder))
+        parts.append(_both(model, options, params, here, log_z, draw, ladder))
     if len(parts) == 1:
         return parts[0]
     lower, upper = (jnp.concatenate(column)[: model.num_data] for column in zip(*parts, strict=True))
@@ -91,30 +90,29 @@ def _from_zero(temps: Array, num: Array) -> Array:
     return jnp.concatenate([jnp.zeros(1), temps[: int(num)]])
 
 
-def _observing(static: Static, values: dict[str, Array]) -> LatentModel:
-    model = static.proper()
+def _observing(model: LatentModel, values: dict[str, Array]) -> LatentModel:
+    model = model.proper()
     return replace(model, model=Observe(model.model, values))
 
 
 @partial(jax.jit, static_argnums=0)
-def _simulate(static: Static, params: Params, batch: Batch) -> tuple[tuple[Latents, Latents], dict[str, Array]]:
-    local, glob, values = static.proper().simulate(params, batch)
+def _simulate(model: LatentModel, params: Params, batch: Batch) -> tuple[tuple[Latents, Latents], dict[str, Array]]:
+    local, glob, values = model.proper().simulate(params, batch)
     return (local, glob), values
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _ladder(
-    static: Static, options: AnnealOptions, params: Params, batch: Batch, values: dict[str, Array]
+    model: LatentModel, options: AnnealOptions, params: Params, batch: Batch, values: dict[str, Array]
 ) -> tuple[Array, Array]:
     """Temperatures at which stages cost equally much, and their number."""
-    model = _observing(static, values)
-    out = anneal_posterior(model, params, batch, options.num_particles, **options.anneal())
+    out = anneal_posterior(_observing(model, values), params, batch, options.num_particles, **options.anneal())
     return out.temps, out.num_temps
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _both(
-    static: Static,
+    model: LatentModel,
     options: AnnealOptions,
     params: Params,
     batch: Batch,
@@ -123,14 +121,14 @@ def _both(
     temps: Array,
 ) -> Bounds:
     latents, values = draw
-    model = _observing(static, values)
+    observing = _observing(model, values)
     key_z, key_model, key_pilot, key_base, key_forward, key_back = random.split(batch.rng_key, 6)
     own = tuple(name for name, site in model.energies.items() if site.per_datum)
-    log_z = log_z | normalisers(static, own, options.num_populations, params, batch._replace(rng_key=key_z))
+    log_z = log_z | normalisers(model, own, options.num_populations, params, batch._replace(rng_key=key_z))
     batch = batch._replace(rng_key=key_model)
-    shift, _ = log_z_shift(model, params, batch, log_z)
+    shift, _ = log_z_shift(observing, params, batch, log_z)
     by_datum, rest = shift({name: estimate.value for name, estimate in log_z.items()})
-    density = posterior_density(model, params, batch)
+    density = posterior_density(observing, params, batch)
     num, moves = options.num_particles, options.num_moves
     schedule = _learned(key_pilot, density.tilted, num, temps, moves)
     base = density.tilted.sample_base(key_base, num)

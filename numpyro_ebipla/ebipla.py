@@ -20,7 +20,6 @@ from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checks import check_key, check_state, count
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import MALA, Kernel
-from numpyro_ebipla.likelihood import Static
 from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.optim import as_optax, by_role, default_optimizer
@@ -41,7 +40,6 @@ class System(NamedTuple):
     run_chunk: Callable
     update: Callable
     start: Callable
-    static: Static
 
 
 class EBIPLA:
@@ -330,7 +328,7 @@ class EBIPLA:
         update = partial(step, config)
         chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
         start = jax.jit(partial(initial_state, config))
-        system = System(config, inspection, chunk, jax.jit(update), start, Static(config.model))
+        system = System(config, inspection, chunk, jax.jit(update), start)
         self._systems[signature] = system
         return system
 

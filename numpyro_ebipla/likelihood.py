@@ -7,7 +7,7 @@ variance, by which the log of an unbiased estimate is too low.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from jax.scipy.special import logsumexp
 from scipy.special import chdtri
 
 from numpyro_ebipla._errors import ModelError
-from numpyro_ebipla._tracing import unmask_latents
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import anneal_prior
 from numpyro_ebipla.marginal import Estimate, anneal_posterior
@@ -71,17 +70,6 @@ class AnnealOptions:
         return {"num_moves": self.num_moves, "stage_ess": self.stage_ess, "max_temps": self.max_temps}
 
 
-@dataclass(frozen=True, eq=False)
-class Static:
-    """A model as a static argument of ``jit``, compared by identity."""
-
-    model: LatentModel
-
-    def proper(self) -> LatentModel:
-        """The model with masks taken off its latents, whose prior is then proper."""
-        return replace(self.model, model=unmask_latents(self.model.model))
-
-
 def is_joint(model: LatentModel) -> bool:
     """Whether only the density of all data together is to be had."""
     return bool(model.global_sites) or model.plate is None
@@ -97,19 +85,18 @@ def blocks(model: LatentModel) -> list[Array | None]:
     return [jnp.arange(s, s + model.batch_size, dtype=jnp.int32) % model.num_data for s in starts]
 
 
-def log_likelihood(static: Static, params: Params, batch: Batch, options: AnnealOptions) -> LogLikelihood:
+def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> LogLikelihood:
     """``log p(y)`` at constrained ``params``; see :class:`LogLikelihood`. Of all data, whichever ``batch`` visits."""
-    model = static.model
     key_z, key_blocks = random.split(batch.rng_key)
     whole = blocks(model)
     batch = batch._replace(indices=whole[0])
-    check_proper(static, params, batch)
+    check_proper(model, params, batch)
     shared = tuple(name for name, site in model.energies.items() if not site.per_datum)
-    log_z = normalisers(static, shared, options.num_populations, params, batch._replace(rng_key=key_z))
+    log_z = normalisers(model, shared, options.num_populations, params, batch._replace(rng_key=key_z))
     parts = []
     for i, indices in enumerate(whole):
         here = batch._replace(indices=indices, rng_key=random.fold_in(key_blocks, i))
-        parts.append(_of_block(static, options, params, here, log_z))
+        parts.append(_of_block(model, options, params, here, log_z))
     if len(parts) == 1:
         return parts[0]
     value, error, number, shared_error = (
@@ -120,10 +107,10 @@ def log_likelihood(static: Static, params: Params, batch: Batch, options: Anneal
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def normalisers(
-    static: Static, names: tuple[str, ...], num_populations: int, params: Params, batch: Batch
+    model: LatentModel, names: tuple[str, ...], num_populations: int, params: Params, batch: Batch
 ) -> dict[str, Estimate]:
     """Log Z of the energy priors at ``names``, each of its batch shape, by populations annealed as they say."""
-    priors = static.proper().energy_priors(params, batch)
+    priors = model.proper().energy_priors(params, batch)
     result = {}
     for i, name in enumerate(names):
         prior = priors[name]
@@ -176,13 +163,13 @@ def log_z_shift(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _of_block(
-    static: Static, options: AnnealOptions, params: Params, batch: Batch, log_z: dict[str, Estimate]
+    model: LatentModel, options: AnnealOptions, params: Params, batch: Batch, log_z: dict[str, Estimate]
 ) -> LogLikelihood:
-    model = static.proper()
+    proper = model.proper()
     key_z, key_model, key_anneal = random.split(batch.rng_key, 3)
     own = tuple(name for name, site in model.energies.items() if site.per_datum)
-    own_z = normalisers(static, own, options.num_populations, params, batch._replace(rng_key=key_z))
-    shift, joint = log_z_shift(model, params, batch._replace(rng_key=key_model), log_z | own_z)
+    own_z = normalisers(model, own, options.num_populations, params, batch._replace(rng_key=key_z))
+    shift, joint = log_z_shift(proper, params, batch._replace(rng_key=key_model), log_z | own_z)
 
     def squared(estimates: dict[str, Estimate]) -> Array:
         """Variance of the log density from that of the log normalisers, by datum or in all."""
@@ -210,7 +197,7 @@ def _of_block(
 
         def one(key: Array) -> tuple[Array, Array, Array]:
             here = batch._replace(rng_key=key)
-            out = anneal_posterior(model, params, here, options.num_particles, **options.anneal())
+            out = anneal_posterior(proper, params, here, options.num_particles, **options.anneal())
             return out.log_z, out.variance, out.rest
 
         log_zs, variances, rests = lax.map(one, random.split(key_anneal, options.num_populations))
@@ -224,13 +211,13 @@ def _of_block(
     return LogLikelihood(value, error, 1 / (variance + 1 / num), jnp.sqrt(shared), rest)
 
 
-def check_proper(static: Static, params: Params, batch: Batch, scaled: bool = False) -> None:
+def check_proper(model: LatentModel, params: Params, batch: Batch, scaled: bool = False) -> None:
     """Refuse latents without a proper prior, and scaled sites (unless ``scaled``): they have no log likelihood.
 
     Raises:
         ModelError: naming the site.
     """
-    model = static.proper()
+    model = model.proper()
 
     def look(batch: Batch) -> None:
         for name, site in model.sites(params, batch).items():

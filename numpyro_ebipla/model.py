@@ -16,7 +16,16 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from numpyro_ebipla._static import join_static
-from numpyro_ebipla._tracing import Place, Unobserve, copy_containers, from_base, site_log_prob, trace_model, unmasked
+from numpyro_ebipla._tracing import (
+    Place,
+    Unobserve,
+    copy_containers,
+    from_base,
+    site_log_prob,
+    trace_model,
+    unmask_latents,
+    unmasked,
+)
 from numpyro_ebipla._types import Latents, Params
 from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.energy import EnergyPrior, base_only, unwrap
@@ -254,6 +263,13 @@ class LatentModel:
         trace, _ = self.trace(params, local, glob, batch)
         fns = {name: trace[name]["fn"] for name in sites}
         return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
+
+    def proper(self) -> "LatentModel":
+        """The model with masks taken off its latents, whose prior is then proper.
+
+        A new object each time: under jit to be called inside.
+        """
+        return replace(self, model=unmask_latents(self.model))
 
     # --- latents --------------------------------------------------------------------------------------
 

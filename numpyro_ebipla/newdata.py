@@ -18,7 +18,6 @@ from numpyro_ebipla.checks import check_key, count
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
     LogLikelihood,
-    Static,
     blocks,
     check_proper,
     is_joint,
@@ -27,7 +26,7 @@ from numpyro_ebipla.likelihood import (
     log_likelihood as _log_likelihood,
 )
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
-from numpyro_ebipla.model import Batch
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.reconstruction import reconstruct as _reconstruct
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.start import check_faults
@@ -82,17 +81,17 @@ def infer(
     >>> x.shape, bool(abs(x.mean((0, 1)) - jnp.array([2.0, 0.0])).max() < 0.1)
     ((50, 200, 2), True)
     """
-    params, static, batch = _held(self, rng_key, params, args, kwargs)
-    model, key_state, key_anneal, key_run = static.model, *random.split(batch.rng_key, 3)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
+    key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
     if not model.latents:
         raise ModelError("infer: the model has no latent site, so there is no posterior.")
-    check_proper(static, params, batch._replace(indices=blocks(model)[0]), scaled=True)
+    check_proper(model, params, batch._replace(indices=blocks(model)[0]), scaled=True)
     system = self._system(args, kwargs)
     config = system.config
     state, faults = system.start(key_state, model.unconstrain_params(params), batch.mutable, batch.data)
     check_faults(faults)
     if not config.particles.weighted:  # which have been annealed already
-        state = _annealed(static, config.num_particles, state, params, batch._replace(rng_key=key_anneal))
+        state = _annealed(model, config.num_particles, state, params, batch._replace(rng_key=key_anneal))
     options = {"progress_bar": progress_bar, "sites": sites, "indices": indices, "max_bytes": max_bytes}
     return self.run(key_run, *args, num_steps=0, init_state=state, **options, **kwargs)
 
@@ -147,8 +146,8 @@ def log_likelihood(
     True
     """
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
-    params, static, batch = _held(self, rng_key, params, args, kwargs)
-    return _log_likelihood(static, params, batch, options)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
+    return _log_likelihood(model, params, batch, options)
 
 
 def anomaly_score(self: Any, rng_key: Array, params: Params, *args: Any, **kwargs: Any) -> Array:
@@ -167,7 +166,7 @@ def anomaly_score(self: Any, rng_key: Array, params: Params, *args: Any, **kwarg
         ModelError: if global latents couple the data, so that none has a score of its own.
     """
     own = {name: value for name, value in kwargs.items() if name not in AnnealOptions.__dataclass_fields__}
-    if is_joint(_held(self, rng_key, params, args, own)[1].model):
+    if is_joint(_held(self, rng_key, params, args, own)[1]):
         raise ModelError(
             "anomaly_score: global latents couple the data, or there is no data plate, so no datum has a density of "
             "its own: log_likelihood gives that of all."
@@ -215,9 +214,9 @@ def reconstruct(
     """
     options = _options(num_particles, 1, num_moves, stage_ess, max_temps)
     num_draws = None if num_draws is None else count("num_draws", num_draws)
-    params, static, batch = _held(self, rng_key, params, args, kwargs)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
     chosen = None if sites is None else tuple(sites)
-    return _reconstruct(static, params, batch, num_draws, chosen, options)
+    return _reconstruct(model, params, batch, num_draws, chosen, options)
 
 
 def bidirectional(
@@ -267,8 +266,8 @@ def bidirectional(
     True
     """
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
-    params, static, batch = _held(self, rng_key, params, args, kwargs)
-    return _bidirectional(static, params, batch, options)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
+    return _bidirectional(model, params, batch, options)
 
 
 # --- parts --------------------------------------------------------------------------------------------
@@ -276,7 +275,7 @@ def bidirectional(
 
 def _held(
     ebipla: Any, rng_key: Array, params: Params, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Params, Static, Batch]:
+) -> tuple[Params, LatentModel, Batch]:
     """Parameters, the model and what it sees, checked.
 
     Raises:
@@ -309,7 +308,7 @@ def _held(
         if not all_finite(value):
             raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
     mutable = {name: params[name] for name in mutable}
-    return held, system.static, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
+    return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
 
 
 def _options(*values: Any) -> AnnealOptions:
@@ -325,20 +324,20 @@ def _options(*values: Any) -> AnnealOptions:
     )
 
 
-def _annealed(static: Static, num_particles: int, state: TrainState, params: Params, batch: Batch) -> TrainState:
+def _annealed(model: LatentModel, num_particles: int, state: TrainState, params: Params, batch: Batch) -> TrainState:
     """The state with posterior particles in the place of those drawn from the prior."""
-    model, parts = static.model, []
+    parts = []
     for i, indices in enumerate(blocks(model)):
         here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
-        parts.append(_of_block(static, num_particles, params, here))
+        parts.append(_of_block(model, num_particles, params, here))
     glob = parts[0][1]
     local = jax.tree.map(lambda *x: jnp.concatenate(x, 1)[:, : model.num_data], *(part[0] for part in parts))
     return state._replace(posterior=state.posterior._replace(local=local, glob=glob))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _of_block(static: Static, num: int, params: Params, batch: Batch) -> Any:
+def _of_block(model: LatentModel, num: int, params: Params, batch: Batch) -> Any:
     key_anneal, key_draw = random.split(batch.rng_key)
     size = max(num, POPULATION)
-    population = anneal_posterior(static.proper(), params, batch._replace(rng_key=key_anneal), size)
+    population = anneal_posterior(model.proper(), params, batch._replace(rng_key=key_anneal), size)
     return equal_draws(key_draw, population, num)

@@ -11,14 +11,14 @@ from jax import Array, lax, random
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla._types import Latents, Params
-from numpyro_ebipla.likelihood import AnnealOptions, Static, blocks, check_proper
+from numpyro_ebipla.likelihood import AnnealOptions, blocks, check_proper
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.weights import normalised
 
 
 def reconstruct(
-    static: Static,
+    model: LatentModel,
     params: Params,
     batch: Batch,
     num_draws: int | None,
@@ -26,14 +26,14 @@ def reconstruct(
     options: AnnealOptions,
 ) -> dict[str, np.ndarray]:
     """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`."""
-    model, whole = static.model, blocks(static.model)
+    whole = blocks(model)
     batch = batch._replace(indices=whole[0])
-    check_proper(static, params, batch, scaled=True)
-    axes = _axes(static, params, batch, sites)
+    check_proper(model, params, batch, scaled=True)
+    axes = _axes(model, params, batch, sites)
     parts = []
     for i, indices in enumerate(whole):
         here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
-        part = _of_block(static, tuple(axes.items()), num_draws, options, params, here)
+        part = _of_block(model, tuple(axes.items()), num_draws, options, params, here)
         parts.append(jax.tree.map(np.asarray, part))
     if len(parts) == 1:
         return parts[0]
@@ -46,13 +46,13 @@ def reconstruct(
     return {name: join(name, axis) for name, axis in axes.items()}
 
 
-def _axes(static: Static, params: Params, batch: Batch, sites: tuple[str, ...] | None) -> dict[str, int | None]:
+def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ...] | None) -> dict[str, int | None]:
     """The sites to reconstruct, and the axis of each mean that runs over the data.
 
     Raises:
         ModelError: naming a site that has no mean, or that is not observed.
     """
-    model, found = static.proper(), {}
+    model, found = model.proper(), {}
 
     def look(batch: Batch) -> None:
         observed = {name: site for name, site in model.sites(params, batch).items() if simulated(site)}
@@ -75,14 +75,14 @@ def _axes(static: Static, params: Params, batch: Batch, sites: tuple[str, ...] |
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _of_block(
-    static: Static,
+    model: LatentModel,
     axes: tuple[tuple[str, int | None], ...],
     num_draws: int | None,
     options: AnnealOptions,
     params: Params,
     batch: Batch,
 ) -> dict[str, Array]:
-    model: LatentModel = static.proper()
+    model = model.proper()
     key_anneal, key_draw = random.split(batch.rng_key)
     names = tuple(name for name, _ in axes)
 
