@@ -20,7 +20,7 @@ from numpyro_ebipla._static import is_array, join_static
 from numpyro_ebipla._tracing import copy_containers, from_base, trace_model
 from numpyro_ebipla.anneal import anneal, initial_log_step
 from numpyro_ebipla.energy import log_normaliser, unwrap
-from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.model import Batch
 
 #: Walkers for the log normaliser of an observed energy prior.
 NORMALISER_WALKERS = 1000
@@ -253,7 +253,7 @@ def _each_draw(
 
         return lax.map(one, (random.split(key_draws, num), latents))
 
-    blocks = _blocks(model, chosen)
+    blocks = model.blocks(chosen, joint=False)
     data = fit._data()
     place = _placed(fit, samples, blocks[0])
     shapes = jax.eval_shape(at_block, rng_key, blocks[0], place, data)
@@ -296,15 +296,6 @@ def spread(value: Any, axis: int, indices: np.ndarray, size: int) -> Any:
     value = jnp.moveaxis(jnp.asarray(value), axis, 0)
     full = jnp.full((size, *value.shape[1:]), jnp.nan, value.dtype)
     return jnp.moveaxis(full.at[np.asarray(indices)].set(value), 0, axis)
-
-
-def _blocks(model: LatentModel, chosen: np.ndarray) -> list[Array | None]:
-    """The chosen data in blocks of at most B, the last one filled up from the front."""
-    if not model.subsampled:
-        return [None]
-    size = min(model.batch_size, len(chosen))
-    padded = np.resize(chosen, -(-len(chosen) // size) * size)
-    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
 
 
 def _log_normalisers(fit: Any, rng_key: Array, block: Array | None, data: Any) -> dict[str, Array]:

@@ -22,7 +22,6 @@ from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity, population_varia
 from numpyro_ebipla.kernels import metropolis
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
-    blocks,
     check_proper,
     is_joint,
     log_z_shift,
@@ -63,7 +62,7 @@ class Schedule(NamedTuple):
 
 def bidirectional(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> Bounds:
     """Simulate data as many as there are and bound their ``log p(y)``; see :meth:`.EBIPLA.bidirectional`."""
-    whole = blocks(model)
+    whole = model.blocks()
     key_z, key_blocks = random.split(batch.rng_key)
     batch = batch._replace(indices=whole[0])
     check_proper(model, params, batch)

@@ -13,7 +13,7 @@ from jax import Array, lax, random
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.model import Batch, LatentModel
-from numpyro_ebipla.particles import Block, Particles, evaluated_at
+from numpyro_ebipla.particles import Block, Particles, evaluated_at, gather
 
 
 class Plan(NamedTuple):
@@ -127,17 +127,13 @@ def collect(
     in blocks of B data. A global latent couples all data: then they form one block.
     """
     how = (plan.num_samples, plan.thinning, plan.warmup, plan.sites)
-    blocks = _blocks(model, plan)
+    blocks = model.blocks(plan.indices)
     posterior = state.posterior
     parts = []
     for i, indices in enumerate(blocks):
-        take = (lambda x: x) if indices is None else (lambda x, j=indices: jnp.take(x, j, axis=1))
-        momentum = posterior.momentum and (jax.tree.map(take, posterior.momentum[0]), posterior.momentum[1])
-        memory = posterior.memory if posterior.glob else jax.tree.map(take, posterior.memory)
-        block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum, memory)
         adapt = (posterior.adapt_local, posterior.adapt_global)
         batch = Batch(indices, data, random.fold_in(rng_key, i), state.mutable)
-        out = _run_block(model, particles, how, params, block, adapt, batch)
+        out = _run_block(model, particles, how, params, gather(posterior, indices), adapt, batch)
         parts.append(jax.tree.map(np.asarray, out))
         progress(i + 1, len(blocks))
     return _assemble(model, plan, layout, parts)
@@ -183,18 +179,6 @@ def _run_block(
 def _by_datum(model: LatentModel) -> bool:
     """Whether the chains of different data are independent, so that each has a log density of its own."""
     return bool(model.local_sites) and not model.global_sites
-
-
-def _blocks(model: LatentModel, plan: Plan) -> list[Array | None]:
-    """Indices to work off, all of one length: the last block is filled up with data from the front."""
-    if not model.subsampled:
-        return [None]
-    if model.global_sites:
-        return [jnp.arange(model.num_data, dtype=jnp.int32)]
-    wanted = np.arange(model.num_data) if plan.indices is None else plan.indices
-    size = min(model.batch_size, len(wanted))
-    padded = np.resize(wanted, -(-len(wanted) // size) * size)
-    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
 
 
 def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: list[Any]) -> Draws:

@@ -382,8 +382,7 @@ def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict
     """Parameters that an energy prior's own arrays depend on."""
 
     def arrays(**params: Any) -> Any:
-        indices = jnp.arange(layout.batch_size, dtype=jnp.int32) if layout.subsampled else None
-        batch = Batch(indices, data, jax.random.key(0), mutable)
+        batch = Batch(layout.blocks(joint=False)[0], data, jax.random.key(0), mutable)
         priors = layout.energy_priors(layout.constrain_params(params), batch)
         densities = [prior.tilted() for prior in priors.values()]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]

@@ -75,20 +75,10 @@ def is_joint(model: LatentModel) -> bool:
     return bool(model.global_sites) or model.plate is None
 
 
-def blocks(model: LatentModel) -> list[Array | None]:
-    """Data to work off at a time: B, or all if they are coupled. The last block is filled up from the front."""
-    if not model.subsampled:
-        return [None]
-    if is_joint(model):
-        return [jnp.arange(model.num_data, dtype=jnp.int32)]
-    starts = range(0, model.num_data, model.batch_size)
-    return [jnp.arange(s, s + model.batch_size, dtype=jnp.int32) % model.num_data for s in starts]
-
-
 def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> LogLikelihood:
     """``log p(y)`` at constrained ``params``; see :class:`LogLikelihood`. Of all data, whichever ``batch`` visits."""
     key_z, key_blocks = random.split(batch.rng_key)
-    whole = blocks(model)
+    whole = model.blocks()
     batch = batch._replace(indices=whole[0])
     check_proper(model, params, batch)
     shared = tuple(name for name, site in model.energies.items() if not site.per_datum)

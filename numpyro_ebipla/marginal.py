@@ -12,7 +12,7 @@ from jax import Array
 from numpyro_ebipla._types import Latents, Params, TrainState
 from numpyro_ebipla.anneal import TiltedDensity, anneal, initial_log_step
 from numpyro_ebipla.model import Batch, LatentModel
-from numpyro_ebipla.particles import Block, evaluated_at
+from numpyro_ebipla.particles import Block, evaluated_at, gather
 from numpyro_ebipla.weighted import weights_at
 from numpyro_ebipla.weights import ess, log_mean_exp, systematic_ancestors
 
@@ -166,22 +166,14 @@ def weighted_log_marginal(
     constrained = model.constrain_params(params)
     values = {name: estimate.value for name, estimate in log_z.items()}
 
-    def of_block(block: Block, indices: Array | None) -> tuple[Array, Array, Array, Any]:
+    posterior, parts = state.posterior, []
+    for indices in model.blocks():
         batch = Batch(indices, data, state.rng_key, state.mutable)
-        return _log_marginal_block(model, constrained, block, batch, values)
-
-    posterior = state.posterior
-    whole = Block(posterior.local, posterior.glob, None, posterior.memory)
-    if not model.subsampled:
-        value, variance, rest, count = of_block(whole, None)
-    else:
-        parts = []
-        for start in range(0, model.num_data, model.batch_size):  # the last block is filled up from the front
-            indices = jnp.arange(start, start + model.batch_size, dtype=jnp.int32) % model.num_data
-            local, memory = jax.tree.map(lambda x, i=indices: x[:, i], (posterior.local, posterior.memory))
-            parts.append(of_block(Block(local, {}, None, memory), indices))
+        parts.append(_log_marginal_block(model, constrained, gather(posterior, indices), batch, values))
+    value, variance, rest, count = parts[0]
+    if model.subsampled:
         value, variance = (jnp.concatenate([p[i] for p in parts])[: model.num_data] for i in range(2))
-        rest, count = parts[0][2], jax.tree.map(lambda c: c * model.num_data / model.batch_size, parts[0][3])
+        count = jax.tree.map(lambda c: c * model.num_data / model.batch_size, count)
     if not model.global_sites:
         value = value.sum() + rest
     errors = [count[name] * log_z[name].std_error for name in log_z]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
@@ -325,6 +326,24 @@ class LatentModel:
     def ratio(self, batch: Batch) -> float:
         """The scale that the data plate puts on its sites."""
         return self.num_data / self.width(batch)
+
+    def blocks(self, wanted: np.ndarray | None = None, joint: bool = True) -> Array | list[None]:
+        """Data to work off at a time: ``[K, B]`` indices, or one None without subsampling.
+
+        The last block is filled up with data from the front.
+
+        Args:
+            wanted: indices, by default of all data. If there are fewer than B, they are one block.
+            joint: whether global latents, which couple the data, make one block of all.
+        """
+        if not self.subsampled:
+            return [None]
+        if joint and self.global_sites:
+            return jnp.arange(self.num_data, dtype=jnp.int32)[None]
+        num = self.num_data if wanted is None else len(wanted)
+        size = min(self.batch_size, num)
+        order = (jnp.arange(-(-num // size) * size, dtype=jnp.int32) % num).reshape(-1, size)
+        return order if wanted is None else jnp.asarray(wanted, jnp.int32)[order]
 
     def is_local(self, site: dict[str, Any]) -> bool:
         """Whether a site lies in the data plate."""

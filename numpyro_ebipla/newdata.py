@@ -18,7 +18,6 @@ from numpyro_ebipla.checks import check_key, count
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
     LogLikelihood,
-    blocks,
     check_proper,
     is_joint,
 )
@@ -85,7 +84,7 @@ def infer(
     key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
     if not model.latents:
         raise ModelError("infer: the model has no latent site, so there is no posterior.")
-    check_proper(model, params, batch._replace(indices=blocks(model)[0]), scaled=True)
+    check_proper(model, params, batch._replace(indices=model.blocks()[0]), scaled=True)
     system = self._system(args, kwargs)
     config = system.config
     state, faults = system.start(key_state, model.unconstrain_params(params), batch.mutable, batch.data)
@@ -327,7 +326,7 @@ def _options(*values: Any) -> AnnealOptions:
 def _annealed(model: LatentModel, num_particles: int, state: TrainState, params: Params, batch: Batch) -> TrainState:
     """The state with posterior particles in the place of those drawn from the prior."""
     parts = []
-    for i, indices in enumerate(blocks(model)):
+    for i, indices in enumerate(model.blocks()):
         here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
         parts.append(_of_block(model, num_particles, params, here))
     glob = parts[0][1]

@@ -11,7 +11,7 @@ from jax import Array, lax, random
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla._types import Latents, Params
-from numpyro_ebipla.likelihood import AnnealOptions, blocks, check_proper
+from numpyro_ebipla.likelihood import AnnealOptions, check_proper
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.weights import normalised
@@ -26,7 +26,7 @@ def reconstruct(
     options: AnnealOptions,
 ) -> dict[str, np.ndarray]:
     """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`."""
-    whole = blocks(model)
+    whole = model.blocks()
     batch = batch._replace(indices=whole[0])
     check_proper(model, params, batch, scaled=True)
     axes = _axes(model, params, batch, sites)

@@ -155,8 +155,7 @@ class Fit:
         """
         name = self._energy_site(site)
         model = self.config.model
-        indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
-        batch = Batch(indices, self._data(), random.key(0), self.state.mutable)
+        batch = Batch(model.blocks(joint=False)[0], self._data(), random.key(0), self.state.mutable)
         return model.energy_priors(self.params, batch)[name]
 
     def log_normalizer(self, site: str | None = None, rng_key: Array | None = None) -> tuple[Array, Array]:
@@ -239,8 +238,10 @@ class Fit:
 
         last = model.constrain_params(self.state.params)
         per_datum = any(site.per_datum for site in model.energies.values())
+        shown = wanted if per_datum else wanted[:1]
+        shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         parts = []
-        for i, block in enumerate(_blocks(model, wanted if per_datum else wanted[:1])):
+        for i, block in enumerate(model.blocks(shown, joint=False)):
             batch = Batch(block, self._data(), random.fold_in(key, i), self.state.mutable)
             parts.append(jax.tree.map(np.asarray, walk(batch, self.params, last, self.state.prior)))
         result = {}
@@ -483,14 +484,6 @@ def _walk(
     walkers, _, _ = strategy.prepare(key_last, at, state)
     weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
     return equally_weighted(key_draw, weighted, walkers.weight.shape[0])
-
-
-def _blocks(model: LatentModel, wanted: np.ndarray) -> list[Array | None]:
-    """Data in blocks of B; the last one is filled up from the front."""
-    if not model.subsampled:
-        return [None]
-    padded = np.resize(wanted, -(-len(wanted) // model.batch_size) * model.batch_size)
-    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, model.batch_size)]
 
 
 # --- text ---------------------------------------------------------------------------------------------

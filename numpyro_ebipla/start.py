@@ -10,7 +10,6 @@ from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._tree import chain_select, strong_type
 from numpyro_ebipla._types import Params, PosteriorState, TrainState
 from numpyro_ebipla.marginal import anneal_posterior
-from numpyro_ebipla.minibatch import batches_per_epoch
 from numpyro_ebipla.model import Batch
 from numpyro_ebipla.step import Config
 
@@ -29,8 +28,8 @@ def initial_state(
     memory = None
     if config.particles.weighted:
         (local, glob), memory = _weighted_particles(config, key_latents, params, mutable, data)
-    indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
-    densities = model.tilted(model.constrain_params(params), Batch(indices, data, key_walkers, mutable))
+    batch = Batch(model.blocks(joint=False)[0], data, key_walkers, mutable)
+    densities = model.tilted(model.constrain_params(params), batch)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         rng_key=key_run,
@@ -50,7 +49,6 @@ def initial_state(
 def _draw_particles(config: Config, rng_key: Array, params: Params, mutable: Any, data: Any) -> Any:
     """Particles of all data from the prior: ``[N, M, …]`` and ``[N, …]``, batch by batch; and faults."""
     model = config.model
-    B, M = model.batch_size, model.num_data
     key_first, key_rest = random.split(rng_key)
 
     def draw(key: Array, indices: Array | None, known: Any) -> Any:
@@ -58,12 +56,11 @@ def _draw_particles(config: Config, rng_key: Array, params: Params, mutable: Any
 
     if not model.subsampled:
         return draw(key_first, None, None)
-    parts = batches_per_epoch(M, B)
-    indices = (jnp.arange(parts * B, dtype=jnp.int32) % M).reshape(parts, B)
+    indices = model.blocks(joint=False)
     glob = draw(key_first, indices[0], None)[0][1] if model.global_sites else None
-    keys = random.split(key_rest, parts)
+    keys = random.split(key_rest, len(indices))
     (local, _), faults = lax.map(lambda a: draw(a[0], a[1], glob), (keys, indices))
-    local = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, parts * B, *x.shape[3:]))[:, :M], local)
+    local = jax.tree.map(lambda x: _together(x, model.num_data), local)
     return (local, glob or {}), jax.tree.map(jnp.sum, faults)
 
 
@@ -79,14 +76,17 @@ def _weighted_particles(config: Config, rng_key: Array, params: Params, mutable:
     if not model.subsampled:
         latents, log_weight, log_density, variance = anneal(rng_key, None)
     else:
-        parts = batches_per_epoch(model.num_data, model.batch_size)
-        indices = jnp.arange(parts * model.batch_size, dtype=jnp.int32) % model.num_data
-        keys, indices = random.split(rng_key, parts), indices.reshape(parts, -1)
-        out = lax.map(lambda a: anneal(*a), (keys, indices))
-        together = lambda x: jnp.moveaxis(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:]))[:, : model.num_data]
-        latents, log_weight, log_density, variance = jax.tree.map(together, out)
+        indices = model.blocks()
+        out = lax.map(lambda a: anneal(*a), (random.split(rng_key, len(indices)), indices))
+        out = jax.tree.map(lambda x: _together(x, model.num_data), out)
+        latents, log_weight, log_density, variance = out
     local, glob = latents
     return latents, config.particles.start(local, glob, log_weight, log_density, variance)
+
+
+def _together(x: Array, num_data: int) -> Array:
+    """``[K, N, B, …]`` of K blocks -> ``[N, M, …]``."""
+    return jnp.swapaxes(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:]))[:, :num_data]
 
 
 def _draw_batch(config: Config, params: Params, batch: Batch, known: Any) -> tuple[tuple[Any, Any], dict[str, Array]]:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array, random
 
-from numpyro_ebipla._tree import all_finite, put, take
+from numpyro_ebipla._tree import all_finite, put
 from numpyro_ebipla._types import Adaptation, Params, PosteriorState, TrainState, WalkerState
 from numpyro_ebipla.contrast import Contrast, EnergyGap, contrast, cross_entropy
 from numpyro_ebipla.minibatch import minibatch
 from numpyro_ebipla.model import Batch, LatentModel
-from numpyro_ebipla.particles import Block, LogJoint, Particles, Prepared
+from numpyro_ebipla.particles import Block, LogJoint, Particles, Prepared, gather
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
 
 
@@ -105,7 +105,7 @@ def prepare(
         draw,
         log_joint_at(model, state.params, batch, {}),
         model.num_data / model.batch_size,
-        gather(state, batch.indices),
+        gather(state.posterior, batch.indices),
         (posterior.adapt_local, posterior.adapt_global),
     )
     ready = jax.lax.stop_gradient(ready)
@@ -169,7 +169,7 @@ def sound_step(
         all_finite((now.value, params, block[:3], positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
     )
     old_adapt = (posterior.adapt_local, posterior.adapt_global)
-    before = (state.params, state.average, state.optim_state, state.mutable, state.prior, gather(state, indices))
+    before = (state.params, state.average, state.optim_state, state.mutable, state.prior, gather(posterior, indices))
     kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, (*before, old_adapt))
     params, average, optim_state, mutable, prior, block, adapt = kept
     posterior = scatter(state, indices, block, adapt)
@@ -230,17 +230,6 @@ def batch_indices(model: LatentModel, state: TrainState) -> Array | None:
         return None
     key = random.fold_in(state.rng_key, jnp.uint32(0xFFFFFFFF))
     return minibatch(key, state.step, model.num_data, model.batch_size)
-
-
-def gather(state: TrainState, indices: Array | None) -> Block:
-    """The minibatch's particles."""
-    posterior = state.posterior
-    momentum, memory = posterior.momentum, posterior.memory
-    if momentum is not None:
-        momentum = (take(momentum[0], indices, 1), momentum[1])
-    if not posterior.glob:  # then all memory is by datum
-        memory = take(memory, indices, 1)
-    return Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
 
 
 def scatter(state: TrainState, indices: Array | None, block: Block, adapt: tuple) -> Any:
