@@ -171,8 +171,7 @@ class LatentModel:
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self.is_local(site):
-                    by_datum = jnp.moveaxis(value / self.ratio(batch), self.plate.dim, 0)
-                    per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
+                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in batch.mutable}
@@ -200,8 +199,7 @@ class LatentModel:
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
                 if self.is_local(site):
-                    by_datum = jnp.moveaxis(value, self.plate.dim, 0)
-                    per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
+                    per_datum += self.by_datum(value).sum(-1)
                 else:
                     rest += value.sum()
             return per_datum, rest
@@ -234,11 +232,7 @@ class LatentModel:
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            if self.is_local(site):
-                bad = jnp.moveaxis(bad, self.plate.dim, 0)
-                result[name] = bad.reshape(bad.shape[0], -1).any(-1)
-            else:
-                result[name] = bad.any()
+            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
         return result
 
     def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
@@ -348,6 +342,11 @@ class LatentModel:
     def is_local(self, site: dict[str, Any]) -> bool:
         """Whether a site lies in the data plate."""
         return self.plate is not None and any(frame.name == self.plate.name for frame in site["cond_indep_stack"])
+
+    def by_datum(self, value: Array) -> Array:
+        """``[B, n]`` from an array in the batch shape of a local site."""
+        value = jnp.moveaxis(value, self.plate.dim, 0)
+        return value.reshape(value.shape[0], -1)
 
     def trace(
         self, params: Params, local: Latents, glob: Latents, batch: Batch
