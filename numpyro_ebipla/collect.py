@@ -12,6 +12,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla.inspection import Inspection
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Block, Particles, evaluated_at, gather
 
@@ -58,7 +59,31 @@ class Layout(NamedTuple):
     axis: int | None
 
 
-def layouts(
+def with_sites(
+    plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
+) -> tuple[Plan, dict[str, Layout]]:
+    """The plan for these sites (None: all latent ones) and data, and how the values are laid out.
+
+    Raises:
+        ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
+            draws above ``plan.max_bytes``.
+    """
+    model = inspection.model
+    known = [*model.latents, *inspection.deterministic]
+    for name in sites or ():
+        if name not in known:
+            raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
+    if indices is not None:
+        indices = np.atleast_1d(np.asarray(indices))
+        if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
+            raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
+    plan = plan._replace(sites=tuple(model.latents if sites is None else sites), indices=indices)
+    layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
+    _check_memory(model, plan, num_particles, layout)
+    return plan, layout
+
+
+def _layouts(
     model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
 ) -> dict[str, Layout]:
     """How the values at latent and deterministic sites are laid out.
@@ -90,7 +115,7 @@ def layouts(
     return result
 
 
-def check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
+def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
     """Estimate the memory of all draws before any work.
 
     Raises:
@@ -197,16 +222,3 @@ def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: 
     axis = -1 if _by_datum(model) else None
     accept = {k: np.mean([part[2][k] for part in parts], axis=0) for k in parts[0][2]}
     return Draws(samples, join([part[1] for part in parts], axis), accept)
-
-
-def parse_sites(model: LatentModel, sites: Sequence[str] | None, deterministic: Sequence[str]) -> tuple[str, ...]:
-    """Names to collect, checked.
-
-    Raises:
-        ModelError: for a name that is neither a latent nor a deterministic site.
-    """
-    known = [*model.latents, *deterministic]
-    for name in sites or ():
-        if name not in known:
-            raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
-    return tuple(sites) if sites is not None else tuple(model.latents)

@@ -18,7 +18,8 @@ gradient, ``advance`` lets them follow the parameters from ``θ_k`` to ``θ_{k+1
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +27,14 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla._types import Adaptation, WalkerState
-from numpyro_ebipla.anneal import (
-    TiltedDensity,
-    anneal,
-    equally_weighted,
-    initial_log_step,
-)
+from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
 from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, evaluated
 from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample, ula_increment
 
 Info = dict[str, Array]
+
+#: Rounds of a strategy at parameters that are held, before its walkers are shown.
+REPLAY_ROUNDS = 50
 
 
 class Walkers(NamedTuple):
@@ -155,6 +154,22 @@ class WalkerStrategy:
         """Walkers at the next parameters; ``known`` are log densities and gradients from the step."""
         del rng_key, density, following, known
         return state, {}
+
+    def replay(self, rng_key: Array, before: TiltedDensity, at: TiltedDensity, state: WalkerState) -> Array:
+        """Walkers brought from one density to another, and moved on there: ``[P, ...]``, equally weighted."""
+        key_change, key_rounds, key_last, key_draw = random.split(rng_key, 4)
+        if state.position is not None:
+            state, _ = self.advance(key_change, before, at, state, None)
+
+            def one_round(state: WalkerState, key: Array) -> tuple[WalkerState, None]:
+                key_prepare, key_advance = random.split(key)
+                _, state, _ = self.prepare(key_prepare, at, state)
+                return self.advance(key_advance, at, at, state, None)[0], None
+
+            state, _ = lax.scan(one_round, state, random.split(key_rounds, REPLAY_ROUNDS))
+        walkers, _, _ = self.prepare(key_last, at, state)
+        weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
+        return equally_weighted(key_draw, weighted, walkers.weight.shape[0])
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ ORDER = [
     "settled",
     "loop",
     "collect",
+    "_sites",
     "_arviz",
+    "summary",
     "result",
     "newdata",
     "ebipla",
@@ -51,7 +53,7 @@ ORDER = [
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "_tracing", "missing", "model", "inspection", "_arviz", "result"}
+KNOW_NUMPYRO = {"optim", "energy", "_tracing", "missing", "model", "inspection", "_sites", "_arviz", "summary"}
 
 
 def imports(path: Path) -> set[str]:
