@@ -29,7 +29,7 @@ from numpyro_ebipla._sites import (
 )  # fmt: skip
 from numpyro_ebipla._static import is_array, join_static
 from numpyro_ebipla._tracing import copy_containers, from_base, trace_model
-from numpyro_ebipla.anneal import anneal, initial_log_step
+from numpyro_ebipla.anneal import anneal
 from numpyro_ebipla.energy import log_normaliser
 from numpyro_ebipla.model import Batch
 
@@ -220,28 +220,25 @@ def _each_draw(
             f"{group} needs draws of all latents, and {missing} were not collected: run() with sites=None."
         )
     num = fit.num_chains * fit.num_samples
-    params, mutable = fit.params, fit.state.mutable
 
     @jax.jit
-    def at_block(key: Array, block: Array | None, latents: dict, data: Any) -> dict[str, Array]:
-        key_normaliser, key_draws = random.split(key)
-        log_z = {} if redraw else _log_normalisers(fit, key_normaliser, block, data)
+    def at_block(batch: Batch, latents: dict[str, Any]) -> dict[str, Array]:
+        key_normaliser, key_draws = random.split(batch.rng_key)
+        log_z = {} if redraw else _log_normalisers(fit, batch._replace(rng_key=key_normaliser))
 
         def one(args: tuple[Array, dict]) -> dict[str, Array]:
             key, values = args
-            values = {**params, **copy_containers(mutable), **values}
-            if block is not None and model.plate is not None:
-                values[model.plate.name] = block
+            values = {**fit.params, **copy_containers(batch.mutable), **values}
+            if batch.indices is not None and model.plate is not None:
+                values[model.plate.name] = batch.indices
             placed = handlers.substitute(model.model, data=values)
             seeded = handlers.seed(handlers.uncondition(placed) if redraw else placed, key)
-            return read(seeded, data, log_z)
+            return read(seeded, batch.data, log_z)
 
         return lax.map(one, (random.split(key_draws, num), latents))
 
     blocks = model.blocks(chosen, joint=False)
-    data = fit._data()
-    place = _placed(fit, samples, blocks[0])
-    shapes = jax.eval_shape(at_block, rng_key, blocks[0], place, data)
+    shapes = jax.eval_shape(at_block, fit._batch(blocks[0], rng_key), _placed(fit, samples, blocks[0]))
     total = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes.values()) * len(blocks)
     if total > max_bytes:
         raise ValueError(
@@ -250,7 +247,7 @@ def _each_draw(
         )
     parts = []
     for i, block in enumerate(blocks):
-        out = at_block(random.fold_in(rng_key, i), block, _placed(fit, samples, block), data)
+        out = at_block(fit._batch(block, random.fold_in(rng_key, i)), _placed(fit, samples, block))
         parts.append(jax.tree.map(np.asarray, out))
     result = {}
     for name, value in parts[0].items():
@@ -276,23 +273,20 @@ def _placed(fit: Any, samples: dict[str, np.ndarray], block: Array | None) -> di
     return result
 
 
-def _log_normalisers(fit: Any, rng_key: Array, block: Array | None, data: Any) -> dict[str, Array]:
+def _log_normalisers(fit: Any, batch: Batch) -> dict[str, Array]:
     """Log Z of the observed energy priors at the fitted parameters."""
     model = fit.config.model
     if not any(site.observed for site in model.energies.values()):
         return {}
     result = {}
-    priors = model.energy_priors(fit.params, Batch(block, data, rng_key, fit.state.mutable))
+    priors = model.energy_priors(fit.params, batch)
     for i, (name, prior) in enumerate(priors.items()):
         if not model.energies[name].observed:
             continue
-        density = prior.tilted()
-        dtype = jax.eval_shape(lambda k, d=density: d.sample_base(k, 1), rng_key).dtype
         population = anneal(
-            random.fold_in(rng_key, i),
-            density,
+            random.fold_in(batch.rng_key, i),
+            prior.tilted(),
             max(NORMALISER_WALKERS, prior.num_walkers),
-            initial_log_step(dtype),
             num_moves=prior.num_moves,
             stage_ess=0.9,
             max_temps=prior.max_temps,

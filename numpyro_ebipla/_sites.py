@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 from numpyro import handlers
-from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
+from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla.collect import Layout
-from numpyro_ebipla.energy import unwrap
 from numpyro_ebipla.model import Batch, LatentModel
 
 
@@ -54,20 +53,20 @@ def trace_sites(
 ) -> tuple[dict[str, Site], dict[str, Variable]]:
     """All sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
     model, found = fit.config.model, {}
-    block = jnp.asarray(chosen, jnp.int32) if model.subsampled else None
+    batch = fit._batch(jnp.asarray(chosen, jnp.int32) if model.subsampled else None, random.key(0))
 
-    def run(block: Array | None, data: Any) -> dict[str, Array]:
-        trace, _ = model.trace(fit.params, {}, {}, Batch(block, data, random.key(0), fit.state.mutable))
+    def run(batch: Batch) -> dict[str, Array]:
+        trace, _ = model.trace(fit.params, {}, {}, batch)
         for name, site in trace.items():
             if site["type"] in ("sample", "deterministic"):
                 found[name] = _site(fit, name, site, dims.get(name))
         return {name: trace[name]["value"] for name, site in found.items() if site.observed}
 
     if not values:
-        jax.eval_shape(run, block, fit._data())
+        jax.eval_shape(run, batch)
         return found, {}
     # Compiled, all that the observed values do not depend on is left out.
-    observed = jax.jit(run)(block, fit._data())
+    observed = jax.jit(run)(batch)
     return found, {
         name: restricted(fit, name, np.asarray(value)[None, None], found[name].dims, chosen, data=True)
         for name, value in observed.items()
@@ -97,9 +96,7 @@ def _site(fit: Any, name: str, site: dict[str, Any], given: list[str] | None) ->
     names = list(check_dims(name, given, len(shape)) or names)
     unnamed = iter(range(len(shape)))
     dims = tuple(f"{name}_dim_{next(unnamed)}" if dim is None else dim for dim in names)
-    unit = site["type"] == "sample" and isinstance(unwrap(site["fn"]), Unit)
-    observed = site["type"] == "sample" and bool(site["is_observed"]) and not unit
-    return Site(dims, event_dim, observed)
+    return Site(dims, event_dim, site["type"] == "sample" and simulated(site))
 
 
 def restricted(

@@ -67,8 +67,7 @@ def bidirectional(model: LatentModel, params: Params, batch: Batch, options: Ann
     batch = batch._replace(indices=whole[0])
     check_proper(model, params, batch)
     _check_simulated(model, params, batch)
-    shared = tuple(name for name, site in model.energies.items() if not site.per_datum)
-    log_z = normalisers(model, shared, options.num_populations, params, batch._replace(rng_key=key_z))
+    log_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=False)
     parts = []
     for i, indices in enumerate(whole):
         key_draw, key_temps, key_run = random.split(random.fold_in(key_blocks, i), 3)
@@ -122,8 +121,7 @@ def _both(
     latents, values = draw
     observing = _observing(model, values)
     key_z, key_model, key_pilot, key_base, key_forward, key_back = random.split(batch.rng_key, 6)
-    own = tuple(name for name, site in model.energies.items() if site.per_datum)
-    log_z = log_z | normalisers(model, own, options.num_populations, params, batch._replace(rng_key=key_z))
+    log_z |= normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
     batch = batch._replace(rng_key=key_model)
     shift, _ = log_z_shift(observing, params, batch, log_z)
     by_datum, rest = shift({name: estimate.value for name, estimate in log_z.items()})

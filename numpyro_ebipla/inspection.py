@@ -335,12 +335,7 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
         shrink = transform.codomain.event_dim - transform.domain.event_dim
         event_dim = site["fn"].event_dim
         dim = plate.dim if plate else -1
-        names: list[str | None] = [None] * len(site["fn"].batch_shape)
-        for frame in site["cond_indep_stack"]:
-            names[len(names) + frame.dim] = frame.name
-        result[name] = LatentSite(
-            name in inside, dim - event_dim + shrink, dim - event_dim, tuple(names) + (None,) * event_dim
-        )
+        result[name] = LatentSite(name in inside, dim - event_dim + shrink, dim - event_dim)
     return result
 
 

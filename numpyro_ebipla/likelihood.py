@@ -81,8 +81,7 @@ def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: An
     whole = model.blocks()
     batch = batch._replace(indices=whole[0])
     check_proper(model, params, batch)
-    shared = tuple(name for name, site in model.energies.items() if not site.per_datum)
-    log_z = normalisers(model, shared, options.num_populations, params, batch._replace(rng_key=key_z))
+    log_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=False)
     parts = []
     for i, indices in enumerate(whole):
         here = batch._replace(indices=indices, rng_key=random.fold_in(key_blocks, i))
@@ -95,11 +94,15 @@ def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: An
     return LogLikelihood(value, error, number, shared_error, parts[0].rest)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="per_datum")
 def normalisers(
-    model: LatentModel, names: tuple[str, ...], num_populations: int, params: Params, batch: Batch
+    model: LatentModel, num_populations: int, params: Params, batch: Batch, *, per_datum: bool
 ) -> dict[str, Estimate]:
-    """Log Z of the energy priors at ``names``, each of its batch shape, by populations annealed as they say."""
+    """Log Z of the energy priors with one normaliser, or with one for each datum, annealed as they say.
+
+    Each has its prior's batch shape.
+    """
+    names = [name for name, site in model.energies.items() if site.per_datum == per_datum]
     priors = model.proper().energy_priors(params, batch)
     result = {}
     for i, name in enumerate(names):
@@ -157,8 +160,7 @@ def _of_block(
 ) -> LogLikelihood:
     proper = model.proper()
     key_z, key_model, key_anneal = random.split(batch.rng_key, 3)
-    own = tuple(name for name, site in model.energies.items() if site.per_datum)
-    own_z = normalisers(model, own, options.num_populations, params, batch._replace(rng_key=key_z))
+    own_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
     shift, joint = log_z_shift(proper, params, batch._replace(rng_key=key_model), log_z | own_z)
 
     def squared(estimates: dict[str, Estimate]) -> Array:

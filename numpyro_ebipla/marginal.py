@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_ebipla._types import Latents, Params, TrainState
-from numpyro_ebipla.anneal import TiltedDensity, anneal, initial_log_step
+from numpyro_ebipla._types import Latents, Params, PosteriorState
+from numpyro_ebipla.anneal import TiltedDensity, anneal
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Block, evaluated_at, gather
 from numpyro_ebipla.weighted import weights_at
@@ -116,12 +116,10 @@ def anneal_posterior(
     See :func:`posterior_density` for the path, :func:`~numpyro_ebipla.anneal.anneal` for the options.
     """
     density = posterior_density(model, params, batch)
-    dtype = jax.eval_shape(lambda k: density.tilted.sample_base(k, 1), batch.rng_key).dtype
     out = anneal(
         batch.rng_key,
         density.tilted,
         num_particles,
-        initial_log_step(dtype),
         num_moves=num_moves,
         stage_ess=stage_ess,
         max_temps=max_temps,
@@ -155,21 +153,18 @@ class Estimate(NamedTuple):
 
 
 def weighted_log_marginal(
-    config: Any, params: Params, state: TrainState, data: Any, log_z: dict[str, Estimate]
+    model: LatentModel, params: Params, posterior: PosteriorState, batch: Batch, log_z: dict[str, Estimate]
 ) -> Estimate:
-    """Log marginal likelihood of all data by weighted particles, moved by their weights to ``params`` (unconstrained).
+    """Log marginal likelihood of all data by weighted particles, moved by their weights to ``params`` (constrained).
 
     Each population's ``log mean exp`` is corrected for half its variance, by which the log of an unbiased estimate is
     too low: over many data this bias would outgrow the standard error. ``log_z`` are the energy priors' normalisers.
     """
-    model = config.model
-    constrained = model.constrain_params(params)
     values = {name: estimate.value for name, estimate in log_z.items()}
-
-    posterior, parts = state.posterior, []
+    parts = []
     for indices in model.blocks():
-        batch = Batch(indices, data, state.rng_key, state.mutable)
-        parts.append(_log_marginal_block(model, constrained, gather(posterior, indices), batch, values))
+        block = gather(posterior, indices)
+        parts.append(_log_marginal_block(model, params, block, batch._replace(indices=indices), values))
     value, variance, rest, count = parts[0]
     if model.subsampled:
         value, variance = (jnp.concatenate([p[i] for p in parts])[: model.num_data] for i in range(2))

@@ -39,13 +39,11 @@ class LatentSite(NamedTuple):
         local: whether it lies inside the data plate.
         axis: axis of the data plate in the unconstrained value, counted from the right (local sites).
         value_axis: the same in the constrained value.
-        plates: names of its plates by dimension of the constrained value, outermost first.
     """
 
     local: bool
     axis: int
     value_axis: int
-    plates: tuple[str | None, ...]
 
 
 class EnergySite(NamedTuple):

@@ -33,6 +33,11 @@ class NoiseState(NamedTuple):
     count: Array  # type: ignore[assignment]
 
 
+def _counting(params: Any) -> NoiseState:
+    del params
+    return NoiseState(jnp.zeros((), jnp.int32))
+
+
 def langevin_noise(
     step_size: float | Callable[[Array], Array], inverse_temperature: float | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,10 +49,6 @@ def langevin_noise(
             data times number of particles.
     """
 
-    def init(params: Any) -> NoiseState:
-        del params
-        return NoiseState(jnp.zeros((), jnp.int32))
-
     def update(
         updates: Any, state: NoiseState, params: Any = None, *, rng_key: Array, **extra: Any
     ) -> tuple[Any, NoiseState]:
@@ -58,7 +59,7 @@ def langevin_noise(
         updates = jax.tree.map(lambda u, xi: u + jnp.sqrt(2 * h / beta).astype(u.dtype) * xi, updates, noise)
         return updates, NoiseState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(_counting, update)
 
 
 def langevin(
@@ -72,10 +73,6 @@ def langevin(
         whole: the papers without energy priors (2204.12965, 2303.13429) descend the sum over the data, not its
             mean: the step becomes ``h M`` and the noise ``√(2h/N)``.
     """
-
-    def init(params: Any) -> NoiseState:
-        del params
-        return NoiseState(jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any,
@@ -93,7 +90,7 @@ def langevin(
         xi = normal_like(rng_key, updates)
         return jax.tree.map(lambda g, x: (-h * g + scale * x).astype(g.dtype), updates, xi), NoiseState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(_counting, update)
 
 
 class KineticState(NamedTuple):

@@ -119,8 +119,7 @@ class Fit:
         """
         name = self._energy_site(site)
         model = self.config.model
-        batch = Batch(model.blocks(joint=False)[0], self._data(), random.key(0), self.state.mutable)
-        return model.energy_priors(self.params, batch)[name]
+        return model.energy_priors(self.params, self._batch(model.blocks(joint=False)[0], random.key(0)))[name]
 
     def log_normalizer(self, site: str | None = None, rng_key: Array | None = None) -> tuple[Array, Array]:
         """Log Z of the fitted energy prior and its standard error, by fine annealing.
@@ -157,18 +156,18 @@ class Fit:
         >>> bool(abs(value - dist.Normal(0, 2**0.5).log_prob(y).sum()) < 5 * error)
         True
         """
-        config = self.config
-        if not config.particles.weighted:
+        model = self.config.model
+        if not self.config.particles.weighted:
             raise ValueError(
                 "the particles of this fit carry no weights: fit with posterior=WeightedParticles(), or "
                 "recipes.jala_em(model)."
             )
-        conditional = [name for name, site in config.model.energies.items() if site.per_datum]
+        conditional = [name for name, site in model.energies.items() if site.per_datum]
         if conditional:
             raise ValueError(f"the energy prior at '{conditional[0]}' has a normaliser for each datum: not supported.")
-        log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in config.model.energies}
-        params = config.model.unconstrain_params(self.params)
-        return weighted_log_marginal(config, params, self.state, self._data(), log_z)
+        log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in model.energies}
+        batch = self._batch(None, self.state.rng_key)
+        return weighted_log_marginal(model, self.params, self.state.posterior, batch, log_z)
 
     def prior_samples(self, rng_key: Array | None = None, indices: Any = None) -> dict[str, np.ndarray]:
         """The prior walkers of every energy prior, ``{site: [P, ...]}``, constrained and equally weighted.
@@ -206,7 +205,7 @@ class Fit:
         shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         parts = []
         for i, block in enumerate(model.blocks(shown, joint=False)):
-            batch = Batch(block, self._data(), random.fold_in(key, i), self.state.mutable)
+            batch = self._batch(block, random.fold_in(key, i))
             parts.append(jax.tree.map(np.asarray, walk(batch, self.params, last, self.state.prior)))
         result = {}
         for name, site in model.energies.items():
@@ -359,9 +358,10 @@ class Fit:
 
     # --- parts ----------------------------------------------------------------------------------------
 
-    def _data(self) -> Any:
-        """The model's array arguments."""
-        return jax.tree.map(jnp.asarray, split_static((self.args, self.kwargs))[0])
+    def _batch(self, indices: Array | None, rng_key: Array) -> Batch:
+        """What the model sees, of these data."""
+        data = jax.tree.map(jnp.asarray, split_static((self.args, self.kwargs))[0])
+        return Batch(indices, data, rng_key, self.state.mutable)
 
     def _energy_site(self, site: str | None) -> str:
         names = list(self.config.model.energies)

@@ -68,9 +68,9 @@ def _site_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: f
         labels = [chosen if dim == plate_name(fit) else None for dim in variable.dims]
         flat = variable.values.reshape((*variable.values.shape[:2], -1))
         size = flat.shape[-1]
-        diagnosed = _spaced(size, MAX_DIAGNOSED)
+        diagnosed = spaced(size, MAX_DIAGNOSED)
         table = summary({name: flat[..., diagnosed]}, prob)[name]
-        for i in _spaced(len(diagnosed), max_rows):
+        for i in spaced(len(diagnosed), max_rows):
             at = np.unravel_index(diagnosed[i], variable.values.shape[2:])
             label = [str(a if names is None else names[a]) for a, names in zip(at, labels, strict=True)]
             text = f"{name}[{','.join(label)}]" if label else name
@@ -88,6 +88,6 @@ def _site_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: f
     return [header, *body, *notes]
 
 
-def _spaced(size: int, number: int) -> np.ndarray:
+def spaced(size: int, number: int) -> np.ndarray:
     """Up to ``number`` evenly spaced indices below ``size``."""
     return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)

@@ -27,7 +27,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla._types import Adaptation, WalkerState
-from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted
 from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, evaluated
 from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample, ula_increment
 
@@ -216,9 +216,8 @@ class Persistent(WalkerStrategy):
         """As :meth:`WalkerStrategy.init`."""
         if self.weighted:
             key_anneal, key_draw = random.split(rng_key)
-            dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
-            num, log_step = self.num_walkers + self.num_passive, initial_log_step(dtype)
-            start = anneal(key_anneal, density, num, log_step, num_moves=5, stage_ess=0.9, max_temps=200)
+            num = self.num_walkers + self.num_passive
+            start = anneal(key_anneal, density, num, num_moves=5, stage_ess=0.9, max_temps=200)
             x, log_z = equally_weighted(key_draw, start, num), start.log_z
             log_density = density.log_density(x)
         else:
@@ -330,14 +329,7 @@ class Annealed(WalkerStrategy):
         """As :meth:`WalkerStrategy.init`."""
         x = density.sample_base(rng_key, 1)
         shape = density.log_base(x).shape[1:]
-        start = anneal(
-            rng_key,
-            density,
-            self.num_walkers,
-            initial_log_step(x.dtype),
-            num_moves=5,
-            rate=0.3,
-        )
+        start = anneal(rng_key, density, self.num_walkers, num_moves=5, rate=0.3)
         return WalkerState(None, None, None, None, jnp.zeros(shape, x.dtype), start.log_step)
 
     def prepare(
