@@ -44,11 +44,20 @@ class Draws(NamedTuple):
         samples: ``{site: [N, S, …]}``, constrained.
         log_density: ``[N, S]``, or ``[N, S, M']`` where the chains of different data are independent.
         accept: ``{block: [S]}`` mean acceptance over the particles.
+        gain: ``[N]`` where global latents couple all data, else None: by how much the log joint density is higher than
+            at ``state.slow_average``, averaged over the draws of each particle. In the mean it bounds from above what
+            the log likelihood has gained since then.
+        score: ``[2, M', L]`` where the chains of different data are independent, else None: how the log density of
+            each datum changes if one of the L parameter arrays goes on by as much as it has gone since
+            ``state.slow_average``; means over the first and over the second half of the particles' last positions.
+            ``-log Z`` of energy priors is in neither of the two.
     """
 
     samples: dict[str, np.ndarray]
     log_density: np.ndarray
     accept: dict[str, np.ndarray]
+    gain: np.ndarray | None
+    score: np.ndarray | None
 
 
 class Layout(NamedTuple):
@@ -153,12 +162,11 @@ def collect(
     """
     how = (plan.num_samples, plan.thinning, plan.warmup, plan.sites)
     blocks = model.blocks(plan.indices)
-    posterior = state.posterior
     parts = []
     for i, indices in enumerate(blocks):
-        adapt = (posterior.adapt_local, posterior.adapt_global)
         batch = Batch(indices, data, random.fold_in(rng_key, i), state.mutable)
-        out = _run_block(model, particles, how, params, gather(posterior, indices), adapt, batch)
+        theta = (params, state.slow_average)
+        out = _run_block(model, particles, how, theta, *gather(state.posterior, indices), batch)
         parts.append(jax.tree.map(np.asarray, out))
         progress(i + 1, len(blocks))
     return _assemble(model, plan, layout, parts)
@@ -169,19 +177,23 @@ def _run_block(
     model: LatentModel,
     particles: Particles,
     how: tuple[int, int, int, tuple[str, ...]],
-    params: Params,
+    theta: tuple[Params, Params],
     block: Block,
     adapt: Any,
     batch: Batch,
-) -> tuple[dict[str, Array], Array, dict[str, Array]]:
+) -> tuple[dict[str, Array], Array, dict[str, Array], Array | None, Array | None]:
     num_samples, thinning, warmup, sites = how
-    params = model.constrain_params(params)
+    params, before = (model.constrain_params(p) for p in theta)
     key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
     block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
         return model.log_joint(params, local, glob, batch, {})[:2]
+
+    def log_density(local: Any, glob: Any, params: Params = params) -> Array:
+        per_datum, rest = model.log_joint(params, local, glob, batch, {})[:2]
+        return per_datum if _by_datum(model) else per_datum.sum(-1) + rest
 
     def advance(key: Array, block: Block, adapt: Any, num_moves: int) -> tuple[Block, Any, dict[str, Array]]:
         moved = Particles(particles.kernel, num_moves)
@@ -191,14 +203,31 @@ def _run_block(
     def draw(block: Block, key: Array) -> tuple[Block, Any]:
         block, _, info = advance(key, block, adapt, thinning)
         values = model.values(params, *block[:2], batch, sites)
-        per_datum, rest = log_joint(*block[:2])
-        return block, (values, per_datum if _by_datum(model) else per_datum.sum(-1) + rest, info)
+        density = log_density(*block[:2])
+        gain = None if _by_datum(model) else density - log_density(*block[:2], before)
+        return block, (values, density, info, gain)
 
     if warmup:
         block, adapt, _ = advance(key_warmup, block, adapt, warmup)
-    _, (values, log_density, info) = lax.scan(draw, block, random.split(key_draws, num_samples))
+    block, (values, density, info, gain) = lax.scan(draw, block, random.split(key_draws, num_samples))
     values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)
-    return values, jnp.swapaxes(log_density, 0, 1), info
+    if not _by_datum(model):
+        return values, jnp.swapaxes(density, 0, 1), info, gain.mean(0), None
+    score = slopes(lambda p: log_density(*block[:2], model.constrain_params(p)), *theta)
+    halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, 2)]) if len(score) > 1 else score[[0, 0]]
+    return values, jnp.swapaxes(density, 0, 1), info, None, halves
+
+
+def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
+    """Derivatives ``[…, L]`` of ``f`` at ``params`` as one by one their L arrays go on from ``before``."""
+    leaves, structure = jax.tree.flatten(params)
+    ahead = jax.tree.map(jnp.subtract, leaves, jax.tree.leaves(before))
+
+    def along(which: Array) -> Array:
+        tangent = [which[i].astype(d.dtype) * d for i, d in enumerate(ahead)]
+        return jax.jvp(f, (params,), (jax.tree.unflatten(structure, tangent),))[1]
+
+    return jnp.moveaxis(lax.map(along, jnp.eye(len(leaves))), 0, -1)
 
 
 def _by_datum(model: LatentModel) -> bool:
@@ -221,4 +250,6 @@ def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: 
     samples = {name: join([part[0][name] for part in parts], layout[name].axis) for name in plan.sites}
     axis = -1 if _by_datum(model) else None
     accept = {k: np.mean([part[2][k] for part in parts], axis=0) for k in parts[0][2]}
-    return Draws(samples, join([part[1] for part in parts], axis), accept)
+    log_density = join([part[1] for part in parts], axis)
+    score = join([part[4] for part in parts], -2) if _by_datum(model) else None
+    return Draws(samples, log_density, accept, parts[0][3], score)

@@ -18,6 +18,7 @@ from numpyro_ebipla._errors import EBIPLAWarning, ModelError
 from numpyro_ebipla._static import split_static
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checks import check_key, check_posterior, check_state, count, parse_posterior
+from numpyro_ebipla.diagnostics import warn_of_run
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import Kernel
 from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
@@ -225,7 +226,8 @@ class EBIPLA:
             resume: ``"previous"`` passes over damaged checkpoints; False refuses a directory that holds any.
 
         Returns:
-            A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state.
+            A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state. A run
+            of at least 1000 steps whose cheap diagnostics fail gives an ``EBIPLAWarning`` that says which.
 
         Raises:
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
@@ -267,7 +269,7 @@ class EBIPLA:
             except KeyboardInterrupt:
                 stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
                 warnings.warn(stopped, EBIPLAWarning, stacklevel=2)
-        return Fit.build(
+        fit = Fit.build(
             model=self.model,
             args=args,
             kwargs={**kwargs, **self.static_kwargs},
@@ -280,6 +282,8 @@ class EBIPLA:
             stopped=stopped,
             layout=layout,
         )
+        warn_of_run(fit)
+        return fit
 
     # --- with the parameters held ---------------------------------------------------------------------
 

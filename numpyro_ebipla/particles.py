@@ -256,14 +256,16 @@ class SuccessiveParticles(Particles):
         return block, adapt, {}
 
 
-def gather(posterior: PosteriorState, indices: Array | None) -> Block:
-    """The particles of some data, None for all."""
+def gather(posterior: PosteriorState, indices: Array | None) -> tuple[Block, Adaptations]:
+    """The particles of some data, None for all, and the kernels' adaptation to them."""
     momentum, memory = posterior.momentum, posterior.memory
     if momentum is not None:
         momentum = (take(momentum[0], indices, 1), momentum[1])
     if not posterior.glob:  # then all memory is by datum
         memory = take(memory, indices, 1)
-    return Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
+    adapt = posterior.adapt_local._replace(by_datum=take(posterior.adapt_local.by_datum, indices, 0))
+    block = Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
+    return block, (adapt, posterior.adapt_global)
 
 
 def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latents) -> Known:

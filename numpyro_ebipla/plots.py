@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebipla.energy import EnergyPrior
-from numpyro_ebipla.summary import spaced
+from numpyro_ebipla.verdicts import spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

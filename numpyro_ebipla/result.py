@@ -15,11 +15,13 @@ from numpyro_ebipla._sites import on_collected
 from numpyro_ebipla._static import split_static
 from numpyro_ebipla._types import Params, TrainState, WalkerState
 from numpyro_ebipla.collect import Draws, Layout, Plan
+from numpyro_ebipla.diagnostics import of_fit
 from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.marginal import Estimate, weighted_log_marginal
 from numpyro_ebipla.model import Batch
 from numpyro_ebipla.step import Config
 from numpyro_ebipla.summary import summary_lines
+from numpyro_ebipla.verdicts import Diagnostics
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,23 +183,27 @@ class Fit:
             indices: data for priors that are conditional on covariates (``[P, len(indices), ...]``), by
                 default all.
         """
+        return self._walkers(rng_key, indices)[0]
+
+    def _walkers(self, rng_key: Array | None, indices: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """:meth:`prior_samples`, and the log Z that the walkers know of, at the first block of data."""
         key = random.fold_in(self.state.rng_key, 0x5EED) if rng_key is None else rng_key
         model = self.config.model
         if not model.energies:
-            return {}
+            return {}, {}
         wanted = np.arange(model.num_data) if indices is None else np.atleast_1d(indices)
         axis: dict[str, int] = {}
 
         @jax.jit
-        def walk(batch: Batch, params: Params, last: Params, walkers: dict[str, WalkerState]) -> dict[str, Array]:
+        def walk(batch: Batch, params: Params, last: Params, walkers: dict[str, WalkerState]) -> Any:
             priors, before = model.energy_priors(params, batch), model.tilted(last, batch)
-            out = {}
+            out, said = {}, {}
             for i, (name, prior) in enumerate(priors.items()):
                 strategy, at = self.config.walkers[name], (before[name], prior.tilted())
                 axis[name] = model.plate.dim - prior.event_dim if model.plate else 0
-                walked = strategy.replay(random.fold_in(batch.rng_key, i), *at, walkers[name])
+                walked, said[name] = strategy.replay(random.fold_in(batch.rng_key, i), *at, walkers[name])
                 out[name] = prior.constrain_walkers(walked)
-            return out
+            return out, said
 
         last = model.constrain_params(self.state.params)
         per_datum = any(site.per_datum for site in model.energies.values())
@@ -209,12 +215,12 @@ class Fit:
             parts.append(jax.tree.map(np.asarray, walk(batch, self.params, last, self.state.prior)))
         result = {}
         for name, site in model.energies.items():
-            result[name] = parts[0][name]
+            result[name] = parts[0][0][name]
             if site.per_datum:
-                joined = np.concatenate([part[name] for part in parts], axis[name])
+                joined = np.concatenate([part[0][name] for part in parts], axis[name])
                 kept = np.arange(len(wanted)) if model.subsampled else wanted
                 result[name] = np.take(joined, kept, axis[name])
-        return result
+        return result, {name: float(info["log_z"]) for name, info in parts[0][1].items() if "log_z" in info}
 
     # --- ArviZ ----------------------------------------------------------------------------------------
 
@@ -325,6 +331,39 @@ class Fit:
 
     # --- the terminal ---------------------------------------------------------------------------------
 
+    def diagnostics(self, rng_key: Array | None = None) -> Diagnostics:
+        """Whether the fit is to be trusted: checks with a threshold, a verdict and what to change.
+
+        ==============================  ===================================================================
+        check                           what it looks at
+        ==============================  ===================================================================
+        non-finite steps, draws         how many there were
+        nats still gained               an upper bound of what the log likelihood has gained since the
+                                        average over the last half of the steps, in nats per datum
+        nats to gain                    what a Newton step along the way that the run was going would gain
+        R-hat, ESS                      the worst of up to 1000 scalars of each collected site
+        acceptance                      of the last moves of the particles (MALA)
+        walkers' acceptance, ESS, …     what the strategy reports, averaged over the last tenth of the steps
+        energy gap                      between walkers and particles, over the last tenth; it is zero at the
+                                        maximum
+        log Z, std error                of populations annealed afresh, by their spread
+        log Z, walkers − fresh          whether the walkers' log Z, if they know one, agrees with that
+        MMD², walkers − fresh           whether the walkers are draws of the prior
+        MMD², particles − fresh         whether the prior is where the posteriors of the data are
+        ==============================  ===================================================================
+
+        An energy prior takes some seconds, for its fresh draws. :mod:`numpyro_ebipla.diagnostics` has the details.
+
+        Args:
+            rng_key: of the fresh draws, by default derived from the state's own.
+
+        Returns:
+            :class:`~numpyro_ebipla.verdicts.Diagnostics`: print it, or look at ``passed``, ``warnings`` and
+            ``checks``.
+        """
+        key = random.fold_in(self.state.rng_key, 0xD1A6) if rng_key is None else rng_key
+        return of_fit(self, key)
+
     def print_summary(
         self,
         var_names: Sequence[str] | None = None,
@@ -332,8 +371,9 @@ class Fit:
         *,
         prob: float = 0.9,
         max_rows: int = 10,
+        diagnostics: bool = True,
     ) -> None:
-        """Print the run, its parameters, and NumPyro's diagnostics of the draws.
+        """Print the run, its parameters, NumPyro's diagnostics of the draws, and :meth:`diagnostics`.
 
         Of a site with more than ``max_rows`` scalars evenly spaced ones are shown, and a line says so and
         gives the worst R-hat and ESS of up to 1000.
@@ -343,11 +383,13 @@ class Fit:
             indices: data, by default all that were collected.
             prob: of the credible intervals.
             max_rows: rows for each site.
+            diagnostics: whether to print these, too; with an energy prior they take some seconds.
 
         Raises:
             ValueError: naming a site or index that was not collected.
         """
-        print("\n".join(summary_lines(self, var_names, indices, prob, max_rows)))
+        lines = summary_lines(self, var_names, indices, prob, max_rows)
+        print("\n".join([*lines, "", str(self.diagnostics())] if diagnostics else lines))
 
     def __repr__(self) -> str:
         text = f"{int(self.state.step)} steps"

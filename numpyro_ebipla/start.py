@@ -35,6 +35,7 @@ def initial_state(
         rng_key=key_run,
         params=params,
         average=params,
+        slow_average=params,
         optim_state=config.optim.init(params),
         mutable=mutable,
         posterior=PosteriorState(local, glob, momentum, kernel.init(local, 2), kernel.init(glob, 1), memory),

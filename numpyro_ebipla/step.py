@@ -14,12 +14,15 @@ import optax
 from jax import Array, random
 
 from numpyro_ebipla._tree import all_finite, put
-from numpyro_ebipla._types import Adaptation, Params, PosteriorState, TrainState, WalkerState
+from numpyro_ebipla._types import Params, PosteriorState, TrainState, WalkerState
 from numpyro_ebipla.contrast import Contrast, EnergyGap, contrast, cross_entropy
 from numpyro_ebipla.minibatch import minibatch
 from numpyro_ebipla.model import Batch, LatentModel
-from numpyro_ebipla.particles import Block, LogJoint, Particles, Prepared, gather
+from numpyro_ebipla.particles import Adaptations, Block, LogJoint, Particles, Prepared, gather
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
+
+#: Of :attr:`.TrainState.slow_average`, see :func:`averaged`.
+SLOW_AVERAGING = 1.0
 
 
 class Config(NamedTuple):
@@ -60,7 +63,8 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
     info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()} | ({"brake": brake} if config.walkers else {})
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
     average = averaged(state.average, params, state.step, config.averaging)
-    after = (params, average, optim_state, now.mutable, prior, block, adapt)
+    slow = averaged(state.slow_average, params, state.step, SLOW_AVERAGING)
+    after = (params, average, slow, optim_state, now.mutable, prior, (block, adapt))
     return sound_step(config, state, batch.indices, after, now, info)
 
 
@@ -93,7 +97,7 @@ def prepare(
     config: Config, state: TrainState, batch: Batch, key_posterior: Array, key_walkers: Array
 ) -> tuple[Prepared, dict[str, Walkers], dict[str, WalkerState], dict[str, Array]]:
     """What enters the gradient at ``θ_k``: particles and walkers, the walkers' new states, what to report."""
-    model, posterior = config.model, state.posterior
+    model = config.model
     params = model.constrain_params(state.params)
 
     def draw(key: Array) -> tuple[Any, Any]:
@@ -105,8 +109,7 @@ def prepare(
         draw,
         log_joint_at(model, state.params, batch, {}),
         model.num_data / model.batch_size,
-        gather(state.posterior, batch.indices),
-        (posterior.adapt_local, posterior.adapt_global),
+        *gather(state.posterior, batch.indices),
     )
     ready = jax.lax.stop_gradient(ready)
     densities, positions = model.tilted(params, batch), {}
@@ -124,7 +127,7 @@ def prepare(
 
 def advance_particles(
     config: Config, state: TrainState, batch: Batch, rng_key: Array, ready: Prepared, now: Contrast
-) -> tuple[Block, tuple[Adaptation, Adaptation], dict[str, Array]]:
+) -> tuple[Block, Adaptations, dict[str, Array]]:
     """The particles moved on at ``θ_k``."""
     model = config.model
     log_joint = log_joint_at(model, state.params, batch, now.log_z if ready.known is None else {})
@@ -161,20 +164,19 @@ def sound_step(
     config: Config, state: TrainState, indices: Array | None, after: tuple, now: Contrast, info: dict[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after the step. One that would leave the finite numbers is not taken: the state stays as it was."""
-    params, _, _, _, prior, block, _ = after
-    posterior = state.posterior
+    params, _, _, _, _, prior, (block, _) = after
     energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
     positions = [walkers.position for walkers in prior.values()]
     sound = (
         all_finite((now.value, params, block[:3], positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
     )
-    old_adapt = (posterior.adapt_local, posterior.adapt_global)
-    before = (state.params, state.average, state.optim_state, state.mutable, state.prior, gather(posterior, indices))
-    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, (*before, old_adapt))
-    params, average, optim_state, mutable, prior, block, adapt = kept
-    posterior = scatter(state, indices, block, adapt)
+    theta = (state.params, state.average, state.slow_average)
+    before = (*theta, state.optim_state, state.mutable, state.prior, gather(state.posterior, indices))
+    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, before)
+    params, average, slow, optim_state, mutable, prior, chains = kept
+    posterior = scatter(state.posterior, indices, *chains)
     taken = state.step + sound.astype(jnp.int32)
-    new = TrainState(taken, state.rng_key, params, average, optim_state, mutable, posterior, prior)
+    new = TrainState(taken, state.rng_key, params, average, slow, optim_state, mutable, posterior, prior)
     return new, info | {"sound": sound}
 
 
@@ -232,15 +234,16 @@ def batch_indices(model: LatentModel, state: TrainState) -> Array | None:
     return minibatch(key, state.step, model.num_data, model.batch_size)
 
 
-def scatter(state: TrainState, indices: Array | None, block: Block, adapt: tuple) -> Any:
-    """All particles, with the minibatch's put back."""
-    posterior, momentum, memory = state.posterior, block.momentum, block.memory
+def scatter(posterior: PosteriorState, indices: Array | None, block: Block, adapt: Adaptations) -> PosteriorState:
+    """All particles, with the minibatch's put back: the inverse of :func:`.gather`."""
+    momentum, memory = block.momentum, block.memory
     if not posterior.glob:
         memory = put(posterior.memory, indices, memory, 1)
     if momentum is not None:
         momentum = (put(posterior.momentum[0], indices, momentum[0], 1), momentum[1])
     local = put(posterior.local, indices, block.local, 1)
-    return PosteriorState(local, block.glob, momentum, adapt[0], adapt[1], memory)
+    by_datum = put(posterior.adapt_local.by_datum, indices, adapt[0].by_datum, 0)
+    return PosteriorState(local, block.glob, momentum, adapt[0]._replace(by_datum=by_datum), adapt[1], memory)
 
 
 def averaged(average: Params, params: Params, count: Array, power: float) -> Params:
@@ -252,7 +255,7 @@ def averaged(average: Params, params: Params, count: Array, power: float) -> Par
     return jax.tree.map(lambda a, p: a + (weight * (p - a)).astype(a.dtype), average, params)
 
 
-def step_sizes(block: Block, adapt: tuple[Adaptation, Adaptation]) -> dict[str, Array]:
+def step_sizes(block: Block, adapt: Adaptations) -> dict[str, Array]:
     """Step sizes by block, for the history."""
     sizes = {}
     if block.local:

@@ -14,6 +14,7 @@ from numpyro.diagnostics import summary
 from numpyro_ebipla._arviz import posterior
 from numpyro_ebipla._sites import chosen_indices, plate_name
 from numpyro_ebipla._types import Params
+from numpyro_ebipla.verdicts import spaced
 
 #: Scalars of a site over which a summary computes its diagnostics, at most.
 MAX_DIAGNOSED = 1000
@@ -24,7 +25,7 @@ SHOWN = ("log_z", "swap", "ess")
 
 
 def summary_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
-    """See :meth:`numpyro_ebipla.result.Fit.print_summary`."""
+    """See :meth:`numpyro_ebipla.result.Fit.print_summary`; the diagnostics are not in it."""
     lines = [repr(fit), *_run_lines(fit), "", *_param_lines(fit.params)]
     if fit.draws is not None:
         lines += ["", *_site_lines(fit, var_names, indices, prob, max_rows)]
@@ -86,8 +87,3 @@ def _site_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: f
     header = " " * width + "".join(f"{column:>10}" for column in table)
     body = [f"{text:>{width}}" + "".join(f"{v:>10.2f}" for v in values) for text, values in rows]
     return [header, *body, *notes]
-
-
-def spaced(size: int, number: int) -> np.ndarray:
-    """Up to ``number`` evenly spaced indices below ``size``."""
-    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)

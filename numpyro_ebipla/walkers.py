@@ -155,8 +155,10 @@ class WalkerStrategy:
         del rng_key, density, following, known
         return state, {}
 
-    def replay(self, rng_key: Array, before: TiltedDensity, at: TiltedDensity, state: WalkerState) -> Array:
-        """Walkers brought from one density to another, and moved on there: ``[P, ...]``, equally weighted."""
+    def replay(
+        self, rng_key: Array, before: TiltedDensity, at: TiltedDensity, state: WalkerState
+    ) -> tuple[Array, Info]:
+        """Walkers brought from one density to another and moved on there, equally weighted: ``[P, ...]``."""
         key_change, key_rounds, key_last, key_draw = random.split(rng_key, 4)
         if state.position is not None:
             state, _ = self.advance(key_change, before, at, state, None)
@@ -167,9 +169,9 @@ class WalkerStrategy:
                 return self.advance(key_advance, at, at, state, None)[0], None
 
             state, _ = lax.scan(one_round, state, random.split(key_rounds, REPLAY_ROUNDS))
-        walkers, _, _ = self.prepare(key_last, at, state)
+        walkers, _, info = self.prepare(key_last, at, state)
         weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
-        return equally_weighted(key_draw, weighted, walkers.weight.shape[0])
+        return equally_weighted(key_draw, weighted, walkers.weight.shape[0]), info
 
 
 @dataclass(frozen=True)

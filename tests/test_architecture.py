@@ -41,6 +41,10 @@ ORDER = [
     "settled",
     "loop",
     "collect",
+    "verdicts",
+    "fresh",
+    "optimality",
+    "diagnostics",
     "_sites",
     "_arviz",
     "summary",
@@ -53,7 +57,10 @@ ORDER = [
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "_tracing", "missing", "model", "inspection", "_sites", "_arviz", "summary"}
+KNOW_NUMPYRO = {
+    *("optim", "energy", "_tracing", "missing", "model", "inspection"),
+    *("fresh", "diagnostics", "_sites", "_arviz", "summary"),
+}
 
 
 def imports(path: Path) -> set[str]:
