@@ -121,7 +121,8 @@ def _both(
     latents, values = draw
     observing = _observing(model, values)
     key_z, key_model, key_pilot, key_base, key_forward, key_back = random.split(batch.rng_key, 6)
-    log_z |= normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
+    own_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
+    log_z = log_z | own_z
     batch = batch._replace(rng_key=key_model)
     shift, _ = log_z_shift(observing, params, batch, log_z)
     by_datum, rest = shift({name: estimate.value for name, estimate in log_z.items()})
