@@ -291,7 +291,7 @@ def test_model_without_latents(visible, capsys):
     np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0, 0], normalised, atol=0.1)
     assert tree["prior"]["y"].sizes == {"chain": 1, "draw": 500, "y_dim_0": 2}
     assert "observed_data" in groups(az.from_numpyro(visible))
-    visible.print_summary()
+    visible.print_summary(diagnostics=False)
     text = capsys.readouterr().out
     assert all(part in text for part in ("p = ", "y/log_z: ", "y/swap: "))
 
@@ -321,7 +321,7 @@ def test_walkers_of_a_conditional_prior():
 
 
 def test_summary(full, capsys):
-    full.print_summary(indices=[5, 2], max_rows=3)
+    full.print_summary(indices=[5, 2], max_rows=3, diagnostics=False)
     text = capsys.readouterr().out
     assert "Fit(20 steps" in text and "p = " in text
     assert "z/accept: " in text and "accept_local: " in text
@@ -339,7 +339,7 @@ def test_summary_of_a_stopped_fit(part, capsys):
     from dataclasses import replace
 
     stopped = replace(part, stopped="the fit diverged at step 9")
-    stopped.print_summary(["x"])
+    stopped.print_summary(["x"], diagnostics=False)
     text = capsys.readouterr().out
     assert "stopped early" in text and "stopped: the fit diverged at step 9" in text
     assert "double" not in text.split("parameters")[1]
