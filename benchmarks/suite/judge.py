@@ -12,7 +12,7 @@ from benchmarks.suite.case import Case
 from numpyro_ebipla import EBIPLA
 
 #: Posterior sds that the particles may be off, and the standard errors of their draws that are allowed on top: among
-#: 200 right figures the largest is beyond 3.5 about once in 10 times. A standard error above ``LARGEST_SE`` is no excuse,
+#: 200 right figures the largest is beyond 3.5 about once in 10 times. One above ``LARGEST_SE`` is no excuse,
 #: as chains that are stuck have a large one: it is that of an effective sample size of 400, and four particles, the
 #: fewest there are by default, have 800 draws.
 POSTERIOR_THRESHOLD, ALLOWED, LARGEST_SE = 0.1, 3.5, 0.05
