@@ -115,9 +115,9 @@ def test_quadrature_is_that_of_the_model(name):
 def test_density_of_a_family_is_that_of_its_draws(name):
     """It integrates to one, and bins hold as many draws as it says."""
     family, num, noise = getattr(energies, name)(), 100_000, energies.NOISE
-    axis = np.linspace(-4, 4, 97)
+    axis = np.linspace(-4, 4, 81)
     width = axis[1] - axis[0]
-    density = np.exp(family.log_density(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))).reshape(97, 97)
+    density = np.exp(family.log_density(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))).reshape(81, 81)
     assert abs(density.sum() * width**2 - 1) < 1e-4
     rng = np.random.default_rng(0)
     x = family.draw(rng, num) + noise * rng.normal(size=(num, 2))
@@ -147,7 +147,7 @@ def test_grid_of_a_fitted_energy():
     steep = {**params, "energy$params": jax.tree.map(lambda v: 2 * v, params["energy$params"])}
     few = case._replace(args=(case.args[0][:20],))
     mean, sd = energies.Grid(steep).posterior(y)
-    axis = np.linspace(-7, 7, 41)
+    axis = np.linspace(-7, 7, 31)
     t = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 1, 2)
     x = mean + sd * t
     total = jax.lax.map(lambda row: log_joint(few, steep, row), jnp.asarray(x, jnp.float32))

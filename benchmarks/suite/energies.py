@@ -77,7 +77,7 @@ class Family(NamedTuple):
 
 
 def _square(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return ((a[:, None] - b) ** 2).sum(-1)
+    return (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
 
 
 def _rows(x: np.ndarray, size: int = 50) -> list[np.ndarray]:

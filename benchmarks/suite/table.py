@@ -38,9 +38,10 @@ def report(outcomes: list[dict[str, Any]]) -> Report:
         "Posterior error: the worst of at most 100 latents, of means in posterior sds and of log sds, beyond "
         f"{ALLOWED} standard errors of the draws (each of at most {LARGEST_SE}), against the exact posterior at the "
         "fitted parameters. Then the same without that allowance, and the largest standard error.",
-        "SVI: Adam, mean-field guide; Gaussian priors in place of energies, with an encoder in the plane. Unadjusted "
-        "EBIPLA: the paper's, at the best of four fixed steps, given as a fraction of what is stable for the narrowest "
-        "posterior; without an energy, the same less the walkers. Seed 0; nats above the optimum.",
+        "SVI: Adam, the better of guides with diagonal and full covariance; Gaussian priors in place of energies, in "
+        "the plane with an encoder. Unadjusted EBIPLA: the paper's, at the best of four fixed steps, given as a "
+        "fraction of what is stable for the narrowest posterior; without an energy, the same less the walkers. Seed 0; "
+        "nats above the optimum.",
         *told(outcomes),
     ]
     title = "Suite: defaults against models whose optimum is known"
