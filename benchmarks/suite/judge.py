@@ -28,9 +28,9 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
     """What is reported about a run, as JSON has it; ``params`` under their own key."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         fit = ebipla.run(random.key(seed), *case.args, progress_bar=False, **case.kwargs)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         diagnosis = fit.diagnostics() if hasattr(fit, "diagnostics") else None
     excess = case.optimum - case.value(fit.params)
     errors = posterior_errors(case, fit.params, fit.get_samples()[case.site])
@@ -41,6 +41,7 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
         "posterior": errors,
         "met": bool(met),
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "steps": len(fit.losses),
         "particles": fit.num_chains,
         "stopped": fit.stopped,
