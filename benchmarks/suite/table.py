@@ -20,8 +20,9 @@ HEADER = (
     "SVI",
     "unadjusted EBIPLA (step)",
 )
-#: The plot's least value: numbers below are shown there.
-FLOOR = 1e-5
+#: The plot's range, and the baselines in it.
+LEAST, MOST = 1e-5, 1e3
+OTHERS = {"svi": ("SVI", "^"), "unadjusted": ("unadjusted EBIPLA", "s")}
 
 
 def report(outcomes: list[dict[str, Any]]) -> Report:
@@ -89,35 +90,43 @@ def told(outcomes: list[dict[str, Any]]) -> list[str]:
 
 
 def _nats(value: float) -> str:
-    return "diverged" if not np.isfinite(value) else f"{value:.4f}" if abs(value) < 10 else f"{value:.3g}"
+    if not np.isfinite(value):
+        return "diverged"
+    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.4f}" if abs(value) < 10 else f"{value:.3g}"
 
 
 def figure(outcomes: list[dict[str, Any]]) -> Any:
     """Every run as a dot, for both targets."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(12, 1.2 + 0.32 * len(outcomes)), sharey=True, layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(12, 1.6 + 0.32 * len(outcomes)), sharey=True, layout="constrained")
     for i, outcome in enumerate(outcomes):
         runs = outcome["runs"]
-        excess = [run["excess"] for run in runs]
-        posterior = [max(run["posterior"]["mean"], run["posterior"]["log_sd"]) for run in runs]
-        limits = outcome["threshold"], POSTERIOR_THRESHOLD
-        for axis, values, limit in zip(axes, (excess, posterior), limits, strict=True):
-            shown = np.clip(np.nan_to_num(values, nan=np.inf, posinf=1e3), FLOOR, 1e3)
+        worst = lambda prefix, runs=runs: [max(r["posterior"][prefix + k] for k in ("mean", "log_sd")) for r in runs]
+        excess, limits = [run["excess"] for run in runs], (outcome["threshold"], POSTERIOR_THRESHOLD)
+        for axis, values, limit in zip(axes, (excess, worst("")), limits, strict=True):
             axis.plot([limit, limit], [i - 0.45, i + 0.45], color="C3", lw=1.5, label="target" if i == 0 else None)
-            colours = ["C0" if value <= limit else "C3" for value in values]
-            axis.scatter(shown, np.full(len(shown), i), s=22, c=colours, alpha=0.8, zorder=3)
-        for key, marker in (("svi", "^"), ("unadjusted", "s")):
+            _dots(axis, i, values, "o", 22, c=["C0" if value <= limit else "C3" for value in values])
+        _dots(axes[1], i, worst("raw_"), "o", 30, facecolors="none", edgecolors="0.5")
+        for key, (label, marker) in OTHERS.items():
             if outcome.get(key):
-                at = np.clip(outcome[key]["excess"], FLOOR, 1e3)
-                label = {"svi": "SVI", "unadjusted": "unadjusted EBIPLA"}[key] if i == 0 else None
-                axes[0].scatter([at], [i], s=26, marker=marker, facecolors="none", edgecolors="0.4", label=label)
-    titles = ("Nats per datum above the optimum", "Posterior error in sds, beyond the Monte Carlo error")
+                _dots(
+                    axes[0], i, [outcome[key]["excess"]], marker, 26, facecolors="none", edgecolors="0.4", label=label
+                )
+    titles = "Nats per datum above the optimum", "Posterior error in sds beyond Monte Carlo error (hollow: with it)"
     for axis, title in zip(axes, titles, strict=True):
-        axis.set(xscale="log", xlim=(FLOOR / 1.5, 2e3), title=title, xlabel=f"values below {FLOOR:g} are shown there")
+        axis.set(xscale="log", xlim=(LEAST / 1.5, 1.5 * MOST), title=title)
+        axis.set_xlabel(f"what is below {LEAST:g} or above {MOST:g} is shown there")
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_yticks(range(len(outcomes)), [outcome["name"] for outcome in outcomes])
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=8, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    kinds = dict(zip(labels, handles, strict=True))
+    fig.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=3, fontsize=9)
     fig.suptitle("Default fits: every dot is a run, red ones miss their target (bar)")
     return fig
+
+
+def _dots(axis: Any, row: int, values: list[float], marker: str, size: int, **style: Any) -> None:
+    shown = np.clip(np.nan_to_num(values, nan=MOST, posinf=MOST), LEAST, MOST)
+    axis.scatter(shown, np.full(len(shown), row), s=size, marker=marker, zorder=3, **style)
