@@ -6,32 +6,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-
-
-def work(name: str, seeds: int, baselines: bool) -> dict[str, Any]:
-    """All runs of a case, in a process of its own; imports wait for the environment."""
-    from benchmarks.suite import baselines as other
-    from benchmarks.suite import cases, judge
-
-    case = cases.make(name)
-    runs = judge.run(case, seeds)
-    outcome = {
-        "name": name,
-        "threshold": case.threshold,
-        "optimum": case.optimum,
-        "num_data": case.num_data,
-        "runs": runs,
-    }
-    if baselines:
-        sds = case.posterior(runs[0]["params"], case.compared())[1]
-        outcome["svi"] = other.svi(case, 0)
-        outcome["unadjusted"] = other.unadjusted(case, 0, float(sds.min()) ** 2)
-    for run in runs:
-        del run["params"]
-    return outcome
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,20 +19,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "suite", help="files to write, without their suffix")
     args = parser.parse_args(argv)
-    # One thread for XLA and NumPy each: two processes on two cores are faster so than with a pool each.
+    # Before JAX is imported, here and in the workers. One thread for XLA and NumPy each: two processes on two cores are faster so than with a pool each.
     os.environ.setdefault("NPROC", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
     from benchmarks.report import keep
-    from benchmarks.suite import cases, table
+    from benchmarks.suite import cases, table, worker
 
     names = args.names or cases.NAMES
     if unknown := set(names) - set(cases.NAMES):
         parser.error(f"no case {sorted(unknown)}; there are {cases.NAMES}")
     start, outcomes = time.time(), {}
     with ProcessPoolExecutor(args.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(work, name, args.seeds, not args.no_baselines): name for name in names}
+        waiting = {pool.submit(worker.work, name, args.seeds, not args.no_baselines): name for name in names}
         for done in as_completed(waiting):
             outcomes[waiting[done]] = done.result()
             print("| " + " | ".join(map(str, table.row(done.result()))) + " |", flush=True)

@@ -26,7 +26,7 @@ OTHERS = {"svi": ("SVI", "^"), "unadjusted": ("unadjusted EBIPLA", "s")}
 
 
 def report(outcomes: list[dict[str, Any]]) -> Report:
-    """From what :func:`benchmarks.suite.__main__.work` returns for each case."""
+    """From what :func:`benchmarks.suite.worker.work` returns for each case."""
     runs = [run for outcome in outcomes for run in outcome["runs"]]
     failures = sum(not run["met"] for run in runs)
     rows = [row(outcome) for outcome in outcomes]
