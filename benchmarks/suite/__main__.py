@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+from benchmarks.report import RESULTS, keep
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,12 +19,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "suite", help="files to write, without their suffix")
     args = parser.parse_args(argv)
-    # Before JAX is imported, here and in the workers. One thread for XLA and NumPy each: two processes on two cores are faster so than with a pool each.
+    # Before JAX is imported, here and in the workers: one thread for XLA and for NumPy. Two processes on two cores are
+    # faster so than with a pool of threads each.
     os.environ.setdefault("NPROC", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
-    from benchmarks.report import keep
     from benchmarks.suite import cases, table, worker
 
     names = args.names or cases.NAMES
