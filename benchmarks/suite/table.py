@@ -55,7 +55,7 @@ def row(outcome: dict[str, Any]) -> tuple:
     worst = lambda prefix: max(max(run["posterior"][prefix + k] for k in ("mean", "log_sd")) for run in runs)
     later = [run["seconds"] for run in runs[1:]]
     seconds = f"{runs[0]['seconds']:.0f}, {np.median(later):.0f}" if later else f"{runs[0]['seconds']:.0f}"
-    svi, paper = outcome.get("svi"), outcome.get("unadjusted")
+    svi = outcome.get("svi")
     return (
         outcome["name"],
         _nats(np.median(excess)),
@@ -67,8 +67,14 @@ def row(outcome: dict[str, Any]) -> tuple:
         f"{sum(not run['met'] for run in runs)} of {len(runs)}",
         seconds,
         _nats(svi["excess"]) if svi else "–",
-        f"{_nats(paper['excess'])} ({paper['fraction']:g})" if paper else "–",
+        _unadjusted(outcome.get("unadjusted")),
     )
+
+
+def _unadjusted(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return _nats(found["excess"]) + (f" ({found['fraction']:g})" if np.isfinite(found["excess"]) else "")
 
 
 def told(outcomes: list[dict[str, Any]]) -> list[str]:
