@@ -115,9 +115,9 @@ def test_quadrature_is_that_of_the_model(name):
 def test_density_of_a_family_is_that_of_its_draws(name):
     """It integrates to one, and bins hold as many draws as it says."""
     family, num, noise = getattr(energies, name)(), 100_000, energies.NOISE
-    axis = np.linspace(-4, 4, 81)
+    axis = np.linspace(-3.6, 3.6, 61)
     width = axis[1] - axis[0]
-    density = np.exp(family.log_density(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))).reshape(81, 81)
+    density = np.exp(family.log_density(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))).reshape(61, 61)
     assert abs(density.sum() * width**2 - 1) < 1e-4
     rng = np.random.default_rng(0)
     x = family.draw(rng, num) + noise * rng.normal(size=(num, 2))

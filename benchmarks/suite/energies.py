@@ -142,13 +142,16 @@ def checkerboard() -> Family:
 # --- the truth about a fit ----------------------------------------------------------------------------
 
 
+_apply = jax.jit(MLP().apply)
+
+
 class Grid:
     """The fitted prior on a fine grid of the plane, in float64 but for the energy itself."""
 
     def __init__(self, params: Params, half_width: float = 5.0, num: int = 301):
         axis = np.linspace(-half_width, half_width, num)
         self.points = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-        energy = jax.jit(MLP().apply)({"params": params["energy$params"]}, jnp.asarray(self.points, jnp.float32))
+        energy = _apply({"params": params["energy$params"]}, jnp.asarray(self.points, jnp.float32))
         log_prior = -np.asarray(energy, np.float64) - 0.5 * (self.points**2).sum(-1)
         self.log_weight = log_prior - special.logsumexp(log_prior)
         edge = np.exp(self.log_weight[np.abs(self.points).max(1) > half_width - 0.1]).sum()
