@@ -55,11 +55,15 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
         key_w = random.split(random.fold_in(key_w, 0), 1)[0]
         if adjusted:
             joint = partial(log_joint, state["params"], y=y)
-            x, adapt_x = mala(key_x, joint, x, log_x, grad_x, state["adapt_x"])
+            mine = tuple(a[indices] for a in state["by_datum"])
+            x, adapt_x, mine = mala(key_x, joint, x, log_x, grad_x, state["adapt_x"], mine)
+            by_datum = tuple(
+                a.at[indices].set(b, unique_indices=True) for a, b in zip(state["by_datum"], mine, strict=True)
+            )
             prior = partial(log_prior, state["params"])
-            w, adapt_w = mala(key_w, prior, w, log_w, grad_w, state["adapt_w"])
+            w, adapt_w, _ = mala(key_w, prior, w, log_w, grad_w, state["adapt_w"])
         else:
-            h, adapt_x, adapt_w = step_size, state["adapt_x"], state["adapt_w"]
+            h, adapt_x, adapt_w, by_datum = step_size, state["adapt_x"], state["adapt_w"], None
             x = x + h * grad_x + jnp.sqrt(2 * h) * noise_for(key_x, x)
             w = w + h * grad_w + jnp.sqrt(2 * h) * noise_for(key_w, w)
         k = state["step"]
@@ -73,6 +77,7 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
             "x": state["x"].at[:, indices].set(x, unique_indices=True),
             "walkers": w,
             "adapt_x": adapt_x,
+            "by_datum": by_datum,
             "adapt_w": adapt_w,
         }
         return new, value
@@ -91,10 +96,15 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
     return run
 
 
-def mala(key, log_density, x, value, grad, adapt):
-    """One adapted, preconditioned MALA move of all chains; ``adapt`` is (log step, curvature, count)."""
+def mala(key, log_density, x, value, grad, adapt, by_datum=None):
+    """One adapted, preconditioned MALA move of all chains; ``adapt`` is (log step, curvature, count).
+
+    ``by_datum`` is (log step over the shared one, count) of the chains of each datum.
+    """
     log_step, curvature, count = adapt
     h, variance, k = jnp.exp(log_step), 1 / curvature, count.astype(log_step.dtype)
+    if by_datum is not None:
+        variance = jnp.exp(by_datum[0])[:, None] * variance
     key_noise, key_accept = random.split(key)
     noise = noise_for(key_noise, x)
     new = x + h * variance * grad + jnp.sqrt(2 * h * variance) * noise
@@ -107,4 +117,7 @@ def mala(key, log_density, x, value, grad, adapt):
     square = jnp.minimum((grad**2).mean(axes), secant)
     curvature = curvature + jnp.maximum(1 / (1 + k), 0.01) * (square - curvature)
     log_step = log_step + jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02) * (prob.mean() - 0.65)
-    return jnp.where(accept[..., None], new, x), (log_step, curvature, count + 1)
+    if by_datum is not None:
+        own, visits = by_datum
+        by_datum = own + 0.5 / (1 + visits) ** 0.5 * (prob.mean(0) - prob.mean()), visits + 1
+    return jnp.where(accept[..., None], new, x), (log_step, curvature, count + 1), by_datum

@@ -123,6 +123,7 @@ def two_loops(y, num_latents, decoder, sigma, batch_size, adjusted):
         "optim": optim.init(state.params),
         "x": state.posterior.local["x"],
         "walkers": walkers.position,
+        "by_datum": tuple(state.posterior.adapt_local.by_datum) if adjusted else None,
         "adapt_x": (state.posterior.adapt_local.log_step, curvature, jnp.zeros((), jnp.int32)),
         "adapt_w": (walkers.adapt.log_step, curvature, jnp.zeros((), jnp.int32)),
     }

@@ -7,49 +7,34 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 from numpyro import handlers
-from numpyro.distributions.distribution import Unit
 
+from numpyro_ebipla._sites import (
+    Site,
+    Variable,
+    all_indices,
+    check_dims,
+    chosen_indices,
+    plate_name,
+    positions,
+    restricted,
+    spread,
+    trace_sites,
+)  # fmt: skip
 from numpyro_ebipla._static import is_array, join_static
 from numpyro_ebipla._tracing import copy_containers, from_base, trace_model
-from numpyro_ebipla.anneal import anneal, initial_log_step
-from numpyro_ebipla.energy import log_normaliser, unwrap
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.anneal import anneal
+from numpyro_ebipla.energy import log_normaliser
+from numpyro_ebipla.model import Batch
 
 #: Walkers for the log normaliser of an observed energy prior.
 NORMALISER_WALKERS = 1000
-
-
-class Variable(NamedTuple):
-    """Values, and names of their axes after ``chain`` and ``draw``."""
-
-    values: np.ndarray
-    dims: tuple[str, ...]
-
-
-class Site(NamedTuple):
-    """How a sample or deterministic site is laid out.
-
-    Attributes:
-        dims: a name for each axis of its value.
-        event_dim: of its distribution.
-        observed: whether it is (``factor`` sites are not).
-    """
-
-    dims: tuple[str, ...]
-    event_dim: int
-    observed: bool
-
-    @property
-    def batch_dims(self) -> tuple[str, ...]:
-        """Names of the axes of its log density."""
-        return self.dims[: len(self.dims) - self.event_dim]
 
 
 def import_arviz() -> ModuleType:
@@ -125,7 +110,7 @@ def posterior(
             raise ValueError(f"var_names: '{name}' was not collected; there are {list(samples)}.")
     sites, _ = trace_sites(fit, chosen, dims, values=False)
     names = samples if var_names is None else var_names
-    return {name: _restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
+    return {name: restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
 
 
 def sample_stats(fit: Any, chosen: np.ndarray) -> dict[str, Variable]:
@@ -133,7 +118,7 @@ def sample_stats(fit: Any, chosen: np.ndarray) -> dict[str, Variable]:
     assert fit.draws is not None
     lp = np.asarray(fit.draws.log_density)
     if lp.ndim == 3:
-        stats = {"lp": Variable(np.take(lp, _positions(fit, chosen), 2), (plate_name(fit) or "lp_dim_0",))}
+        stats = {"lp": Variable(np.take(lp, positions(fit, chosen), 2), (plate_name(fit) or "lp_dim_0",))}
     else:
         stats = {"lp": Variable(lp, ())}
     for name, value in fit.draws.accept.items():
@@ -164,13 +149,13 @@ def constant_data(
     """Array arguments of the model that are not an observed site's data."""
     full = {name: v.values for name, v in observed.items()}
     if len(chosen) < fit.config.model.num_data:
-        full = {name: v.values for name, v in trace_sites(fit, _all(fit), {})[1].items()}
+        full = {name: v.values for name, v in trace_sites(fit, all_indices(fit), {})[1].items()}
     result = {}
     for name, value in _arguments(fit).items():
         value = np.asarray(value)
         if value.dtype.kind not in "biufc" or any(np.array_equal(value, known) for known in full.values()):
             continue
-        names = _check_dims(name, dims.get(name), value.ndim)
+        names = check_dims(name, dims.get(name), value.ndim)
         if names is None:
             names = tuple(f"{name}_dim_{i}" for i in range(value.ndim))
         elif plate_name(fit) in names:
@@ -235,28 +220,25 @@ def _each_draw(
             f"{group} needs draws of all latents, and {missing} were not collected: run() with sites=None."
         )
     num = fit.num_chains * fit.num_samples
-    params, mutable = fit.params, fit.state.mutable
 
     @jax.jit
-    def at_block(key: Array, block: Array | None, latents: dict, data: Any) -> dict[str, Array]:
-        key_normaliser, key_draws = random.split(key)
-        log_z = {} if redraw else _log_normalisers(fit, key_normaliser, block, data)
+    def at_block(batch: Batch, latents: dict[str, Any]) -> dict[str, Array]:
+        key_normaliser, key_draws = random.split(batch.rng_key)
+        log_z = {} if redraw else _log_normalisers(fit, batch._replace(rng_key=key_normaliser))
 
         def one(args: tuple[Array, dict]) -> dict[str, Array]:
             key, values = args
-            values = {**params, **copy_containers(mutable), **values}
-            if block is not None and model.plate is not None:
-                values[model.plate.name] = block
+            values = {**fit.params, **copy_containers(batch.mutable), **values}
+            if batch.indices is not None and model.plate is not None:
+                values[model.plate.name] = batch.indices
             placed = handlers.substitute(model.model, data=values)
             seeded = handlers.seed(handlers.uncondition(placed) if redraw else placed, key)
-            return read(seeded, data, log_z)
+            return read(seeded, batch.data, log_z)
 
         return lax.map(one, (random.split(key_draws, num), latents))
 
-    blocks = _blocks(model, chosen)
-    data = fit._data()
-    place = _placed(fit, samples, blocks[0])
-    shapes = jax.eval_shape(at_block, rng_key, blocks[0], place, data)
+    blocks = model.blocks(chosen, joint=False)
+    shapes = jax.eval_shape(at_block, fit._batch(blocks[0], rng_key), _placed(fit, samples, blocks[0]))
     total = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes.values()) * len(blocks)
     if total > max_bytes:
         raise ValueError(
@@ -265,7 +247,7 @@ def _each_draw(
         )
     parts = []
     for i, block in enumerate(blocks):
-        out = at_block(random.fold_in(rng_key, i), block, _placed(fit, samples, block), data)
+        out = at_block(fit._batch(block, random.fold_in(rng_key, i)), _placed(fit, samples, block))
         parts.append(jax.tree.map(np.asarray, out))
     result = {}
     for name, value in parts[0].items():
@@ -284,46 +266,27 @@ def _placed(fit: Any, samples: dict[str, np.ndarray], block: Array | None) -> di
     for name in model.latents:
         value, axis = samples[name], fit.layout[name].axis
         if axis is not None and block is not None:
-            value = np.take(value, _positions(fit, np.asarray(block)), axis)
+            value = np.take(value, positions(fit, np.asarray(block)), axis)
         elif axis is not None and fit.plan.indices is not None:
             value = spread(value, axis, fit.plan.indices, model.num_data)
         result[name] = value
     return result
 
 
-def spread(value: Any, axis: int, indices: np.ndarray, size: int) -> Any:
-    """``value`` at ``indices`` of an axis of length ``size``, NaN elsewhere."""
-    value = jnp.moveaxis(jnp.asarray(value), axis, 0)
-    full = jnp.full((size, *value.shape[1:]), jnp.nan, value.dtype)
-    return jnp.moveaxis(full.at[np.asarray(indices)].set(value), 0, axis)
-
-
-def _blocks(model: LatentModel, chosen: np.ndarray) -> list[Array | None]:
-    """The chosen data in blocks of at most B, the last one filled up from the front."""
-    if not model.subsampled:
-        return [None]
-    size = min(model.batch_size, len(chosen))
-    padded = np.resize(chosen, -(-len(chosen) // size) * size)
-    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
-
-
-def _log_normalisers(fit: Any, rng_key: Array, block: Array | None, data: Any) -> dict[str, Array]:
+def _log_normalisers(fit: Any, batch: Batch) -> dict[str, Array]:
     """Log Z of the observed energy priors at the fitted parameters."""
     model = fit.config.model
     if not any(site.observed for site in model.energies.values()):
         return {}
     result = {}
-    priors = model.energy_priors(fit.params, block, data, rng_key, fit.state.mutable)
+    priors = model.energy_priors(fit.params, batch)
     for i, (name, prior) in enumerate(priors.items()):
         if not model.energies[name].observed:
             continue
-        density = prior.tilted()
-        dtype = jax.eval_shape(lambda k, d=density: d.sample_base(k, 1), rng_key).dtype
         population = anneal(
-            random.fold_in(rng_key, i),
-            density,
+            random.fold_in(batch.rng_key, i),
+            prior.tilted(),
             max(NORMALISER_WALKERS, prior.num_walkers),
-            initial_log_step(dtype),
             num_moves=prior.num_moves,
             stage_ess=0.9,
             max_temps=prior.max_temps,
@@ -333,118 +296,7 @@ def _log_normalisers(fit: Any, rng_key: Array, block: Array | None, data: Any) -
     return result
 
 
-# --- layout -------------------------------------------------------------------------------------------
-
-
-def trace_sites(
-    fit: Any, chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
-) -> tuple[dict[str, Site], dict[str, Variable]]:
-    """All sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
-    model, found = fit.config.model, {}
-    block = jnp.asarray(chosen, jnp.int32) if model.subsampled else None
-
-    def run(block: Array | None, data: Any) -> dict[str, Array]:
-        bound = model._bound(fit.params, block, data, random.key(0), fit.state.mutable)
-        trace = trace_model(from_base(bound), *join_static(data, model.static_arguments))
-        for name, site in trace.items():
-            if site["type"] in ("sample", "deterministic"):
-                found[name] = _site(fit, name, site, dims.get(name))
-        return {name: trace[name]["value"] for name, site in found.items() if site.observed}
-
-    if not values:
-        jax.eval_shape(run, block, fit._data())
-        return found, {}
-    # Compiled, all that the observed values do not depend on is left out.
-    observed = jax.jit(run)(block, fit._data())
-    return found, {
-        name: _restricted(fit, name, np.asarray(value)[None, None], found[name].dims, chosen, data=True)
-        for name, value in observed.items()
-    }
-
-
-def _site(fit: Any, name: str, site: dict[str, Any], given: list[str] | None) -> Site:
-    """Axes of plates named by the plate, others as the site or ``given`` says, or by number."""
-    shape, frames = jnp.shape(site["value"]), site["cond_indep_stack"]
-    event_dim, events = 0, []
-    names: list[str | None] = [None] * len(shape)
-    if site["type"] == "sample":
-        event_dim = min(site["fn"].event_dim, len(shape))
-        events = list(site["infer"].get("event_dims", ()))
-        batch = len(shape) - event_dim
-    else:  # a deterministic site in plates: their axes lead
-        batch = max((-frame.dim for frame in frames), default=0)
-    for frame in frames:
-        axis = batch + frame.dim
-        if 0 <= axis < len(shape) and shape[axis] == frame.size:
-            names[axis] = frame.name
-    layout = fit.layout.get(name)
-    if layout is not None and layout.axis is not None:
-        names[len(shape) + layout.axis] = plate_name(fit)
-    if len(events) == event_dim and events:
-        names[len(shape) - event_dim :] = events
-    names = list(_check_dims(name, given, len(shape)) or names)
-    unnamed = iter(range(len(shape)))
-    dims = tuple(f"{name}_dim_{next(unnamed)}" if dim is None else dim for dim in names)
-    unit = site["type"] == "sample" and isinstance(unwrap(site["fn"]), Unit)
-    observed = site["type"] == "sample" and bool(site["is_observed"]) and not unit
-    return Site(dims, event_dim, observed)
-
-
-def _restricted(
-    fit: Any, name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
-) -> Variable:
-    """``[chain, draw, ...]`` cut to the chosen data; of ``data``, without chain and draw."""
-    model, plate = fit.config.model, plate_name(fit)
-    if plate in dims:
-        axis = 2 + dims.index(plate)
-        if data:
-            at = np.arange(len(chosen)) if model.subsampled else chosen
-        else:  # sites without a known data axis were collected whole
-            at = _positions(fit, chosen) if fit.layout[name].axis is not None else chosen
-        value = np.take(value, at, axis)
-    return Variable(value[0, 0] if data else np.asarray(value), dims)
-
-
-def plate_name(fit: Any) -> str | None:
-    """The data plate's name."""
-    return fit.config.model.plate.name if fit.config.model.plate else None
-
-
-def _all(fit: Any) -> np.ndarray:
-    return np.arange(fit.config.model.num_data)
-
-
-def _collected(fit: Any) -> np.ndarray:
-    return _all(fit) if fit.plan.indices is None else np.asarray(fit.plan.indices)
-
-
-def _positions(fit: Any, chosen: np.ndarray) -> np.ndarray:
-    """Where the chosen data are among the collected ones."""
-    place = np.zeros(fit.config.model.num_data, int)
-    collected = _collected(fit)
-    place[collected] = np.arange(len(collected))
-    return place[chosen]
-
-
-def chosen_indices(fit: Any, indices: Any) -> np.ndarray:
-    """``indices`` checked, by default all that were collected.
-
-    Raises:
-        ValueError: for one that was not collected.
-    """
-    collected = _collected(fit)
-    if indices is None:
-        return collected
-    indices = np.atleast_1d(np.asarray(indices))
-    if not np.issubdtype(indices.dtype, np.integer) or indices.ndim != 1 or not len(indices):
-        raise ValueError(f"indices must be integers, one axis and at least one, got {indices!r}.")
-    missing = np.setdiff1d(indices, collected)
-    if len(missing):
-        raise ValueError(
-            f"indices: the data {missing[:5].tolist()} were not collected; there are {len(collected)} of "
-            f"{fit.config.model.num_data} (run(indices=…) says which)."
-        )
-    return indices
+# --- coordinates and arguments ------------------------------------------------------------------------
 
 
 def check_coords(fit: Any, chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
@@ -452,19 +304,13 @@ def check_coords(fit: Any, chosen: np.ndarray, coords: dict[str, Any]) -> dict[s
     plate = plate_name(fit)
     if plate is None:
         return coords
-    labels = np.asarray(coords.get(plate, _all(fit)))
+    labels = np.asarray(coords.get(plate, all_indices(fit)))
     if len(labels) != fit.config.model.num_data:
         raise ValueError(
             f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one "
             "for each datum, also with indices=…."
         )
     return {**coords, plate: labels[chosen]}
-
-
-def _check_dims(name: str, given: list[str] | None, ndim: int) -> tuple[str, ...] | None:
-    if given is not None and len(given) != ndim:
-        raise ValueError(f"dims: '{name}' has {ndim} axes, got the names {given}.")
-    return None if given is None else tuple(given)
 
 
 def _arguments(fit: Any) -> dict[str, Any]:

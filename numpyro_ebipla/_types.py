@@ -19,6 +19,18 @@ Latents = dict[str, Array]
 Params = dict[str, Any]
 
 
+class DatumSteps(NamedTuple):
+    """Step sizes of the chains of each datum, over the one that all share.
+
+    Attributes:
+        log_step: ``[M]``, zero for the shared step size itself.
+        count: ``[M]`` number of adaptations so far.
+    """
+
+    log_step: Array
+    count: Array  # type: ignore[assignment]
+
+
 class Adaptation(NamedTuple):
     """What a kernel learns about a family of chains.
 
@@ -27,11 +39,13 @@ class Adaptation(NamedTuple):
         curvature: ``{site: [*event]}`` running mean of the squared gradient, the diagonal of the Fisher
             information of the target; its inverse is the proposal's covariance. Empty if unused.
         count: number of adaptations so far.
+        by_datum: for chains that belong to data, or None.
     """
 
     log_step: Array
     curvature: Latents
     count: Array  # type: ignore[assignment]
+    by_datum: DatumSteps | None = None
 
 
 class PosteriorState(NamedTuple):
@@ -80,7 +94,8 @@ class TrainState(NamedTuple):
         step: number of steps taken, int32.
         rng_key: the run's key; step ``k`` uses ``fold_in(rng_key, k)`` and nothing else.
         params: unconstrained parameters.
-        average: running tail average of ``params``.
+        average: running average of ``params`` over about the last of the steps, see ``averaging``.
+        slow_average: the same over about their last half; where both are the same, the parameters have settled.
         optim_state: state of the optax transformation.
         mutable: values at ``mutable`` sites (batch statistics and the like), ``{}`` if there are none.
         posterior: the particles.
@@ -91,6 +106,7 @@ class TrainState(NamedTuple):
     rng_key: Array
     params: Params
     average: Params
+    slow_average: Params
     optim_state: Any
     mutable: dict[str, Any]
     posterior: PosteriorState

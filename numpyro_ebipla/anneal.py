@@ -89,7 +89,7 @@ def anneal(
     rng_key: Array,
     density: TiltedDensity,
     num_walkers: int,
-    log_step: Array,
+    log_step: Array | None = None,
     *,
     num_moves: int = 1,
     stage_ess: float = 0.5,
@@ -103,7 +103,8 @@ def anneal(
         rng_key: a PRNG key.
         density: base and energy.
         num_walkers: P.
-        log_step: ``[NUM_KNOTS]`` log step sizes by temperature, in units of the population's variance.
+        log_step: ``[NUM_KNOTS]`` log step sizes by temperature, in units of the population's variance;
+            None for :func:`initial_log_step`.
         num_moves: MALA moves at each temperature.
         stage_ess: effective sample size, as a fraction of P, that one stage's reweighting may cost a
             population of equal weights. Nearer to one: more temperatures.
@@ -167,7 +168,7 @@ def anneal(
         k=jnp.zeros((), jnp.int32),
         walkers=(x, *known),
         log_weight=jnp.zeros_like(known[0]),
-        log_step=log_step,
+        log_step=initial_log_step(x.dtype) if log_step is None else log_step,
         ess=jnp.ones((), x.dtype),
         variance=jnp.zeros_like(known[0][0]),
         accept=jnp.zeros(()),

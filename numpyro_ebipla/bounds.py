@@ -22,15 +22,13 @@ from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity, population_varia
 from numpyro_ebipla.kernels import metropolis
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
-    Static,
-    blocks,
     check_proper,
     is_joint,
     log_z_shift,
     normalisers,
 )  # fmt: skip
 from numpyro_ebipla.marginal import anneal_posterior, posterior_density
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.weights import log_mean_exp, resample
 
 #: Of the adaptation of step sizes, in the run that learns them.
@@ -62,25 +60,24 @@ class Schedule(NamedTuple):
     variance: Array
 
 
-def bidirectional(
-    static: Static, params: Params, data: Any, rng_key: Array, mutable: dict[str, Any], options: AnnealOptions
-) -> Bounds:
+def bidirectional(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> Bounds:
     """Simulate data as many as there are and bound their ``log p(y)``; see :meth:`.EBIPLA.bidirectional`."""
-    model, whole = static.model, blocks(static.model)
-    key_z, key_blocks = random.split(rng_key)
-    check_proper(static, params, data, rng_key, mutable, whole[0])
-    _check_simulated(static, params, data, rng_key, mutable, whole[0])
-    shared = tuple(name for name, site in model.energies.items() if not site.per_datum)
-    log_z = normalisers(static, shared, options.num_populations, params, data, key_z, mutable, whole[0])
+    whole = model.blocks()
+    key_z, key_blocks = random.split(batch.rng_key)
+    batch = batch._replace(indices=whole[0])
+    check_proper(model, params, batch)
+    _check_simulated(model, params, batch)
+    log_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=False)
     parts = []
     for i, indices in enumerate(whole):
         key_draw, key_temps, key_run = random.split(random.fold_in(key_blocks, i), 3)
-        draw = _simulate(static, params, data, key_draw, mutable, indices)
-        temps, num = _ladder(static, options, params, data, key_temps, mutable, indices, draw[1])
+        draw = _simulate(model, params, batch._replace(indices=indices, rng_key=key_draw))
+        temps, num = _ladder(model, options, params, batch._replace(indices=indices, rng_key=key_temps), draw[1])
         # A few lengths only, as each is compiled for.
         length = -(-int(num) // 32) * 32
         ladder = jnp.interp(jnp.linspace(0, int(num), length + 1)[1:], jnp.arange(int(num) + 1), _from_zero(temps, num))
-        parts.append(_both(static, options, params, data, key_run, mutable, indices, log_z, draw, ladder))
+        here = batch._replace(indices=indices, rng_key=key_run)
+        parts.append(_both(model, options, params, here, log_z, draw, ladder))
     if len(parts) == 1:
         return parts[0]
     lower, upper = (jnp.concatenate(column)[: model.num_data] for column in zip(*parts, strict=True))
@@ -91,58 +88,45 @@ def _from_zero(temps: Array, num: Array) -> Array:
     return jnp.concatenate([jnp.zeros(1), temps[: int(num)]])
 
 
-def _observing(static: Static, values: dict[str, Array]) -> LatentModel:
-    model = static.proper()
+def _observing(model: LatentModel, values: dict[str, Array]) -> LatentModel:
+    model = model.proper()
     return replace(model, model=Observe(model.model, values))
 
 
 @partial(jax.jit, static_argnums=0)
-def _simulate(
-    static: Static, params: Params, data: Any, rng_key: Array, mutable: dict[str, Any], indices: Array | None
-) -> tuple[tuple[Latents, Latents], dict[str, Array]]:
-    local, glob, values = static.proper().simulate(rng_key, params, indices, data, mutable)
+def _simulate(model: LatentModel, params: Params, batch: Batch) -> tuple[tuple[Latents, Latents], dict[str, Array]]:
+    local, glob, values = model.proper().simulate(params, batch)
     return (local, glob), values
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _ladder(
-    static: Static,
-    options: AnnealOptions,
-    params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
-    values: dict[str, Array],
+    model: LatentModel, options: AnnealOptions, params: Params, batch: Batch, values: dict[str, Array]
 ) -> tuple[Array, Array]:
     """Temperatures at which stages cost equally much, and their number."""
-    model = _observing(static, values)
-    num = options.num_particles
-    out = anneal_posterior(model, params, indices, data, rng_key, mutable, num, **options.anneal())
+    out = anneal_posterior(_observing(model, values), params, batch, options.num_particles, **options.anneal())
     return out.temps, out.num_temps
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _both(
-    static: Static,
+    model: LatentModel,
     options: AnnealOptions,
     params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
+    batch: Batch,
     log_z: dict[str, Any],
     draw: tuple[tuple[Latents, Latents], dict[str, Array]],
     temps: Array,
 ) -> Bounds:
     latents, values = draw
-    model = _observing(static, values)
-    key_z, key_model, key_pilot, key_base, key_forward, key_back = random.split(rng_key, 6)
-    own = tuple(name for name, site in model.energies.items() if site.per_datum)
-    log_z = log_z | normalisers(static, own, options.num_populations, params, data, key_z, mutable, indices)
-    shift, _ = log_z_shift(model, params, indices, data, key_model, mutable, log_z)
+    observing = _observing(model, values)
+    key_z, key_model, key_pilot, key_base, key_forward, key_back = random.split(batch.rng_key, 6)
+    own_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
+    log_z = log_z | own_z
+    batch = batch._replace(rng_key=key_model)
+    shift, _ = log_z_shift(observing, params, batch, log_z)
     by_datum, rest = shift({name: estimate.value for name, estimate in log_z.items()})
-    density = posterior_density(model, params, indices, data, key_model, mutable)
+    density = posterior_density(observing, params, batch)
     num, moves = options.num_particles, options.num_moves
     schedule = _learned(key_pilot, density.tilted, num, temps, moves)
     base = density.tilted.sample_base(key_base, num)
@@ -214,27 +198,24 @@ def _annealed(
     return lax.scan(stage, start, stages, reverse=back)[0][1]
 
 
-def _check_simulated(
-    static: Static, params: Params, data: Any, rng_key: Array, mutable: dict[str, Any], indices: Array | None
-) -> None:
+def _check_simulated(model: LatentModel, params: Params, batch: Batch) -> None:
     """Refuse what cannot be simulated, or is simulated otherwise than it is weighed.
 
     Raises:
         ModelError: naming the site.
     """
-    model = static.model
     if not model.latents:
         raise ModelError("bidirectional: the model has no latent site, so its density is not annealed.")
 
-    def look(key: Array, data: Any) -> Any:
-        for name, site in model.sites(params, indices, data, key, mutable).items():
+    def look(batch: Batch) -> Any:
+        for name, site in model.sites(params, batch).items():
             if name not in model.latents and site["is_observed"]:
                 try:
-                    jax.eval_shape(site["fn"].sample, key)
+                    jax.eval_shape(site["fn"].sample, batch.rng_key)
                 except NotImplementedError as e:
                     raise ModelError(
                         f"bidirectional: '{name}' ({type(site['fn']).__name__}) cannot be simulated."
                     ) from e
-        return model.simulate(key, params, indices, data, mutable)
+        return model.simulate(params, batch)
 
-    jax.eval_shape(look, rng_key, data)
+    jax.eval_shape(look, batch)

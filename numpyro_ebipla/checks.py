@@ -1,5 +1,6 @@
 """Arguments and states refused by name, before any long work."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,9 @@ from jax import Array, random
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._static import is_array
 from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla.kernels import MALA, Kernel
+from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.step import Config
 
 
@@ -72,4 +76,40 @@ def check_state(config: Config, params: Params, state: Any) -> None:
     if number - {config.num_particles}:
         raise ModelError(
             f"init_state has {number} particles, this EBIPLA {config.num_particles}: pass num_particles={min(number)}."
+        )
+
+
+def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
+    """How the particles are kept, from either of the two ways to say it.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is off.
+    """
+    if posterior is not None:
+        if not isinstance(posterior, Particles):
+            raise TypeError(f"posterior must be Particles() or another way to keep particles, got {posterior!r}.")
+        if kernel is not None or num_moves is not None:
+            raise ValueError(
+                f"kernel and num_moves belong to posterior: pass {type(posterior).__name__}(kernel=…, num_moves=…)."
+            )
+        return posterior
+    kernel = MALA() if kernel is None else kernel
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
+    return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
+
+
+def check_posterior(model: LatentModel, posterior: Particles, refuse: Callable | None) -> None:
+    """Refuse what a recipe cannot do, and weights that would need all data at a step that sees a minibatch.
+
+    Raises:
+        ModelError: saying what to use instead.
+    """
+    reason = refuse(model) if refuse is not None else None
+    if reason:
+        raise ModelError(reason)
+    if posterior.weighted and model.subsampled and model.global_sites:
+        raise ModelError(
+            f"the latent '{model.global_sites[0]}' is global and the data are subsampled: its weights would need all "
+            "data at every step. Drop batch_size, or use posterior=Particles()."
         )

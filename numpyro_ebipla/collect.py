@@ -12,8 +12,9 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.model import LatentModel
-from numpyro_ebipla.particles import Block, Particles, evaluated_at
+from numpyro_ebipla.inspection import Inspection
+from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.particles import Block, Particles, evaluated_at, gather
 
 
 class Plan(NamedTuple):
@@ -43,11 +44,20 @@ class Draws(NamedTuple):
         samples: ``{site: [N, S, …]}``, constrained.
         log_density: ``[N, S]``, or ``[N, S, M']`` where the chains of different data are independent.
         accept: ``{block: [S]}`` mean acceptance over the particles.
+        gain: ``[N]`` where global latents couple all data, else None: by how much the log joint density is higher than
+            at ``state.slow_average``, averaged over the draws of each particle. In the mean it bounds from above what
+            the log likelihood has gained since then.
+        score: ``[2, M', L]`` where the chains of different data are independent, else None: how the log density of
+            each datum changes if one of the L parameter arrays goes on by as much as it has gone since
+            ``state.slow_average``; means over the first and over the second half of the particles' last positions.
+            ``-log Z`` of energy priors is in neither of the two.
     """
 
     samples: dict[str, np.ndarray]
     log_density: np.ndarray
     accept: dict[str, np.ndarray]
+    gain: np.ndarray | None
+    score: np.ndarray | None
 
 
 class Layout(NamedTuple):
@@ -58,7 +68,31 @@ class Layout(NamedTuple):
     axis: int | None
 
 
-def layouts(
+def with_sites(
+    plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
+) -> tuple[Plan, dict[str, Layout]]:
+    """The plan for these sites (None: all latent ones) and data, and how the values are laid out.
+
+    Raises:
+        ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
+            draws above ``plan.max_bytes``.
+    """
+    model = inspection.model
+    known = [*model.latents, *inspection.deterministic]
+    for name in sites or ():
+        if name not in known:
+            raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
+    if indices is not None:
+        indices = np.atleast_1d(np.asarray(indices))
+        if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
+            raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
+    plan = plan._replace(sites=tuple(model.latents if sites is None else sites), indices=indices)
+    layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
+    _check_memory(model, plan, num_particles, layout)
+    return plan, layout
+
+
+def _layouts(
     model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
 ) -> dict[str, Layout]:
     """How the values at latent and deterministic sites are laid out.
@@ -70,9 +104,9 @@ def layouts(
         def values(key: Array) -> dict[str, Array]:
             constrained = model.constrain_params(params)
             indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
-            local, glob = model.draw_latents(key, constrained, indices, data, mutable)
-            local, glob = jax.tree.map(lambda x: x[None], (local, glob))
-            return model.values(constrained, local, glob, indices, data, key, mutable, sites)
+            batch = Batch(indices, data, key, mutable)
+            local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
+            return model.values(constrained, local, glob, batch, sites)
 
         return jax.eval_shape(values, random.key(0))
 
@@ -90,7 +124,7 @@ def layouts(
     return result
 
 
-def check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
+def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
     """Estimate the memory of all draws before any work.
 
     Raises:
@@ -127,18 +161,12 @@ def collect(
     in blocks of B data. A global latent couples all data: then they form one block.
     """
     how = (plan.num_samples, plan.thinning, plan.warmup, plan.sites)
-    blocks = _blocks(model, plan)
-    posterior = state.posterior
+    blocks = model.blocks(plan.indices)
     parts = []
     for i, indices in enumerate(blocks):
-        take = (lambda x: x) if indices is None else (lambda x, j=indices: jnp.take(x, j, axis=1))
-        momentum = posterior.momentum and (jax.tree.map(take, posterior.momentum[0]), posterior.momentum[1])
-        memory = posterior.memory if posterior.glob else jax.tree.map(take, posterior.memory)
-        block = Block(jax.tree.map(take, posterior.local), posterior.glob, momentum, memory)
-        adapt = (posterior.adapt_local, posterior.adapt_global)
-        out = _run_block(
-            model, particles, how, random.fold_in(rng_key, i), params, state.mutable, block, adapt, indices, data
-        )
+        batch = Batch(indices, data, random.fold_in(rng_key, i), state.mutable)
+        theta = (params, state.slow_average)
+        out = _run_block(model, particles, how, theta, *gather(state.posterior, indices), batch)
         parts.append(jax.tree.map(np.asarray, out))
         progress(i + 1, len(blocks))
     return _assemble(model, plan, layout, parts)
@@ -149,21 +177,23 @@ def _run_block(
     model: LatentModel,
     particles: Particles,
     how: tuple[int, int, int, tuple[str, ...]],
-    rng_key: Array,
-    params: Params,
-    mutable: dict[str, Any],
+    theta: tuple[Params, Params],
     block: Block,
     adapt: Any,
-    indices: Array | None,
-    data: Any,
-) -> tuple[dict[str, Array], Array, dict[str, Array]]:
+    batch: Batch,
+) -> tuple[dict[str, Array], Array, dict[str, Array], Array | None, Array | None]:
     num_samples, thinning, warmup, sites = how
-    params = model.constrain_params(params)
-    key_model, key_warmup, key_draws = random.split(rng_key, 3)
+    params, before = (model.constrain_params(p) for p in theta)
+    key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
+    batch = batch._replace(rng_key=key_model)
     block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
-        return model.log_joint(params, local, glob, indices, data, key_model, mutable, {})[:2]
+        return model.log_joint(params, local, glob, batch, {})[:2]
+
+    def log_density(local: Any, glob: Any, params: Params = params) -> Array:
+        per_datum, rest = model.log_joint(params, local, glob, batch, {})[:2]
+        return per_datum if _by_datum(model) else per_datum.sum(-1) + rest
 
     def advance(key: Array, block: Block, adapt: Any, num_moves: int) -> tuple[Block, Any, dict[str, Array]]:
         moved = Particles(particles.kernel, num_moves)
@@ -172,32 +202,37 @@ def _run_block(
 
     def draw(block: Block, key: Array) -> tuple[Block, Any]:
         block, _, info = advance(key, block, adapt, thinning)
-        values = model.values(params, *block[:2], indices, data, key_model, mutable, sites)
-        per_datum, rest = log_joint(*block[:2])
-        return block, (values, per_datum if _by_datum(model) else per_datum.sum(-1) + rest, info)
+        values = model.values(params, *block[:2], batch, sites)
+        density = log_density(*block[:2])
+        gain = None if _by_datum(model) else density - log_density(*block[:2], before)
+        return block, (values, density, info, gain)
 
     if warmup:
         block, adapt, _ = advance(key_warmup, block, adapt, warmup)
-    _, (values, log_density, info) = lax.scan(draw, block, random.split(key_draws, num_samples))
+    block, (values, density, info, gain) = lax.scan(draw, block, random.split(key_draws, num_samples))
     values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)
-    return values, jnp.swapaxes(log_density, 0, 1), info
+    if not _by_datum(model):
+        return values, jnp.swapaxes(density, 0, 1), info, gain.mean(0), None
+    score = slopes(lambda p: log_density(*block[:2], model.constrain_params(p)), *theta)
+    halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, 2)]) if len(score) > 1 else score[[0, 0]]
+    return values, jnp.swapaxes(density, 0, 1), info, None, halves
+
+
+def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
+    """Derivatives ``[…, L]`` of ``f`` at ``params`` as one by one their L arrays go on from ``before``."""
+    leaves, structure = jax.tree.flatten(params)
+    ahead = jax.tree.map(jnp.subtract, leaves, jax.tree.leaves(before))
+
+    def along(which: Array) -> Array:
+        tangent = [which[i].astype(d.dtype) * d for i, d in enumerate(ahead)]
+        return jax.jvp(f, (params,), (jax.tree.unflatten(structure, tangent),))[1]
+
+    return jnp.moveaxis(lax.map(along, jnp.eye(len(leaves))), 0, -1)
 
 
 def _by_datum(model: LatentModel) -> bool:
     """Whether the chains of different data are independent, so that each has a log density of its own."""
     return bool(model.local_sites) and not model.global_sites
-
-
-def _blocks(model: LatentModel, plan: Plan) -> list[Array | None]:
-    """Indices to work off, all of one length: the last block is filled up with data from the front."""
-    if not model.subsampled:
-        return [None]
-    if model.global_sites:
-        return [jnp.arange(model.num_data, dtype=jnp.int32)]
-    wanted = np.arange(model.num_data) if plan.indices is None else plan.indices
-    size = min(model.batch_size, len(wanted))
-    padded = np.resize(wanted, -(-len(wanted) // size) * size)
-    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, size)]
 
 
 def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: list[Any]) -> Draws:
@@ -215,17 +250,6 @@ def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: 
     samples = {name: join([part[0][name] for part in parts], layout[name].axis) for name in plan.sites}
     axis = -1 if _by_datum(model) else None
     accept = {k: np.mean([part[2][k] for part in parts], axis=0) for k in parts[0][2]}
-    return Draws(samples, join([part[1] for part in parts], axis), accept)
-
-
-def parse_sites(model: LatentModel, sites: Sequence[str] | None, deterministic: Sequence[str]) -> tuple[str, ...]:
-    """Names to collect, checked.
-
-    Raises:
-        ModelError: for a name that is neither a latent nor a deterministic site.
-    """
-    known = [*model.latents, *deterministic]
-    for name in sites or ():
-        if name not in known:
-            raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
-    return tuple(sites) if sites is not None else tuple(model.latents)
+    log_density = join([part[1] for part in parts], axis)
+    score = join([part[4] for part in parts], -2) if _by_datum(model) else None
+    return Draws(samples, log_density, accept, parts[0][3], score)

@@ -14,18 +14,9 @@ from jax import Array
 
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.anneal import TiltedDensity
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Known, Prepared
 from numpyro_ebipla.walkers import Walkers
-
-
-class Batch(NamedTuple):
-    """What a step sees of data and model: the last arguments of all functions of a :class:`LatentModel`."""
-
-    indices: Array | None
-    data: Any
-    rng_key: Array
-    mutable: dict[str, Any]
 
 
 class EnergyGap(NamedTuple):
@@ -85,7 +76,7 @@ def contrast(
 
     def loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
         params, positions = model.constrain_params(params), held | moving
-        priors = model.energy_priors(params, *batch)
+        priors = model.energy_priors(params, batch)
         tilted = {name: prior.tilted() for name, prior in priors.items()}
         log_density = {name: tilted[name].log_density(positions[name]) for name in walk}
         # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
@@ -93,7 +84,7 @@ def contrast(
             name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
             for name in walk
         }
-        joint = model.log_joint(params, local, glob, *batch, log_z)
+        joint = model.log_joint(params, local, glob, batch, log_z)
         gap = {name: energy_gap(walk[name], tilted[name], positions[name], joint.energies[name]) for name in walk}
         value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
         penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]

@@ -17,10 +17,10 @@ from numpyro_ebipla import newdata
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
 from numpyro_ebipla._static import split_static
 from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.checks import check_key, check_state, count
+from numpyro_ebipla.checks import check_key, check_posterior, check_state, count, parse_posterior
+from numpyro_ebipla.diagnostics import warn_of_run
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
-from numpyro_ebipla.kernels import MALA, Kernel
-from numpyro_ebipla.likelihood import Static
+from numpyro_ebipla.kernels import Kernel
 from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.optim import as_optax, by_role, default_optimizer
@@ -41,7 +41,6 @@ class System(NamedTuple):
     run_chunk: Callable
     update: Callable
     start: Callable
-    static: Static
 
 
 class EBIPLA:
@@ -124,7 +123,7 @@ class EBIPLA:
         self.num_samples = count("num_samples", num_samples)
         self.thinning = count("thinning", thinning)
         self.warmup = count("warmup", warmup, least=0)
-        self.posterior = _posterior(posterior, kernel, num_moves)
+        self.posterior = parse_posterior(posterior, kernel, num_moves)
         strategies = prior.values() if isinstance(prior, dict) else [prior]
         if not all(isinstance(s, WalkerStrategy | None) for s in strategies):
             raise TypeError(
@@ -227,7 +226,8 @@ class EBIPLA:
             resume: ``"previous"`` passes over damaged checkpoints; False refuses a directory that holds any.
 
         Returns:
-            A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state.
+            A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state. A run
+            of at least 1000 steps whose cheap diagnostics fail gives an ``EBIPLAWarning`` that says which.
 
         Raises:
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
@@ -246,7 +246,8 @@ class EBIPLA:
             check_state(system.config, system.inspection.params, init_state)
             state = jax.tree.map(jnp.copy, init_state)  # the loop donates its buffers
         config, data = system.config, self._data(args, kwargs)
-        plan, layout = self._plan(system, data, sites, indices, max_bytes)
+        plan = collecting.Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
+        plan, layout = collecting.with_sites(plan, sites, indices, system.inspection, config.num_particles, data)
 
         if store:
             state, found = store.start(found, state, data, program(system.run_chunk, state, data))
@@ -268,20 +269,21 @@ class EBIPLA:
             except KeyboardInterrupt:
                 stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
                 warnings.warn(stopped, EBIPLAWarning, stacklevel=2)
-        params = config.model.constrain_params(estimate)
-        return Fit.build(
-            self.model,
-            args,
-            {**kwargs, **self.static_kwargs},
-            config,
-            params,
-            state,
-            history,
-            draws,
-            plan,
-            stopped,
-            layout,
+        fit = Fit.build(
+            model=self.model,
+            args=args,
+            kwargs={**kwargs, **self.static_kwargs},
+            config=config,
+            params=config.model.constrain_params(estimate),
+            state=state,
+            history=history,
+            draws=draws,
+            plan=plan,
+            stopped=stopped,
+            layout=layout,
         )
+        warn_of_run(fit)
+        return fit
 
     # --- with the parameters held ---------------------------------------------------------------------
 
@@ -330,13 +332,13 @@ class EBIPLA:
         update = partial(step, config)
         chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
         start = jax.jit(partial(initial_state, config))
-        system = System(config, inspection, chunk, jax.jit(update), start, Static(config.model))
+        system = System(config, inspection, chunk, jax.jit(update), start)
         self._systems[signature] = system
         return system
 
     def _configure(self, inspection: Inspection) -> Config:
         model = inspection.model
-        _check_posterior(model, self.posterior, self.refuse)
+        check_posterior(model, self.posterior, self.refuse)
         chains = model.batch_size if model.local_sites else 1
         num_particles = self.num_particles or int(np.clip(-(-2000 // chains), 4, 64))
         if not model.latents:
@@ -366,46 +368,4 @@ class EBIPLA:
             num_particles=num_particles,
             averaging=self.averaging or 0.0,
             max_energy=self.max_energy,
-        )
-
-    def _plan(
-        self, system: System, data: Any, sites: Sequence[str] | None, indices: Any, max_bytes: int
-    ) -> tuple[collecting.Plan, dict]:
-        model, inspection = system.config.model, system.inspection
-        chosen = collecting.parse_sites(model, sites, inspection.deterministic)
-        if indices is not None:
-            indices = np.atleast_1d(np.asarray(indices))
-            if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
-                raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
-        plan = collecting.Plan(self.num_samples, self.thinning, self.warmup, chosen, indices, max_bytes)
-        layout = collecting.layouts(model, chosen, inspection.params, data, inspection.mutable) if chosen else {}
-        collecting.check_memory(model, plan, system.config.num_particles, layout)
-        return plan, layout
-
-
-def _posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
-    """How the particles are kept, from either of the two ways to say it."""
-    if posterior is not None:
-        if not isinstance(posterior, Particles):
-            raise TypeError(f"posterior must be Particles() or another way to keep particles, got {posterior!r}.")
-        if kernel is not None or num_moves is not None:
-            raise ValueError(
-                f"kernel and num_moves belong to posterior: pass {type(posterior).__name__}(kernel=…, num_moves=…)."
-            )
-        return posterior
-    kernel = MALA() if kernel is None else kernel
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
-    return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
-
-
-def _check_posterior(model: LatentModel, posterior: Particles, refuse: Callable | None) -> None:
-    """Refuse what a recipe cannot do, and weights that would need all data at a step that sees a minibatch."""
-    reason = refuse(model) if refuse is not None else None
-    if reason:
-        raise ModelError(reason)
-    if posterior.weighted and model.subsampled and model.global_sites:
-        raise ModelError(
-            f"the latent '{model.global_sites[0]}' is global and the data are subsampled: its weights would need all "
-            "data at every step. Drop batch_size, or use posterior=Particles()."
         )

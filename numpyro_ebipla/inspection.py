@@ -23,7 +23,7 @@ from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
 from numpyro_ebipla.missing import nan_masked
-from numpyro_ebipla.model import DataPlate, EnergySite, LatentModel, LatentSite
+from numpyro_ebipla.model import Batch, DataPlate, EnergySite, LatentModel, LatentSite
 
 
 class Start(NamedTuple):
@@ -335,12 +335,7 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
         shrink = transform.codomain.event_dim - transform.domain.event_dim
         event_dim = site["fn"].event_dim
         dim = plate.dim if plate else -1
-        names: list[str | None] = [None] * len(site["fn"].batch_shape)
-        for frame in site["cond_indep_stack"]:
-            names[len(names) + frame.dim] = frame.name
-        result[name] = LatentSite(
-            name in inside, dim - event_dim + shrink, dim - event_dim, tuple(names) + (None,) * event_dim
-        )
+        result[name] = LatentSite(name in inside, dim - event_dim + shrink, dim - event_dim)
     return result
 
 
@@ -382,9 +377,8 @@ def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict
     """Parameters that an energy prior's own arrays depend on."""
 
     def arrays(**params: Any) -> Any:
-        indices = jnp.arange(layout.batch_size, dtype=jnp.int32) if layout.subsampled else None
-        params = layout.constrain_params(params)
-        priors = layout.energy_priors(params, indices, data, jax.random.key(0), mutable)
+        batch = Batch(layout.blocks(joint=False)[0], data, jax.random.key(0), mutable)
+        priors = layout.energy_priors(layout.constrain_params(params), batch)
         densities = [prior.tilted() for prior in priors.values()]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
         return [d.log_density(x) for d, x in zip(densities, draws, strict=True)]

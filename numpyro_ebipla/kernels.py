@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._tree import chain_select, chain_sum, normal_like
-from numpyro_ebipla._types import Adaptation, Latents
+from numpyro_ebipla._types import Adaptation, DatumSteps, Latents
 
 Target = Callable[[Latents], tuple[Array, Latents]]
 Schedule = Callable[[Array], Array]
@@ -65,12 +65,14 @@ class MoveInfo(NamedTuple):
 
     Attributes:
         accept_prob: mean acceptance probability (one if unadjusted).
+        by_datum: ``[B]`` the same by datum, where chains belong to data and the kernel adapts to them; else None.
         secant: ``{site: [*event]}`` change of the gradient over change of the position along the proposals,
             root mean squares over chains; None for kernels that do not use it.
     """
 
     accept_prob: Array
     secant: Latents | None = None
+    by_datum: Array | None = None
 
 
 def evaluated(target: Target, point: Point) -> Point:
@@ -190,8 +192,9 @@ class MALA(Kernel):
     the Fisher information of the target (Titsias, 2023, *Optimal preconditioning and Fisher adaptive
     Langevin sampling*). Chains that start many standard deviations out have gradients that say how far they
     are, not how curved the target is, and scales from these would hold them there; there the change of the
-    gradient along the proposals is the smaller of the two and is taken instead. Step and scales are shared by
-    all chains of the family.
+    gradient along the proposals is the smaller of the two and is taken instead. Scales are shared by all chains of
+    the family, and so is the step, but where chains belong to data, with a factor of its own for each datum: some
+    posteriors are much narrower than others.
 
     Args:
         step_size: the first ``h`` (in units of the scales, so of order one whatever the data).
@@ -209,6 +212,10 @@ class MALA(Kernel):
     def init(self, position: Latents, chain_ndim: int) -> Adaptation:
         """As :meth:`Kernel.init`."""
         adapt = super().init(position, chain_ndim)
+        if self.adapt_step and chain_ndim == 2 and position:
+            num_data = jax.tree.leaves(position)[0].shape[1]
+            steps = DatumSteps(jnp.zeros(num_data, adapt.log_step.dtype), jnp.zeros(num_data, jnp.int32))
+            adapt = adapt._replace(by_datum=steps)
         if not self.precondition:
             return adapt
         ones = {k: jnp.ones(x.shape[chain_ndim:], x.dtype) for k, x in position.items()}
@@ -217,7 +224,7 @@ class MALA(Kernel):
     def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
         """As :meth:`Kernel.adapt`."""
         k = adapt.count.astype(adapt.log_step.dtype)
-        log_step, curvature = adapt.log_step, adapt.curvature
+        log_step, curvature, by_datum = adapt.log_step, adapt.curvature, adapt.by_datum
         if self.adapt_step:
             rate = jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02)
             log_step = log_step + rate * (info.accept_prob - self.target_accept)
@@ -226,18 +233,32 @@ class MALA(Kernel):
             curvature = jax.tree.map(
                 lambda c, g, s: _running_mean(c, g, s, rate), curvature, point.gradient, info.secant
             )
-        return Adaptation(log_step, curvature, adapt.count + 1)
+        if by_datum is not None:
+            rate = 0.5 / (1 + by_datum.count) ** 0.5  # it vanishes: few chains adapt it to themselves
+            steps = by_datum.log_step + rate * (info.by_datum - info.accept_prob)
+            by_datum = DatumSteps(steps.astype(log_step.dtype), by_datum.count + 1)
+        return Adaptation(log_step, curvature, adapt.count + 1, by_datum)
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
         """As :meth:`Kernel.move`."""
         point = evaluated(target, point)
         h = jnp.exp(adapt.log_step)
-        variance = jax.tree.map(lambda c: 1 / c, adapt.curvature) or jax.tree.map(
-            lambda x: jnp.ones((), x.dtype), point.position
-        )
+        variance = proposal_variance(adapt, point.position)
         accept, proposal, prob = metropolis(rng_key, lambda x: (*target(x), ()), point[:3], h, variance)
-        secant = jax.tree.map(_secant, point.position, proposal[0], point.gradient, proposal[2], variance)
-        return Point(*chain_select(accept, proposal[:3], point[:3])), MoveInfo(prob.mean(), secant)
+        ends = (point.position, proposal[0], point.gradient, proposal[2], adapt.curvature)
+        secant = jax.tree.map(_secant, *ends) if adapt.curvature else None
+        by_datum = None if adapt.by_datum is None else prob.mean(0)
+        return Point(*chain_select(accept, proposal[:3], point[:3])), MoveInfo(prob.mean(), secant, by_datum)
+
+
+def proposal_variance(adapt: Adaptation, position: Latents) -> Latents:
+    """``s²`` of every coordinate, relative to the shared step size; broadcasts to ``{site: [*C, *event]}``."""
+    variance = {name: 1 / c for name, c in adapt.curvature.items()}
+    variance = variance or {name: jnp.ones((), x.dtype) for name, x in position.items()}
+    if adapt.by_datum is None:
+        return variance
+    factor = jnp.exp(adapt.by_datum.log_step)
+    return {name: factor.reshape((-1,) + (1,) * (x.ndim - 2)) * variance[name] for name, x in position.items()}
 
 
 @dataclass(frozen=True)

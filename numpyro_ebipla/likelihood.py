@@ -7,7 +7,7 @@ variance, by which the log of an unbiased estimate is too low.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,11 +19,10 @@ from jax.scipy.special import logsumexp
 from scipy.special import chdtri
 
 from numpyro_ebipla._errors import ModelError
-from numpyro_ebipla._tracing import unmask_latents
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import anneal_prior
 from numpyro_ebipla.marginal import Estimate, anneal_posterior
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 
 #: Populations contradict the error that they claim where χ² is as unlikely as this.
 CONTRADICTION = 1e-3
@@ -71,46 +70,22 @@ class AnnealOptions:
         return {"num_moves": self.num_moves, "stage_ess": self.stage_ess, "max_temps": self.max_temps}
 
 
-@dataclass(frozen=True, eq=False)
-class Static:
-    """A model as a static argument of ``jit``, compared by identity."""
-
-    model: LatentModel
-
-    def proper(self) -> LatentModel:
-        """The model with masks taken off its latents, whose prior is then proper."""
-        return replace(self.model, model=unmask_latents(self.model.model))
-
-
 def is_joint(model: LatentModel) -> bool:
     """Whether only the density of all data together is to be had."""
     return bool(model.global_sites) or model.plate is None
 
 
-def blocks(model: LatentModel) -> list[Array | None]:
-    """Data to work off at a time: B, or all if they are coupled. The last block is filled up from the front."""
-    if not model.subsampled:
-        return [None]
-    if is_joint(model):
-        return [jnp.arange(model.num_data, dtype=jnp.int32)]
-    starts = range(0, model.num_data, model.batch_size)
-    return [jnp.arange(s, s + model.batch_size, dtype=jnp.int32) % model.num_data for s in starts]
-
-
-def log_likelihood(
-    static: Static, params: Params, data: Any, rng_key: Array, mutable: dict[str, Any], options: AnnealOptions
-) -> LogLikelihood:
-    """``log p(y)`` at constrained ``params``; see :class:`LogLikelihood`. ``data`` are the model's array arguments."""
-    model = static.model
-    key_z, key_blocks = random.split(rng_key)
-    whole = blocks(model)
-    check_proper(static, params, data, rng_key, mutable, whole[0])
-    shared = tuple(name for name, site in model.energies.items() if not site.per_datum)
-    log_z = normalisers(static, shared, options.num_populations, params, data, key_z, mutable, whole[0])
+def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> LogLikelihood:
+    """``log p(y)`` at constrained ``params``; see :class:`LogLikelihood`. Of all data, whichever ``batch`` visits."""
+    key_z, key_blocks = random.split(batch.rng_key)
+    whole = model.blocks()
+    batch = batch._replace(indices=whole[0])
+    check_proper(model, params, batch)
+    log_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=False)
     parts = []
     for i, indices in enumerate(whole):
-        key = random.fold_in(key_blocks, i)
-        parts.append(_of_block(static, options, params, data, key, mutable, indices, log_z))
+        here = batch._replace(indices=indices, rng_key=random.fold_in(key_blocks, i))
+        parts.append(_of_block(model, options, params, here, log_z))
     if len(parts) == 1:
         return parts[0]
     value, error, number, shared_error = (
@@ -119,19 +94,16 @@ def log_likelihood(
     return LogLikelihood(value, error, number, shared_error, parts[0].rest)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="per_datum")
 def normalisers(
-    static: Static,
-    names: tuple[str, ...],
-    num_populations: int,
-    params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
+    model: LatentModel, num_populations: int, params: Params, batch: Batch, *, per_datum: bool
 ) -> dict[str, Estimate]:
-    """Log Z of the energy priors at ``names``, each of its batch shape, by populations annealed as they say."""
-    priors = static.proper().energy_priors(params, indices, data, rng_key, mutable)
+    """Log Z of the energy priors with one normaliser, or with one for each datum, annealed as they say.
+
+    Each has its prior's batch shape.
+    """
+    names = [name for name, site in model.energies.items() if site.per_datum == per_datum]
+    priors = model.proper().energy_priors(params, batch)
     result = {}
     for i, name in enumerate(names):
         prior = priors[name]
@@ -142,7 +114,7 @@ def normalisers(
             out = anneal_prior(prior, prior.tilted(), key, num)
             return out.log_z.reshape(prior.batch_shape), out.variance.reshape(prior.batch_shape)
 
-        keys = random.split(random.fold_in(rng_key, i), num_populations)
+        keys = random.split(random.fold_in(batch.rng_key, i), num_populations)
         value, variance = pooled(*lax.map(one, keys))
         result[name] = Estimate(value, jnp.sqrt(variance))
     return result
@@ -169,21 +141,14 @@ def pooled(log_z: Array, variance: Array) -> tuple[Array, Array]:
 
 
 def log_z_shift(
-    model: LatentModel,
-    params: Params,
-    indices: Array | None,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    log_z: dict[str, Estimate],
+    model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Estimate]
 ) -> tuple[Callable, Callable]:
     """How the log density ``([B] per datum, rest)`` moves by log normalisers, in which it is linear; and itself."""
-    draw = model.draw_latents(rng_key, params, indices, data, mutable)
-    local, glob = jax.tree.map(lambda x: x[None], draw)
+    local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
     zero = {name: jnp.zeros_like(estimate.value) for name, estimate in log_z.items()}
 
     def joint(log_z: dict[str, Array]) -> tuple[Array, Array]:
-        per_datum, rest = model.log_joint(params, local, glob, indices, data, rng_key, mutable, log_z)[:2]
+        per_datum, rest = model.log_joint(params, local, glob, batch, log_z)[:2]
         return per_datum[0], rest[0]
 
     return lambda by: jax.jvp(joint, (zero,), (zero | by,))[1], joint
@@ -191,20 +156,12 @@ def log_z_shift(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _of_block(
-    static: Static,
-    options: AnnealOptions,
-    params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
-    log_z: dict[str, Estimate],
+    model: LatentModel, options: AnnealOptions, params: Params, batch: Batch, log_z: dict[str, Estimate]
 ) -> LogLikelihood:
-    model = static.proper()
-    key_z, key_model, key_anneal = random.split(rng_key, 3)
-    own = tuple(name for name, site in model.energies.items() if site.per_datum)
-    own_z = normalisers(static, own, options.num_populations, params, data, key_z, mutable, indices)
-    shift, joint = log_z_shift(model, params, indices, data, key_model, mutable, log_z | own_z)
+    proper = model.proper()
+    key_z, key_model, key_anneal = random.split(batch.rng_key, 3)
+    own_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
+    shift, joint = log_z_shift(proper, params, batch._replace(rng_key=key_model), log_z | own_z)
 
     def squared(estimates: dict[str, Estimate]) -> Array:
         """Variance of the log density from that of the log normalisers, by datum or in all."""
@@ -231,8 +188,8 @@ def _of_block(
     else:
 
         def one(key: Array) -> tuple[Array, Array, Array]:
-            num = options.num_particles
-            out = anneal_posterior(model, params, indices, data, key, mutable, num, **options.anneal())
+            here = batch._replace(rng_key=key)
+            out = anneal_posterior(proper, params, here, options.num_particles, **options.anneal())
             return out.log_z, out.variance, out.rest
 
         log_zs, variances, rests = lax.map(one, random.split(key_anneal, options.num_populations))
@@ -246,31 +203,23 @@ def _of_block(
     return LogLikelihood(value, error, 1 / (variance + 1 / num), jnp.sqrt(shared), rest)
 
 
-def check_proper(
-    static: Static,
-    params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
-    scaled: bool = False,
-) -> None:
+def check_proper(model: LatentModel, params: Params, batch: Batch, scaled: bool = False) -> None:
     """Refuse latents without a proper prior, and scaled sites (unless ``scaled``): they have no log likelihood.
 
     Raises:
         ModelError: naming the site.
     """
-    model = static.proper()
+    model = model.proper()
 
-    def look(key: Array, data: Any) -> None:
-        for name, site in model.sites(params, indices, data, key, mutable).items():
-            if name in model.latents and not _can_sample(site["fn"], key):
+    def look(batch: Batch) -> None:
+        for name, site in model.sites(params, batch).items():
+            if name in model.latents and not _can_sample(site["fn"], batch.rng_key):
                 raise ModelError(
                     f"the latent '{name}' has no proper prior ({type(site['fn']).__name__} cannot be sampled), so the "
                     "data have no marginal likelihood, and there is nothing to anneal from: give it a proper prior, or "
                     "make it a numpyro.param."
                 )
-            usual = model.ratio(indices) if model.is_local(site) else 1.0
+            usual = model.ratio(batch) if model.is_local(site) else 1.0
             scale = usual if site["scale"] is None else site["scale"]
             if not scaled and (isinstance(scale, jax.core.Tracer) or not np.allclose(scale, usual)):
                 raise ModelError(
@@ -278,7 +227,7 @@ def check_proper(
                     "take the scale off."
                 )
 
-    jax.eval_shape(look, rng_key, data)
+    jax.eval_shape(look, batch)
 
 
 def _can_sample(fn: Any, rng_key: Array) -> bool:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_ebipla._types import Latents, Params, TrainState
-from numpyro_ebipla.anneal import TiltedDensity, anneal, initial_log_step
-from numpyro_ebipla.model import LatentModel
-from numpyro_ebipla.particles import Block, evaluated_at
+from numpyro_ebipla._types import Latents, Params, PosteriorState
+from numpyro_ebipla.anneal import TiltedDensity, anneal
+from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.particles import Block, evaluated_at, gather
 from numpyro_ebipla.weighted import weights_at
 from numpyro_ebipla.weights import ess, log_mean_exp, systematic_ancestors
 
@@ -61,16 +61,14 @@ class PosteriorDensity(NamedTuple):
     flat: Callable[[Latents, Latents], Array]
 
 
-def posterior_density(
-    model: LatentModel, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
-) -> PosteriorDensity:
+def posterior_density(model: LatentModel, params: Params, batch: Batch) -> PosteriorDensity:
     """The posterior of a minibatch along ``log p_0(x) + t (log p(x, y) − log p_0(x))``.
 
     Data are independent unless there are global latents; then all data must be in the batch.
     """
-    local, glob = jax.eval_shape(lambda k: model.draw_latents(k, params, indices, data, mutable), rng_key)
+    draw = lambda key: model.draw_latents(params, batch._replace(rng_key=key))
+    local, glob = jax.eval_shape(draw, batch.rng_key)
     joined = bool(model.global_sites)
-    base_args = (indices, data, rng_key, mutable)
 
     def split(x: Array) -> tuple[Latents, Latents]:
         out: list[Latents] = [{}, {}]
@@ -89,15 +87,14 @@ def posterior_density(
         return jnp.concatenate(parts, -1)
 
     def log_base(x: Array) -> Array:
-        per_datum, rest = model.log_base(params, *split(x), *base_args)
+        per_datum, rest = model.log_base(params, *split(x), batch)
         return per_datum.sum(-1) + rest if joined else per_datum
 
     def log_joint(x: Array) -> tuple[Array, Array]:
-        per_datum, rest = model.log_joint(params, *split(x), *base_args, {})[:2]
+        per_datum, rest = model.log_joint(params, *split(x), batch, {})[:2]
         return (per_datum.sum(-1) + rest, jnp.zeros(())) if joined else (per_datum, rest[0])
 
     def sample_base(key: Array, num: int) -> Array:
-        draw = lambda k: model.draw_latents(k, params, indices, data, mutable)
         return flat(*jax.vmap(draw)(jax.random.split(key, num)))
 
     tilted = TiltedDensity(log_base, lambda x: log_base(x) - log_joint(x)[0], sample_base)
@@ -107,10 +104,7 @@ def posterior_density(
 def anneal_posterior(
     model: LatentModel,
     params: Params,
-    indices: Array | None,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
+    batch: Batch,
     num_particles: int,
     *,
     num_moves: int = 5,
@@ -121,13 +115,11 @@ def anneal_posterior(
 
     See :func:`posterior_density` for the path, :func:`~numpyro_ebipla.anneal.anneal` for the options.
     """
-    density = posterior_density(model, params, indices, data, rng_key, mutable)
-    dtype = jax.eval_shape(lambda k: density.tilted.sample_base(k, 1), rng_key).dtype
+    density = posterior_density(model, params, batch)
     out = anneal(
-        rng_key,
+        batch.rng_key,
         density.tilted,
         num_particles,
-        initial_log_step(dtype),
         num_moves=num_moves,
         stage_ess=stage_ess,
         max_temps=max_temps,
@@ -161,32 +153,22 @@ class Estimate(NamedTuple):
 
 
 def weighted_log_marginal(
-    config: Any, params: Params, state: TrainState, data: Any, log_z: dict[str, Estimate]
+    model: LatentModel, params: Params, posterior: PosteriorState, batch: Batch, log_z: dict[str, Estimate]
 ) -> Estimate:
-    """Log marginal likelihood of all data by weighted particles, moved by their weights to ``params`` (unconstrained).
+    """Log marginal likelihood of all data by weighted particles, moved by their weights to ``params`` (constrained).
 
     Each population's ``log mean exp`` is corrected for half its variance, by which the log of an unbiased estimate is
     too low: over many data this bias would outgrow the standard error. ``log_z`` are the energy priors' normalisers.
     """
-    model = config.model
-    constrained = model.constrain_params(params)
     values = {name: estimate.value for name, estimate in log_z.items()}
-
-    def of_block(block: Block, indices: Array | None) -> tuple[Array, Array, Array, Any]:
-        return _log_marginal_block(model, constrained, block, indices, data, state.rng_key, state.mutable, values)
-
-    posterior = state.posterior
-    whole = Block(posterior.local, posterior.glob, None, posterior.memory)
-    if not model.subsampled:
-        value, variance, rest, count = of_block(whole, None)
-    else:
-        parts = []
-        for start in range(0, model.num_data, model.batch_size):  # the last block is filled up from the front
-            indices = jnp.arange(start, start + model.batch_size, dtype=jnp.int32) % model.num_data
-            local, memory = jax.tree.map(lambda x, i=indices: x[:, i], (posterior.local, posterior.memory))
-            parts.append(of_block(Block(local, {}, None, memory), indices))
+    parts = []
+    for indices in model.blocks():
+        block = gather(posterior, indices)
+        parts.append(_log_marginal_block(model, params, block, batch._replace(indices=indices), values))
+    value, variance, rest, count = parts[0]
+    if model.subsampled:
         value, variance = (jnp.concatenate([p[i] for p in parts])[: model.num_data] for i in range(2))
-        rest, count = parts[0][2], jax.tree.map(lambda c: c * model.num_data / model.batch_size, parts[0][3])
+        count = jax.tree.map(lambda c: c * model.num_data / model.batch_size, count)
     if not model.global_sites:
         value = value.sum() + rest
     errors = [count[name] * log_z[name].std_error for name in log_z]
@@ -195,19 +177,12 @@ def weighted_log_marginal(
 
 @partial(jax.jit, static_argnums=0)
 def _log_marginal_block(
-    model: LatentModel,
-    params: Params,
-    block: Block,
-    indices: Array | None,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    log_z: dict[str, Array],
+    model: LatentModel, params: Params, block: Block, batch: Batch, log_z: dict[str, Array]
 ) -> tuple[Array, Array, Array, dict[str, Array]]:
     """Log marginal likelihoods, their variances, what depends on no latent, derivatives of the whole in ``log_z``."""
 
     def log_joint(local: Latents, glob: Latents, log_z: Any = log_z) -> tuple[Array, Array]:
-        return model.log_joint(params, local, glob, indices, data, rng_key, mutable, log_z)[:2]
+        return model.log_joint(params, local, glob, batch, log_z)[:2]
 
     log_weight = weights_at(block, evaluated_at(log_joint, 1.0, block.local, block.glob))
     variance = block.memory.variance[0] + 1 / ess(log_weight) - 1 / log_weight.shape[0]

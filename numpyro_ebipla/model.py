@@ -11,12 +11,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from numpyro_ebipla._static import join_static
-from numpyro_ebipla._tracing import Place, Unobserve, copy_containers, from_base, site_log_prob, trace_model, unmasked
+from numpyro_ebipla._tracing import (
+    Place,
+    Unobserve,
+    copy_containers,
+    from_base,
+    site_log_prob,
+    trace_model,
+    unmask_latents,
+    unmasked,
+)
 from numpyro_ebipla._types import Latents, Params
 from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.energy import EnergyPrior, base_only, unwrap
@@ -29,13 +39,11 @@ class LatentSite(NamedTuple):
         local: whether it lies inside the data plate.
         axis: axis of the data plate in the unconstrained value, counted from the right (local sites).
         value_axis: the same in the constrained value.
-        plates: names of its plates by dimension of the constrained value, outermost first.
     """
 
     local: bool
     axis: int
     value_axis: int
-    plates: tuple[str | None, ...]
 
 
 class EnergySite(NamedTuple):
@@ -52,6 +60,22 @@ class DataPlate(NamedTuple):
     size: int
     batch_size: int
     dim: int
+
+
+class Batch(NamedTuple):
+    """What a run of the model sees besides parameters and latents.
+
+    Attributes:
+        indices: ``[B]`` the data to visit, None for all of a plate that is not subsampled.
+        data: the array arguments of the model.
+        rng_key: to draw from, and for models that ask for one.
+        mutable: values at ``mutable`` sites.
+    """
+
+    indices: Array | None
+    data: Any
+    rng_key: Array
+    mutable: dict[str, Any]
 
 
 class Joint(NamedTuple):
@@ -74,8 +98,7 @@ class Joint(NamedTuple):
 class LatentModel:
     """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
 
-    ``data`` below are the array arguments of the model and ``indices`` the ``[B]`` data to visit, None for all
-    of a plate that is not subsampled. ``params`` are constrained except in :meth:`constrain_params`.
+    ``params`` are constrained except in :meth:`constrain_params`.
     """
 
     model: Callable
@@ -126,44 +149,30 @@ class LatentModel:
 
     # --- densities ------------------------------------------------------------------------------------
 
-    def log_joint(
-        self,
-        params: Params,
-        local: Latents,
-        glob: Latents,
-        indices: Array | None,
-        data: Any,
-        rng_key: Array,
-        mutable: dict[str, Any],
-        log_z: dict[str, Array],
-    ) -> "Joint":
+    def log_joint(self, params: Params, local: Latents, glob: Latents, batch: Batch, log_z: dict[str, Array]) -> Joint:
         """Log densities of N particles, in unconstrained space (Jacobians included).
 
         Args:
             params: constrained parameters.
             local: ``{site: [N, B, *event]}``.
             glob: ``{site: [N, *event]}``.
-            indices: see the class.
-            data: see the class.
-            rng_key: for models that ask for one.
-            mutable: values at ``mutable`` sites.
+            batch: data to visit.
             log_z: ``{energy site: log normaliser}``, broadcasting to its batch shape; zero if missing.
         """
 
         def one(local: Latents, glob: Latents) -> Joint:
-            trace, log_det = self._run(params, local, glob, indices, data, rng_key, mutable)
-            per_datum = jnp.zeros((self.width(indices),))
+            trace, log_det = self.trace(params, local, glob, batch)
+            per_datum = jnp.zeros((self.width(batch),))
             rest = jnp.zeros(())
             for name, site in trace.items():
                 if site["type"] != "sample":
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self.is_local(site):
-                    by_datum = jnp.moveaxis(value / self.ratio(indices), self.plate.dim, 0)
-                    per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
+                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
                 else:
                     rest += value.sum()
-            state = {name: trace[name]["value"] for name in mutable}
+            state = {name: trace[name]["value"] for name in batch.mutable}
             energies = {name: unwrap(trace[name]["fn"]).energy(trace[name]["value"]).mean() for name in self.energies}
             return Joint(per_datum, rest, state, jax.lax.stop_gradient(energies))
 
@@ -174,51 +183,32 @@ class LatentModel:
         first = jax.tree.map(lambda x: x[0], joint.mutable)
         return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
 
-    def log_base(
-        self,
-        params: Params,
-        local: Latents,
-        glob: Latents,
-        indices: Array | None,
-        data: Any,
-        rng_key: Array,
-        mutable: dict[str, Any],
-    ) -> tuple[Array, Array]:
+    def log_base(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> tuple[Array, Array]:
         """Log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws, in unconstrained space.
 
         That is the latents' priors, normalised, with the bases of energy priors; scales and masks are left out.
         """
 
         def one(local: Latents, glob: Latents) -> tuple[Array, Array]:
-            trace, log_det = self._run(params, local, glob, indices, data, rng_key, mutable)
-            per_datum, rest = jnp.zeros((self.width(indices),)), jnp.zeros(())
+            trace, log_det = self.trace(params, local, glob, batch)
+            per_datum, rest = jnp.zeros((self.width(batch),)), jnp.zeros(())
             for name in self.latents:
                 site = {**trace[name], "fn": unmasked(trace[name]["fn"]), "scale": None}
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
                 if self.is_local(site):
-                    by_datum = jnp.moveaxis(value, self.plate.dim, 0)
-                    per_datum += by_datum.reshape(by_datum.shape[0], -1).sum(-1)
+                    per_datum += self.by_datum(value).sum(-1)
                 else:
                     rest += value.sum()
             return per_datum, rest
 
         return jax.vmap(one)(local, glob)
 
-    def energy_positions(
-        self,
-        params: Params,
-        local: Latents,
-        glob: Latents,
-        indices: Array | None,
-        data: Any,
-        rng_key: Array,
-        mutable: dict[str, Any],
-    ) -> dict[str, Array]:
+    def energy_positions(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
         """Where the particles, or the data, stand at every energy prior with one normaliser: ``[n, *event]``."""
 
         def one(local: Latents, glob: Latents) -> dict[str, Array]:
-            trace, _ = self._run(params, local, glob, indices, data, rng_key, mutable)
+            trace, _ = self.trace(params, local, glob, batch)
             result = {}
             for name, site in self.energies.items():
                 if not site.per_datum:
@@ -232,82 +222,57 @@ class LatentModel:
         flat = lambda x: x.reshape((-1, *x.shape[2:]))
         return jax.tree.map(flat, jax.vmap(one)(local, glob))
 
-    def faults(
-        self, params: Params, local: Latents, glob: Latents, indices: Any, data: Any, key: Array, mutable: Any
-    ) -> dict[str, Array]:
+    def faults(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
         """Where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
-        trace, log_det = self._run(params, local, glob, indices, data, key, mutable)
+        trace, log_det = self.trace(params, local, glob, batch)
         result = {}
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            if self.is_local(site):
-                bad = jnp.moveaxis(bad, self.plate.dim, 0)
-                result[name] = bad.reshape(bad.shape[0], -1).any(-1)
-            else:
-                result[name] = bad.any()
+            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
         return result
 
-    def tilted(
-        self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
-    ) -> dict[str, TiltedDensity]:
+    def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
         """Every energy prior as base and energy over unconstrained walkers, at these parameters."""
-        priors = self.energy_priors(params, indices, data, rng_key, mutable)
-        return {name: prior.tilted() for name, prior in priors.items()}
+        return {name: prior.tilted() for name, prior in self.energy_priors(params, batch).items()}
 
-    def energy_priors(
-        self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
-    ) -> dict[str, EnergyPrior]:
+    def energy_priors(self, params: Params, batch: Batch) -> dict[str, EnergyPrior]:
         """The model's ``EnergyPrior`` objects; they depend on no latent, so any will do to get at them."""
         if not self.energies:
             return {}
-        model = from_base(self._bound(params, indices, data, rng_key, mutable))
-        trace = trace_model(model, *join_static(data, self.static_arguments))
+        trace, _ = self.trace(params, {}, {}, batch)
         return {name: unwrap(trace[name]["fn"]) for name in self.energies}
 
-    def sites(
-        self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
-    ) -> dict[str, dict[str, Any]]:
+    def sites(self, params: Params, batch: Batch) -> dict[str, dict[str, Any]]:
         """The sample sites of the model, with latents drawn from the prior (bases of energy priors)."""
-        model = from_base(self._bound(params, indices, data, rng_key, mutable))
-        trace = trace_model(model, *join_static(data, self.static_arguments))
+        trace, _ = self.trace(params, {}, {}, batch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
     def means(
-        self,
-        params: Params,
-        local: Latents,
-        glob: Latents,
-        indices: Array | None,
-        data: Any,
-        rng_key: Array,
-        mutable: dict[str, Any],
-        sites: Sequence[str],
+        self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
     ) -> dict[str, Array]:
         """Means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
-        trace, _ = self._run(params, local, glob, indices, data, rng_key, mutable)
+        trace, _ = self.trace(params, local, glob, batch)
         fns = {name: trace[name]["fn"] for name in sites}
         return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
 
+    def proper(self) -> "LatentModel":
+        """The model with masks taken off its latents, whose prior is then proper.
+
+        A new object each time: under jit to be called inside.
+        """
+        return replace(self, model=unmask_latents(self.model))
+
     # --- latents --------------------------------------------------------------------------------------
 
-    def draw_latents(
-        self,
-        rng_key: Array,
-        params: Params,
-        indices: Array | None,
-        data: Any,
-        mutable: dict[str, Any],
-        known: Latents | None = None,
-    ) -> tuple[Latents, Latents]:
+    def draw_latents(self, params: Params, batch: Batch, known: Latents | None = None) -> tuple[Latents, Latents]:
         """One unconstrained particle ``(local {site: [B, ...]}, global)`` from the prior.
 
         Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2). ``known`` are
         global latents to draw the local ones from.
         """
-        model = from_base(Place(self._bound(params, indices, data, rng_key, mutable), known or {}))
-        return self._unconstrained(trace_model(model, *join_static(data, self.static_arguments)))
+        return self._unconstrained(self.trace(params, {}, known or {}, batch)[0])
 
     def _unconstrained(self, trace: dict[str, Any]) -> tuple[Latents, Latents]:
         """The latents of a trace, as :meth:`draw_latents` returns them."""
@@ -322,33 +287,23 @@ class LatentModel:
         return local, glob
 
     def values(
-        self,
-        params: Params,
-        local: Latents,
-        glob: Latents,
-        indices: Array | None,
-        data: Any,
-        rng_key: Array,
-        mutable: dict[str, Any],
-        sites: Sequence[str],
+        self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
     ) -> dict[str, Array]:
         """Constrained values of N particles at ``sites`` (latent or deterministic): ``[N, ...]``."""
 
         def one(local: Latents, glob: Latents) -> dict[str, Array]:
-            trace, _ = self._run(params, local, glob, indices, data, rng_key, mutable)
+            trace, _ = self.trace(params, local, glob, batch)
             return {name: trace[name]["value"] for name in sites}
 
         return jax.vmap(one)(local, glob)
 
-    def simulate(
-        self, rng_key: Array, params: Params, indices: Array | None, data: Any, mutable: dict[str, Any]
-    ) -> tuple[Latents, Latents, dict[str, Array]]:
+    def simulate(self, params: Params, batch: Batch) -> tuple[Latents, Latents, dict[str, Array]]:
         """``(local, global, {observed site: value})`` drawn from the model, unconstrained latents.
 
         Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
         """
-        model = replace(self, model=Unobserve(self.model))._bound(params, indices, data, rng_key, mutable)
-        trace = trace_model(model, *join_static(data, self.static_arguments))
+        model = replace(self, model=Unobserve(self.model))._bound(params, batch)
+        trace = trace_model(model, *join_static(batch.data, self.static_arguments))
         local, glob = self._unconstrained(trace)
         sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
         values = {name: v for name, v in sites.items() if name not in self.latents}
@@ -356,41 +311,58 @@ class LatentModel:
 
     # --- running the model ----------------------------------------------------------------------------
 
-    def width(self, indices: Array | None) -> int:
+    def width(self, batch: Batch) -> int:
         """Number of data visited."""
-        return self.batch_size if indices is None else indices.shape[0]
+        return self.batch_size if batch.indices is None else batch.indices.shape[0]
 
-    def ratio(self, indices: Array | None) -> float:
+    def ratio(self, batch: Batch) -> float:
         """The scale that the data plate puts on its sites."""
-        return self.num_data / self.width(indices)
+        return self.num_data / self.width(batch)
+
+    def blocks(self, wanted: np.ndarray | None = None, joint: bool = True) -> Array | list[None]:
+        """Data to work off at a time: ``[K, B]`` indices, or one None without subsampling.
+
+        The last block is filled up with data from the front.
+
+        Args:
+            wanted: indices, by default of all data. If there are fewer than B, they are one block.
+            joint: whether global latents, which couple the data, make one block of all.
+        """
+        if not self.subsampled:
+            return [None]
+        if joint and self.global_sites:
+            return jnp.arange(self.num_data, dtype=jnp.int32)[None]
+        num = self.num_data if wanted is None else len(wanted)
+        size = min(self.batch_size, num)
+        order = (jnp.arange(-(-num // size) * size, dtype=jnp.int32) % num).reshape(-1, size)
+        return order if wanted is None else jnp.asarray(wanted, jnp.int32)[order]
 
     def is_local(self, site: dict[str, Any]) -> bool:
         """Whether a site lies in the data plate."""
         return self.plate is not None and any(frame.name == self.plate.name for frame in site["cond_indep_stack"])
 
-    def _bound(
-        self, params: Params, indices: Array | None, data: Any, rng_key: Array, mutable: dict[str, Any]
-    ) -> Callable:
-        """The model with parameters, mutable state and the minibatch put in, and a key to draw from."""
-        values = {**params, **copy_containers(mutable)}
-        if indices is not None and self.plate is not None:
-            values[self.plate.name] = indices
-        return handlers.seed(handlers.substitute(self.model, data=values), rng_key)
+    def by_datum(self, value: Array) -> Array:
+        """``[B, n]`` from an array in the batch shape of a local site."""
+        value = jnp.moveaxis(value, self.plate.dim, 0)
+        return value.reshape(value.shape[0], -1)
 
-    def _run(
-        self,
-        params: Params,
-        local: Latents,
-        glob: Latents,
-        indices: Array | None,
-        data: Any,
-        rng_key: Array,
-        mutable: dict[str, Any],
+    def trace(
+        self, params: Params, local: Latents, glob: Latents, batch: Batch
     ) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Trace of the model with one particle in place, and its Jacobian terms by site."""
+        """Trace of the model with one particle in place, and its Jacobian terms by site.
+
+        Latents that the particle lacks are drawn as :meth:`draw_latents` says.
+        """
         particle = dict(glob)
         for name, value in local.items():
             particle[name] = jnp.moveaxis(value, 0, self.latents[name].axis)
-        placed = Place(self._bound(params, indices, data, rng_key, mutable), particle)
-        trace = trace_model(from_base(placed), *join_static(data, self.static_arguments))
+        placed = Place(self._bound(params, batch), particle)
+        trace = trace_model(from_base(placed), *join_static(batch.data, self.static_arguments))
         return trace, placed.log_det
+
+    def _bound(self, params: Params, batch: Batch) -> Callable:
+        """The model with parameters, mutable state and the minibatch put in, and a key to draw from."""
+        values = {**params, **copy_containers(batch.mutable)}
+        if batch.indices is not None and self.plate is not None:
+            values[self.plate.name] = batch.indices
+        return handlers.seed(handlers.substitute(self.model, data=values), batch.rng_key)

@@ -18,8 +18,6 @@ from numpyro_ebipla.checks import check_key, count
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
     LogLikelihood,
-    Static,
-    blocks,
     check_proper,
     is_joint,
 )
@@ -27,6 +25,7 @@ from numpyro_ebipla.likelihood import (
     log_likelihood as _log_likelihood,
 )
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.reconstruction import reconstruct as _reconstruct
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.start import check_faults
@@ -81,19 +80,17 @@ def infer(
     >>> x.shape, bool(abs(x.mean((0, 1)) - jnp.array([2.0, 0.0])).max() < 0.1)
     ((50, 200, 2), True)
     """
-    rng_key = check_key(rng_key)
-    key_state, key_anneal, key_run = random.split(rng_key, 3)
-    params, mutable, static, data = _held(self, params, args, kwargs)
-    model = static.model
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
+    key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
     if not model.latents:
         raise ModelError("infer: the model has no latent site, so there is no posterior.")
-    check_proper(static, params, data, rng_key, mutable, blocks(model)[0], scaled=True)
+    check_proper(model, params, batch._replace(indices=model.blocks()[0]), scaled=True)
     system = self._system(args, kwargs)
     config = system.config
-    state, faults = system.start(key_state, model.unconstrain_params(params), mutable, data)
+    state, faults = system.start(key_state, model.unconstrain_params(params), batch.mutable, batch.data)
     check_faults(faults)
     if not config.particles.weighted:  # which have been annealed already
-        state = _annealed(static, config.num_particles, state, params, data, key_anneal)
+        state = _annealed(model, config.num_particles, state, params, batch._replace(rng_key=key_anneal))
     options = {"progress_bar": progress_bar, "sites": sites, "indices": indices, "max_bytes": max_bytes}
     return self.run(key_run, *args, num_steps=0, init_state=state, **options, **kwargs)
 
@@ -147,10 +144,9 @@ def log_likelihood(
     >>> bool((abs(value - exact) < 4 * std_error).all())
     True
     """
-    rng_key = check_key(rng_key)
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
-    params, mutable, static, data = _held(self, params, args, kwargs)
-    return _log_likelihood(static, params, data, rng_key, mutable, options)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
+    return _log_likelihood(model, params, batch, options)
 
 
 def anomaly_score(self: Any, rng_key: Array, params: Params, *args: Any, **kwargs: Any) -> Array:
@@ -168,8 +164,8 @@ def anomaly_score(self: Any, rng_key: Array, params: Params, *args: Any, **kwarg
     Raises:
         ModelError: if global latents couple the data, so that none has a score of its own.
     """
-    static = _held(self, params, args, {k: v for k, v in kwargs.items() if k not in AnnealOptions.__dataclass_fields__})
-    if is_joint(static[2].model):
+    own = {name: value for name, value in kwargs.items() if name not in AnnealOptions.__dataclass_fields__}
+    if is_joint(_held(self, rng_key, params, args, own)[1]):
         raise ModelError(
             "anomaly_score: global latents couple the data, or there is no data plate, so no datum has a density of "
             "its own: log_likelihood gives that of all."
@@ -215,12 +211,11 @@ def reconstruct(
     Raises:
         ModelError: naming a site whose distribution has no mean; for improper priors.
     """
-    rng_key = check_key(rng_key)
     options = _options(num_particles, 1, num_moves, stage_ess, max_temps)
     num_draws = None if num_draws is None else count("num_draws", num_draws)
-    params, mutable, static, data = _held(self, params, args, kwargs)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
     chosen = None if sites is None else tuple(sites)
-    return _reconstruct(static, params, data, rng_key, mutable, num_draws, chosen, options)
+    return _reconstruct(model, params, batch, num_draws, chosen, options)
 
 
 def bidirectional(
@@ -269,21 +264,24 @@ def bidirectional(
     >>> bool(abs(bounds.gap.mean()) < 0.05)
     True
     """
-    rng_key = check_key(rng_key)
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
-    params, mutable, static, data = _held(self, params, args, kwargs)
-    return _bidirectional(static, params, data, rng_key, mutable, options)
+    params, model, batch = _held(self, rng_key, params, args, kwargs)
+    return _bidirectional(model, params, batch, options)
 
 
 # --- parts --------------------------------------------------------------------------------------------
 
 
-def _held(ebipla: Any, params: Params, args: tuple, kwargs: dict[str, Any]) -> tuple[Params, Any, Static, Any]:
-    """Parameters, mutable state, model and data, checked.
+def _held(
+    ebipla: Any, rng_key: Array, params: Params, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Params, LatentModel, Batch]:
+    """Parameters, the model and what it sees, checked.
 
     Raises:
+        TypeError: for a key that is none.
         ModelError: for parameters that are missing or unknown, or have other shapes than the model's.
     """
+    rng_key = check_key(rng_key)
     if not isinstance(params, dict):
         raise TypeError(f"params must be {{name: value}}, such as fit.params, got {type(params).__name__}.")
     ebipla._system(args, kwargs)
@@ -308,7 +306,8 @@ def _held(ebipla: Any, params: Params, args: tuple, kwargs: dict[str, Any]) -> t
     for name, value in model.unconstrain_params(held).items():
         if not all_finite(value):
             raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
-    return held, {name: params[name] for name in mutable}, system.static, ebipla._data(args, kwargs)
+    mutable = {name: params[name] for name in mutable}
+    return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
 
 
 def _options(*values: Any) -> AnnealOptions:
@@ -324,25 +323,20 @@ def _options(*values: Any) -> AnnealOptions:
     )
 
 
-def _annealed(
-    static: Static, num_particles: int, state: TrainState, params: Params, data: Any, rng_key: Array
-) -> TrainState:
+def _annealed(model: LatentModel, num_particles: int, state: TrainState, params: Params, batch: Batch) -> TrainState:
     """The state with posterior particles in the place of those drawn from the prior."""
-    model = static.model
-    parts = [
-        _of_block(static, num_particles, params, data, random.fold_in(rng_key, i), state.mutable, indices)
-        for i, indices in enumerate(blocks(model))
-    ]
+    parts = []
+    for i, indices in enumerate(model.blocks()):
+        here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
+        parts.append(_of_block(model, num_particles, params, here))
     glob = parts[0][1]
     local = jax.tree.map(lambda *x: jnp.concatenate(x, 1)[:, : model.num_data], *(part[0] for part in parts))
     return state._replace(posterior=state.posterior._replace(local=local, glob=glob))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _of_block(
-    static: Static, num: int, params: Params, data: Any, rng_key: Array, mutable: Any, indices: Array | None
-) -> Any:
-    key_anneal, key_draw = random.split(rng_key)
+def _of_block(model: LatentModel, num: int, params: Params, batch: Batch) -> Any:
+    key_anneal, key_draw = random.split(batch.rng_key)
     size = max(num, POPULATION)
-    population = anneal_posterior(static.proper(), params, indices, data, key_anneal, mutable, size)
+    population = anneal_posterior(model.proper(), params, batch._replace(rng_key=key_anneal), size)
     return equal_draws(key_draw, population, num)

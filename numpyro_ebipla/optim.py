@@ -33,6 +33,11 @@ class NoiseState(NamedTuple):
     count: Array  # type: ignore[assignment]
 
 
+def _counting(params: Any) -> NoiseState:
+    del params
+    return NoiseState(jnp.zeros((), jnp.int32))
+
+
 def langevin_noise(
     step_size: float | Callable[[Array], Array], inverse_temperature: float | None = None
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,10 +49,6 @@ def langevin_noise(
             data times number of particles.
     """
 
-    def init(params: Any) -> NoiseState:
-        del params
-        return NoiseState(jnp.zeros((), jnp.int32))
-
     def update(
         updates: Any, state: NoiseState, params: Any = None, *, rng_key: Array, **extra: Any
     ) -> tuple[Any, NoiseState]:
@@ -58,7 +59,7 @@ def langevin_noise(
         updates = jax.tree.map(lambda u, xi: u + jnp.sqrt(2 * h / beta).astype(u.dtype) * xi, updates, noise)
         return updates, NoiseState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(_counting, update)
 
 
 def langevin(
@@ -72,10 +73,6 @@ def langevin(
         whole: the papers without energy priors (2204.12965, 2303.13429) descend the sum over the data, not its
             mean: the step becomes ``h M`` and the noise ``√(2h/N)``.
     """
-
-    def init(params: Any) -> NoiseState:
-        del params
-        return NoiseState(jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any,
@@ -93,7 +90,7 @@ def langevin(
         xi = normal_like(rng_key, updates)
         return jax.tree.map(lambda g, x: (-h * g + scale * x).astype(g.dtype), updates, xi), NoiseState(state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(_counting, update)
 
 
 class KineticState(NamedTuple):
@@ -190,8 +187,60 @@ def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optim.init, update)
 
 
+class ReachState(NamedTuple):
+    """Adam's first moment and second moments over long and over short; by parameter array how steady it moves."""
+
+    count: Array  # type: ignore[assignment]
+    mean: Any
+    square: Any
+    recent: Any
+    log_reach: Any
+
+
+def reaching_adam(learning_rate: Callable[[Array], Array], gain: float = 0.1) -> optax.GradientTransformation:
+    """Adam for parameters of any scale, however far they have to go.
+
+    Two things differ from Adam (Kingma and Ba, 2015). Gradients at the start of a fit may be larger by orders of
+    magnitude than later ones (variances that begin too small), and Adam's second moment remembers them for thousands
+    of steps: here it is at most four times that of the last dozen. And the step of each parameter array has a factor
+    of its own. It grows while the gradients keep their direction, up to the array's own root mean square, so that 1459
+    is as near as 1 in the number of steps; and it falls while they point to and fro, as steps too large make them do.
+
+    Args:
+        learning_rate: schedule of the step size.
+        gain: how fast the factors change.
+    """
+    b1, b2, b3 = 0.9, 0.999, 0.9
+    white = (1 - b1) / (1 + b1)  # squared mean over mean square, where gradients are white noise
+
+    def init(params: Any) -> ReachState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        log_reach = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
+        return ReachState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, log_reach)
+
+    def update(updates: Any, state: ReachState, params: Any = None) -> tuple[Any, ReachState]:
+        count = state.count + 1
+        rate = learning_rate(state.count)
+
+        def leaf(g: Array, m: Array, v: Array, f: Array, r: Array, p: Array) -> tuple[Array, ...]:
+            m, v, f = m + (1 - b1) * (g - m), v + (1 - b2) * (g**2 - v), f + (1 - b3) * (g**2 - f)
+            mean, recent = m / (1 - b1**count), f / (1 - b3**count)
+            steady = jnp.sum(mean**2) / (jnp.sum(recent) + 1e-30)
+            largest = jnp.log(jnp.maximum(jnp.sqrt(jnp.mean(p**2)), 1.0))
+            r = jnp.minimum(r + gain * (steady - white), largest)
+            square = jnp.minimum(v / (1 - b2**count), 4 * recent)
+            step = -(rate * jnp.exp(r)).astype(g.dtype) * mean / (jnp.sqrt(square) + 1e-8)
+            return step, m, v, f, r
+
+        out = jax.tree.map(leaf, updates, *state[1:], params)
+        pick = lambda i: jax.tree.map(lambda o: o[i], out, is_leaf=lambda o: isinstance(o, tuple) and len(o) == 5)
+        return pick(0), ReachState(count, *(pick(i) for i in range(1, 5)))
+
+    return optax.GradientTransformation(init, update)
+
+
 def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTransformationExtraArgs:
-    """Adam, slower for the energy's parameters than for the rest, with rates that fall like ``1/√k``.
+    """:func:`reaching_adam`, slower for the energy's parameters than for the rest, its rates falling like ``1/√k``.
 
     No horizon enters, so a run may be continued at any time; the tail average does the rest.
 
@@ -200,6 +249,6 @@ def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTran
     """
 
     def adam(rate: float) -> optax.GradientTransformation:
-        return optax.adam(lambda k: rate / jnp.sqrt(1 + k / 1000))
+        return reaching_adam(lambda k: rate / jnp.sqrt(1 + k / 1000))
 
     return by_role({"energy": adam(5e-3), "rest": adam(1e-2)})(energy_params)

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 
-from numpyro_ebipla._tree import batched_value_and_grad, normal_like
-from numpyro_ebipla._types import Adaptation, Latents
+from numpyro_ebipla._tree import batched_value_and_grad, normal_like, take
+from numpyro_ebipla._types import Adaptation, Latents, PosteriorState
 from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated
 
 LogJoint = Callable[[Latents, Latents], tuple[Array, Array]]
@@ -254,6 +254,18 @@ class SuccessiveParticles(Particles):
     ) -> tuple[Block, Adaptations, dict[str, Array]]:
         """Nothing to do: see :meth:`prepare`."""
         return block, adapt, {}
+
+
+def gather(posterior: PosteriorState, indices: Array | None) -> tuple[Block, Adaptations]:
+    """The particles of some data, None for all, and the kernels' adaptation to them."""
+    momentum, memory = posterior.momentum, posterior.memory
+    if momentum is not None:
+        momentum = (take(momentum[0], indices, 1), momentum[1])
+    if not posterior.glob:  # then all memory is by datum
+        memory = take(memory, indices, 1)
+    adapt = posterior.adapt_local._replace(by_datum=take(posterior.adapt_local.by_datum, indices, 0))
+    block = Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
+    return block, (adapt, posterior.adapt_global)
 
 
 def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latents) -> Known:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebipla.energy import EnergyPrior
+from numpyro_ebipla.verdicts import spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,10 +150,10 @@ def plot_generated(
     for ax, title, x in zip(axes, ("data", "generated"), both, strict=True):
         ax.set_title(title)
         if image_shape is not None:
-            ax.imshow(_tiles(x[_spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(_tiles(x[spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
             continue
-        shown = x[_spaced(len(x), MAX_POINTS)]
+        shown = x[spaced(len(x), MAX_POINTS)]
         ax.scatter(*shown[:, components].T, s=5, alpha=0.5, linewidths=0)
         ax.set(xlabel=f"coordinate {components[0]}", ylabel=f"coordinate {components[1]}")
         ax.set_aspect("equal", adjustable="box")
@@ -227,7 +228,7 @@ def plot_energy(
     filled = ax.contourf(x, y, value, levels=np.linspace(-DEPTH, 0, 25), cmap="viridis", extend="min")
     ax.figure.colorbar(filled, ax=ax, label="log density below its mode (nats)", ticks=np.arange(-DEPTH, 1, 2))
     for label, points, colour in shown:
-        points = points[_spaced(len(points), MAX_POINTS)]
+        points = points[spaced(len(points), MAX_POINTS)]
         edge = "black" if colour == "white" else "none"
         ax.scatter(
             points[:, 0],
@@ -296,11 +297,6 @@ def _limits(points: np.ndarray) -> tuple[float, float, float, float]:
 def _frame(ax: "Axes", points: np.ndarray) -> None:
     left, right, bottom, top = _limits(points)
     ax.set(xlim=(left, right), ylim=(bottom, top))
-
-
-def _spaced(size: int, number: int) -> np.ndarray:
-    """Up to ``number`` evenly spaced indices below ``size``."""
-    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)
 
 
 def _tiles(x: np.ndarray, image_shape: tuple[int, ...], low: float, high: float) -> np.ndarray:

@@ -11,30 +11,29 @@ from jax import Array, lax, random
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla._types import Latents, Params
-from numpyro_ebipla.likelihood import AnnealOptions, Static, blocks, check_proper
+from numpyro_ebipla.likelihood import AnnealOptions, check_proper
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.weights import normalised
 
 
 def reconstruct(
-    static: Static,
+    model: LatentModel,
     params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
+    batch: Batch,
     num_draws: int | None,
     sites: tuple[str, ...] | None,
     options: AnnealOptions,
 ) -> dict[str, np.ndarray]:
     """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`."""
-    model, whole = static.model, blocks(static.model)
-    check_proper(static, params, data, rng_key, mutable, whole[0], scaled=True)
-    axes = _axes(static, params, data, rng_key, mutable, whole[0], sites)
+    whole = model.blocks()
+    batch = batch._replace(indices=whole[0])
+    check_proper(model, params, batch, scaled=True)
+    axes = _axes(model, params, batch, sites)
     parts = []
     for i, indices in enumerate(whole):
-        key = random.fold_in(rng_key, i)
-        part = _of_block(static, tuple(axes.items()), num_draws, options, params, data, key, mutable, indices)
+        here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
+        part = _of_block(model, tuple(axes.items()), num_draws, options, params, here)
         parts.append(jax.tree.map(np.asarray, part))
     if len(parts) == 1:
         return parts[0]
@@ -47,24 +46,16 @@ def reconstruct(
     return {name: join(name, axis) for name, axis in axes.items()}
 
 
-def _axes(
-    static: Static,
-    params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
-    sites: tuple[str, ...] | None,
-) -> dict[str, int | None]:
+def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ...] | None) -> dict[str, int | None]:
     """The sites to reconstruct, and the axis of each mean that runs over the data.
 
     Raises:
         ModelError: naming a site that has no mean, or that is not observed.
     """
-    model, found = static.proper(), {}
+    model, found = model.proper(), {}
 
-    def look(key: Array, data: Any) -> None:
-        observed = {n: s for n, s in model.sites(params, indices, data, key, mutable).items() if simulated(s)}
+    def look(batch: Batch) -> None:
+        observed = {name: site for name, site in model.sites(params, batch).items() if simulated(site)}
         for name in observed if sites is None else sites:
             if name not in observed:
                 raise ModelError(f"reconstruct: there is no observed site '{name}'; there are {list(observed)}.")
@@ -78,34 +69,31 @@ def _axes(
                     "out of sites=[…]."
                 ) from e
 
-    jax.eval_shape(look, rng_key, data)
+    jax.eval_shape(look, batch)
     return found
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _of_block(
-    static: Static,
+    model: LatentModel,
     axes: tuple[tuple[str, int | None], ...],
     num_draws: int | None,
     options: AnnealOptions,
     params: Params,
-    data: Any,
-    rng_key: Array,
-    mutable: dict[str, Any],
-    indices: Array | None,
+    batch: Batch,
 ) -> dict[str, Array]:
-    model: LatentModel = static.proper()
-    key_anneal, key_draw = random.split(rng_key)
+    model = model.proper()
+    key_anneal, key_draw = random.split(batch.rng_key)
     names = tuple(name for name, _ in axes)
 
     def means(local: Latents, glob: Latents) -> dict[str, Array]:
-        return model.means(params, local, glob, indices, data, rng_key, mutable, names)
+        return model.means(params, local, glob, batch, names)
 
     if not model.latents:
         only = means({}, {})
         return only if num_draws is None else jax.tree.map(lambda x: jnp.stack([x] * num_draws), only)
     num = options.num_particles * options.num_populations
-    population = anneal_posterior(model, params, indices, data, key_anneal, mutable, num, **options.anneal())
+    population = anneal_posterior(model, params, batch._replace(rng_key=key_anneal), num, **options.anneal())
     if num_draws is not None:
         draws = equal_draws(key_draw, population, num_draws)
         return lax.map(lambda latents: means(*latents), draws)

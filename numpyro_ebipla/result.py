@@ -1,35 +1,27 @@
 """What a run returns: plain data, and views of it for ArviZ and the terminal."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax, random
-from numpyro import handlers
-from numpyro.diagnostics import summary
-from numpyro.primitives import Messenger
+from jax import Array, random
 
 from numpyro_ebipla import _arviz
+from numpyro_ebipla._sites import on_collected
 from numpyro_ebipla._static import split_static
 from numpyro_ebipla._types import Params, TrainState, WalkerState
-from numpyro_ebipla.anneal import TiltedDensity, equally_weighted
 from numpyro_ebipla.collect import Draws, Layout, Plan
+from numpyro_ebipla.diagnostics import of_fit
 from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.marginal import Estimate, weighted_log_marginal
-from numpyro_ebipla.model import LatentModel
+from numpyro_ebipla.model import Batch
 from numpyro_ebipla.step import Config
-from numpyro_ebipla.walkers import WalkerStrategy
-
-#: Rounds of the walkers' own strategy, at the fitted parameters, before they are shown.
-WALKER_ROUNDS = 50
-#: Scalars of a site over which a summary computes its diagnostics, at most.
-MAX_DIAGNOSED = 1000
-#: Parameter arrays that a summary lists, at most.
-MAX_LISTED = 20
+from numpyro_ebipla.summary import summary_lines
+from numpyro_ebipla.verdicts import Diagnostics
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,35 +76,9 @@ class Fit:
     config: Config
 
     @staticmethod
-    def build(
-        model: Callable,
-        args: tuple,
-        kwargs: dict[str, Any],
-        config: Config,
-        params: Params,
-        state: TrainState,
-        history: dict[str, np.ndarray],
-        draws: Draws | None,
-        plan: Plan,
-        stopped: str | None,
-        layout: dict[str, Layout],
-    ) -> "Fit":
-        """Put together what :meth:`EBIPLA.run` has."""
-        fitted = handlers.substitute(model, data={**params, **state.mutable})
-        fit = Fit(
-            params=params,
-            state=state,
-            history=history,
-            stopped=stopped,
-            model=_Visiting(fitted, config.model, layout, plan.indices),
-            args=args,
-            kwargs=kwargs,
-            draws=draws,
-            plan=plan,
-            layout=layout,
-            config=config,
-        )
-        return _cut_deterministic(fit)
+    def build(**fields: Any) -> "Fit":
+        """What :meth:`EBIPLA.run` has, with the parameters put into the model."""
+        return on_collected(Fit(**fields))
 
     @property
     def losses(self) -> np.ndarray:
@@ -155,9 +121,7 @@ class Fit:
         """
         name = self._energy_site(site)
         model = self.config.model
-        indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
-        key = random.key(0)
-        return model.energy_priors(self.params, indices, self._data(), key, self.state.mutable)[name]
+        return model.energy_priors(self.params, self._batch(model.blocks(joint=False)[0], random.key(0)))[name]
 
     def log_normalizer(self, site: str | None = None, rng_key: Array | None = None) -> tuple[Array, Array]:
         """Log Z of the fitted energy prior and its standard error, by fine annealing.
@@ -194,18 +158,18 @@ class Fit:
         >>> bool(abs(value - dist.Normal(0, 2**0.5).log_prob(y).sum()) < 5 * error)
         True
         """
-        config = self.config
-        if not config.particles.weighted:
+        model = self.config.model
+        if not self.config.particles.weighted:
             raise ValueError(
                 "the particles of this fit carry no weights: fit with posterior=WeightedParticles(), or "
                 "recipes.jala_em(model)."
             )
-        conditional = [name for name, site in config.model.energies.items() if site.per_datum]
+        conditional = [name for name, site in model.energies.items() if site.per_datum]
         if conditional:
             raise ValueError(f"the energy prior at '{conditional[0]}' has a normaliser for each datum: not supported.")
-        log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in config.model.energies}
-        params = config.model.unconstrain_params(self.params)
-        return weighted_log_marginal(config, params, self.state, self._data(), log_z)
+        log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in model.energies}
+        batch = self._batch(None, self.state.rng_key)
+        return weighted_log_marginal(model, self.params, self.state.posterior, batch, log_z)
 
     def prior_samples(self, rng_key: Array | None = None, indices: Any = None) -> dict[str, np.ndarray]:
         """The prior walkers of every energy prior, ``{site: [P, ...]}``, constrained and equally weighted.
@@ -219,41 +183,44 @@ class Fit:
             indices: data for priors that are conditional on covariates (``[P, len(indices), ...]``), by
                 default all.
         """
+        return self._walkers(rng_key, indices)[0]
+
+    def _walkers(self, rng_key: Array | None, indices: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """:meth:`prior_samples`, and the log Z that the walkers know of, at the first block of data."""
         key = random.fold_in(self.state.rng_key, 0x5EED) if rng_key is None else rng_key
         model = self.config.model
         if not model.energies:
-            return {}
+            return {}, {}
         wanted = np.arange(model.num_data) if indices is None else np.atleast_1d(indices)
         axis: dict[str, int] = {}
 
         @jax.jit
-        def walk(key: Array, block: Array | None, params: Params, last: Params, data: Any, state: Any) -> Any:
-            mutable, walkers = state
-            priors = model.energy_priors(params, block, data, key, mutable)
-            before = model.tilted(last, block, data, key, mutable)
-            out = {}
+        def walk(batch: Batch, params: Params, last: Params, walkers: dict[str, WalkerState]) -> Any:
+            priors, before = model.energy_priors(params, batch), model.tilted(last, batch)
+            out, said = {}, {}
             for i, (name, prior) in enumerate(priors.items()):
                 strategy, at = self.config.walkers[name], (before[name], prior.tilted())
                 axis[name] = model.plate.dim - prior.event_dim if model.plate else 0
-                walked = _walk(random.fold_in(key, i), strategy, *at, walkers[name])
+                walked, said[name] = strategy.replay(random.fold_in(batch.rng_key, i), *at, walkers[name])
                 out[name] = prior.constrain_walkers(walked)
-            return out
+            return out, said
 
         last = model.constrain_params(self.state.params)
-        state = (self.state.mutable, self.state.prior)
         per_datum = any(site.per_datum for site in model.energies.values())
+        shown = wanted if per_datum else wanted[:1]
+        shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         parts = []
-        for i, block in enumerate(_blocks(model, wanted if per_datum else wanted[:1])):
-            part = walk(random.fold_in(key, i), block, self.params, last, self._data(), state)
-            parts.append(jax.tree.map(np.asarray, part))
+        for i, block in enumerate(model.blocks(shown, joint=False)):
+            batch = self._batch(block, random.fold_in(key, i))
+            parts.append(jax.tree.map(np.asarray, walk(batch, self.params, last, self.state.prior)))
         result = {}
         for name, site in model.energies.items():
-            result[name] = parts[0][name]
+            result[name] = parts[0][0][name]
             if site.per_datum:
-                joined = np.concatenate([part[name] for part in parts], axis[name])
+                joined = np.concatenate([part[0][name] for part in parts], axis[name])
                 kept = np.arange(len(wanted)) if model.subsampled else wanted
                 result[name] = np.take(joined, kept, axis[name])
-        return result
+        return result, {name: float(info["log_z"]) for name, info in parts[0][1].items() if "log_z" in info}
 
     # --- ArviZ ----------------------------------------------------------------------------------------
 
@@ -364,6 +331,39 @@ class Fit:
 
     # --- the terminal ---------------------------------------------------------------------------------
 
+    def diagnostics(self, rng_key: Array | None = None) -> Diagnostics:
+        """Whether the fit is to be trusted: checks with a threshold, a verdict and what to change.
+
+        ==============================  ===================================================================
+        check                           what it looks at
+        ==============================  ===================================================================
+        non-finite steps, draws         how many there were
+        nats still gained               an upper bound of what the log likelihood has gained since the
+                                        average over the last half of the steps, in nats per datum
+        nats to gain                    what a Newton step along the way that the run was going would gain
+        R-hat, ESS                      the worst of up to 1000 scalars of each collected site
+        acceptance                      of the last moves of the particles (MALA)
+        walkers' acceptance, ESS, …     what the strategy reports, averaged over the last tenth of the steps
+        energy gap                      between walkers and particles, over the last tenth; it is zero at the
+                                        maximum
+        log Z, std error                of populations annealed afresh, by their spread
+        log Z, walkers − fresh          whether the walkers' log Z, if they know one, agrees with that
+        MMD², walkers − fresh           whether the walkers are draws of the prior
+        MMD², particles − fresh         whether the prior is where the posteriors of the data are
+        ==============================  ===================================================================
+
+        An energy prior takes some seconds, for its fresh draws. :mod:`numpyro_ebipla.diagnostics` has the details.
+
+        Args:
+            rng_key: of the fresh draws, by default derived from the state's own.
+
+        Returns:
+            :class:`~numpyro_ebipla.verdicts.Diagnostics`: print it, or look at ``passed``, ``warnings`` and
+            ``checks``.
+        """
+        key = random.fold_in(self.state.rng_key, 0xD1A6) if rng_key is None else rng_key
+        return of_fit(self, key)
+
     def print_summary(
         self,
         var_names: Sequence[str] | None = None,
@@ -371,8 +371,9 @@ class Fit:
         *,
         prob: float = 0.9,
         max_rows: int = 10,
+        diagnostics: bool = True,
     ) -> None:
-        """Print the run, its parameters, and NumPyro's diagnostics of the draws.
+        """Print the run, its parameters, NumPyro's diagnostics of the draws, and :meth:`diagnostics`.
 
         Of a site with more than ``max_rows`` scalars evenly spaced ones are shown, and a line says so and
         gives the worst R-hat and ESS of up to 1000.
@@ -382,14 +383,13 @@ class Fit:
             indices: data, by default all that were collected.
             prob: of the credible intervals.
             max_rows: rows for each site.
+            diagnostics: whether to print these, too; with an energy prior they take some seconds.
 
         Raises:
             ValueError: naming a site or index that was not collected.
         """
-        lines = [repr(self), *_run_lines(self), "", *_param_lines(self.params)]
-        if self.draws is not None:
-            lines += ["", *_site_lines(self, var_names, indices, prob, max_rows)]
-        print("\n".join(lines))
+        lines = summary_lines(self, var_names, indices, prob, max_rows)
+        print("\n".join([*lines, "", str(self.diagnostics())] if diagnostics else lines))
 
     def __repr__(self) -> str:
         text = f"{int(self.state.step)} steps"
@@ -400,9 +400,10 @@ class Fit:
 
     # --- parts ----------------------------------------------------------------------------------------
 
-    def _data(self) -> Any:
-        """The model's array arguments."""
-        return jax.tree.map(jnp.asarray, split_static((self.args, self.kwargs))[0])
+    def _batch(self, indices: Array | None, rng_key: Array) -> Batch:
+        """What the model sees, of these data."""
+        data = jax.tree.map(jnp.asarray, split_static((self.args, self.kwargs))[0])
+        return Batch(indices, data, rng_key, self.state.mutable)
 
     def _energy_site(self, site: str | None) -> str:
         names = list(self.config.model.energies)
@@ -411,154 +412,3 @@ class Fit:
         if site not in names:
             raise ValueError(f"site must be one of the model's energy priors {names}, got {site!r}.")
         return site
-
-
-class _Visiting(Messenger):
-    """The model on the data whose latents were collected, in their order.
-
-    A subsampled plate gets their indices, or all of a plate of another size. Where the plate is not
-    subsampled the model cannot be told which data to visit: then latents of data that were not collected
-    become NaN, and so does what is computed from them.
-    """
-
-    def __init__(self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None) -> None:
-        super().__init__(fn)
-        self.plate, self.subsampled, self.num_data = model.plate, model.subsampled, model.num_data
-        self.indices = indices
-        self.axes = {name: layout[name].axis for name in model.latents if name in layout}
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "plate" or self.plate is None or msg["name"] != self.plate.name:
-            return
-        size, batch = msg["args"]
-        if batch is None or batch == size:
-            return
-        collected = self.indices is not None and size == self.plate.size
-        with jax.ensure_compile_time_eval():  # so that models may index NumPy arrays with it
-            msg["value"] = jnp.asarray(self.indices if collected else np.arange(size), jnp.int32)
-        msg["args"] = (size, msg["value"].shape[0])
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if self.indices is None or self.subsampled or msg["type"] != "sample":
-            return
-        axis = self.axes.get(msg["name"])
-        if axis is not None and jnp.shape(msg["value"])[axis] == len(self.indices):
-            msg["value"] = _arviz.spread(msg["value"], axis, self.indices, self.num_data)
-
-
-def _cut_deterministic(fit: Fit) -> Fit:
-    """Cut deterministic sites to the chosen data where the latents are, so that all axes of the plate agree.
-
-    A plate that is not subsampled computes them for all data.
-    """
-    model, indices = fit.config.model, fit.plan.indices
-    cut = [name for name in model.latents if name in fit.layout and fit.layout[name].axis is not None]
-    if fit.draws is None or indices is None or model.subsampled or not cut:
-        return fit
-    sites, _ = _arviz.trace_sites(fit, np.asarray(indices), {}, values=False)
-    samples, layout, plate = dict(fit.draws.samples), dict(fit.layout), _arviz.plate_name(fit)
-    for name, value in samples.items():
-        if name in model.latents or plate not in sites[name].dims:
-            continue
-        axis = sites[name].dims.index(plate) - len(sites[name].dims)
-        samples[name] = np.take(value, indices, axis)
-        layout[name] = layout[name]._replace(axis=axis)
-    return replace(fit, draws=fit.draws._replace(samples=samples), layout=layout)
-
-
-# --- walkers ------------------------------------------------------------------------------------------
-
-
-def _walk(
-    rng_key: Array, strategy: WalkerStrategy, before: TiltedDensity, at: TiltedDensity, state: WalkerState
-) -> Array:
-    """Walkers brought from one density to another, and moved on there: ``[P, ...]``, equally weighted."""
-    key_change, key_rounds, key_last, key_draw = random.split(rng_key, 4)
-    if state.position is not None:
-        state, _ = strategy.advance(key_change, before, at, state, None)
-
-        def one_round(state: WalkerState, key: Array) -> tuple[WalkerState, None]:
-            key_prepare, key_advance = random.split(key)
-            _, state, _ = strategy.prepare(key_prepare, at, state)
-            return strategy.advance(key_advance, at, at, state, None)[0], None
-
-        state, _ = lax.scan(one_round, state, random.split(key_rounds, WALKER_ROUNDS))
-    walkers, _, _ = strategy.prepare(key_last, at, state)
-    weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
-    return equally_weighted(key_draw, weighted, walkers.weight.shape[0])
-
-
-def _blocks(model: LatentModel, wanted: np.ndarray) -> list[Array | None]:
-    """Data in blocks of B; the last one is filled up from the front."""
-    if not model.subsampled:
-        return [None]
-    padded = np.resize(wanted, -(-len(wanted) // model.batch_size) * model.batch_size)
-    return [jnp.asarray(part, jnp.int32) for part in padded.reshape(-1, model.batch_size)]
-
-
-# --- text ---------------------------------------------------------------------------------------------
-
-
-def _run_lines(fit: Fit) -> Iterator[str]:
-    """Why it ended and what the history ends with."""
-    if fit.stopped:
-        yield f"stopped: {fit.stopped}"
-    for name, values in fit.history.items():
-        last = name.rpartition("/")[2]
-        if len(values) and (name == "contrast" or last.startswith("accept") or last in _SHOWN):
-            tail = values[-max(1, len(values) // 10) :]
-            yield f"{name}: {values[-1]:.4g} at the last step, mean {np.mean(tail):.4g} over the last tenth"
-
-
-_SHOWN = ("log_z", "swap", "ess")
-
-
-def _param_lines(params: Params) -> list[str]:
-    """Scalars by value, arrays by shape and norm."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    lines = []
-    for path, leaf in leaves[:MAX_LISTED]:
-        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
-        if jnp.size(leaf) == 1:
-            lines.append(f"{name} = {float(jnp.reshape(leaf, ())):.4g}")
-        else:
-            lines.append(f"{name}: shape {jnp.shape(leaf)}, norm {float(jnp.linalg.norm(jnp.ravel(leaf))):.4g}")
-    if len(leaves) > MAX_LISTED:
-        lines.append(f"… and {len(leaves) - MAX_LISTED} more arrays")
-    return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]
-
-
-def _site_lines(fit: Fit, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
-    """A table of the draws' diagnostics."""
-    chosen = _arviz.chosen_indices(fit, indices)
-    variables = _arviz.posterior(fit, var_names, chosen, {})
-    if fit.num_samples < 4:
-        return [f"R-hat and ESS need at least 4 draws of each particle, there are {fit.num_samples}."]
-    rows, notes = [], []
-    for name, variable in variables.items():
-        labels = [chosen if dim == _arviz.plate_name(fit) else None for dim in variable.dims]
-        flat = variable.values.reshape((*variable.values.shape[:2], -1))
-        size = flat.shape[-1]
-        diagnosed = _spaced(size, MAX_DIAGNOSED)
-        table = summary({name: flat[..., diagnosed]}, prob)[name]
-        for i in _spaced(len(diagnosed), max_rows):
-            at = np.unravel_index(diagnosed[i], variable.values.shape[2:])
-            label = [str(a if names is None else names[a]) for a, names in zip(at, labels, strict=True)]
-            text = f"{name}[{','.join(label)}]" if label else name
-            rows.append((text, [float(column[i]) for column in table.values()]))
-        if size > max_rows:
-            which = f"all {size}" if len(diagnosed) == size else f"{len(diagnosed)} of {size}"
-            r_hat, n_eff = table["r_hat"], table["n_eff"]
-            notes.append(
-                f"{name}: {max_rows} of {size} scalars shown; over {which}: r_hat max {np.max(r_hat):.3f}, "
-                f"median {np.median(r_hat):.3f}; n_eff min {np.min(n_eff):.0f}, median {np.median(n_eff):.0f}"
-            )
-    width = max([len(text) for text, _ in rows] + [10])
-    header = " " * width + "".join(f"{column:>10}" for column in table)
-    body = [f"{text:>{width}}" + "".join(f"{v:>10.2f}" for v in values) for text, values in rows]
-    return [header, *body, *notes]
-
-
-def _spaced(size: int, number: int) -> np.ndarray:
-    """Up to ``number`` evenly spaced indices below ``size``."""
-    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)

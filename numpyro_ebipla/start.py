@@ -1,6 +1,5 @@
 """The state before the first step: particles drawn from the prior, walkers, and a check that all is finite."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._tree import chain_select, strong_type
 from numpyro_ebipla._types import Params, PosteriorState, TrainState
 from numpyro_ebipla.marginal import anneal_posterior
-from numpyro_ebipla.minibatch import batches_per_epoch
+from numpyro_ebipla.model import Batch
 from numpyro_ebipla.step import Config
 
 #: Draws from the prior for an initial particle whose log density is not finite, before an error.
@@ -29,13 +28,14 @@ def initial_state(
     memory = None
     if config.particles.weighted:
         (local, glob), memory = _weighted_particles(config, key_latents, params, mutable, data)
-    indices = jnp.arange(model.batch_size, dtype=jnp.int32) if model.subsampled else None
-    densities = model.tilted(model.constrain_params(params), indices, data, key_walkers, mutable)
+    batch = Batch(model.blocks(joint=False)[0], data, key_walkers, mutable)
+    densities = model.tilted(model.constrain_params(params), batch)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         rng_key=key_run,
         params=params,
         average=params,
+        slow_average=params,
         optim_state=config.optim.init(params),
         mutable=mutable,
         posterior=PosteriorState(local, glob, momentum, kernel.init(local, 2), kernel.init(glob, 1), memory),
@@ -50,17 +50,18 @@ def initial_state(
 def _draw_particles(config: Config, rng_key: Array, params: Params, mutable: Any, data: Any) -> Any:
     """Particles of all data from the prior: ``[N, M, …]`` and ``[N, …]``, batch by batch; and faults."""
     model = config.model
-    B, M = model.batch_size, model.num_data
     key_first, key_rest = random.split(rng_key)
-    draw = partial(_draw_batch, config, model.constrain_params(params), mutable, data)
+
+    def draw(key: Array, indices: Array | None, known: Any) -> Any:
+        return _draw_batch(config, model.constrain_params(params), Batch(indices, data, key, mutable), known)
+
     if not model.subsampled:
         return draw(key_first, None, None)
-    parts = batches_per_epoch(M, B)
-    indices = (jnp.arange(parts * B, dtype=jnp.int32) % M).reshape(parts, B)
+    indices = model.blocks(joint=False)
     glob = draw(key_first, indices[0], None)[0][1] if model.global_sites else None
-    keys = random.split(key_rest, parts)
+    keys = random.split(key_rest, len(indices))
     (local, _), faults = lax.map(lambda a: draw(a[0], a[1], glob), (keys, indices))
-    local = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, parts * B, *x.shape[3:]))[:, :M], local)
+    local = jax.tree.map(lambda x: _together(x, model.num_data), local)
     return (local, glob or {}), jax.tree.map(jnp.sum, faults)
 
 
@@ -70,45 +71,40 @@ def _weighted_particles(config: Config, rng_key: Array, params: Params, mutable:
     params = model.constrain_params(params)
 
     def anneal(key: Array, indices: Array | None) -> tuple[Any, ...]:
-        out = anneal_posterior(model, params, indices, data, key, mutable, config.num_particles)
+        out = anneal_posterior(model, params, Batch(indices, data, key, mutable), config.num_particles)
         return (out.local, out.glob), out.log_weight, out.log_density, out.variance[None]
 
     if not model.subsampled:
         latents, log_weight, log_density, variance = anneal(rng_key, None)
     else:
-        parts = batches_per_epoch(model.num_data, model.batch_size)
-        indices = jnp.arange(parts * model.batch_size, dtype=jnp.int32) % model.num_data
-        keys, indices = random.split(rng_key, parts), indices.reshape(parts, -1)
-        out = lax.map(lambda a: anneal(*a), (keys, indices))
-        together = lambda x: jnp.moveaxis(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:]))[:, : model.num_data]
-        latents, log_weight, log_density, variance = jax.tree.map(together, out)
+        indices = model.blocks()
+        out = lax.map(lambda a: anneal(*a), (random.split(rng_key, len(indices)), indices))
+        out = jax.tree.map(lambda x: _together(x, model.num_data), out)
+        latents, log_weight, log_density, variance = out
     local, glob = latents
     return latents, config.particles.start(local, glob, log_weight, log_density, variance)
 
 
-def _draw_batch(
-    config: Config,
-    params: Params,
-    mutable: Any,
-    data: Any,
-    rng_key: Array,
-    indices: Array | None,
-    known: Any,
-) -> tuple[tuple[Any, Any], dict[str, Array]]:
+def _together(x: Array, num_data: int) -> Array:
+    """``[K, N, B, …]`` of K blocks -> ``[N, M, …]``."""
+    return jnp.swapaxes(x, 0, 1).reshape((x.shape[1], -1, *x.shape[3:]))[:, :num_data]
+
+
+def _draw_batch(config: Config, params: Params, batch: Batch, known: Any) -> tuple[tuple[Any, Any], dict[str, Array]]:
     """Particles of a batch, redrawn a few times where their log density is not finite.
 
     ``known`` are the global latents if they are drawn already.
     """
     model, num = config.model, config.num_particles
-    key_model, key_draws = random.split(rng_key)
+    key_model, key_draws = random.split(batch.rng_key)
 
     def draw(key: Array) -> tuple[Any, Any]:
-        one = lambda k, glob: model.draw_latents(k, params, indices, data, mutable, glob)
+        one = lambda k, glob: model.draw_latents(params, batch._replace(rng_key=k), glob)
         local, glob = jax.vmap(one)(random.split(key, num), known or {})
         return local, known or glob
 
     def faults(local: Any, glob: Any) -> dict[str, Array]:
-        one = lambda local, glob: model.faults(params, local, glob, indices, data, key_model, mutable)
+        one = lambda local, glob: model.faults(params, local, glob, batch._replace(rng_key=key_model))
         if not model.latents:
             return jax.tree.map(lambda x: x[None], one({}, {}))
         return jax.vmap(one)(local, glob)

@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import optax
 from jax import Array, random
 
-from numpyro_ebipla._tree import all_finite, put, take
-from numpyro_ebipla._types import Adaptation, Params, PosteriorState, TrainState, WalkerState
-from numpyro_ebipla.contrast import Batch, Contrast, EnergyGap, contrast, cross_entropy
+from numpyro_ebipla._tree import all_finite, put
+from numpyro_ebipla._types import Params, PosteriorState, TrainState, WalkerState
+from numpyro_ebipla.contrast import Contrast, EnergyGap, contrast, cross_entropy
 from numpyro_ebipla.minibatch import minibatch
-from numpyro_ebipla.model import LatentModel
-from numpyro_ebipla.particles import Block, LogJoint, Particles, Prepared
+from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.particles import Adaptations, Block, LogJoint, Particles, Prepared, gather
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
+
+#: Of :attr:`.TrainState.slow_average`, see :func:`averaged`.
+SLOW_AVERAGING = 1.0
 
 
 class Config(NamedTuple):
@@ -60,7 +63,8 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
     info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()} | ({"brake": brake} if config.walkers else {})
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
     average = averaged(state.average, params, state.step, config.averaging)
-    after = (params, average, optim_state, now.mutable, prior, block, adapt)
+    slow = averaged(state.slow_average, params, state.step, SLOW_AVERAGING)
+    after = (params, average, slow, optim_state, now.mutable, prior, (block, adapt))
     return sound_step(config, state, batch.indices, after, now, info)
 
 
@@ -79,7 +83,7 @@ def contrast_of(config: Config, state: TrainState, ready: Prepared, walk: dict[s
     if braked:
         params = config.model.constrain_params(state.params)
         local, glob = jax.tree.map(lambda x: x[:1], (ready.block.local, ready.block.glob))
-        at = config.model.energy_positions(params, local, glob, *batch)
+        at = config.model.energy_positions(params, local, glob, batch)
         particles = {name: at[name] for name in braked if name in at}
     return contrast(config.model, state.params, ready, walk, shared, particles, batch)
 
@@ -93,11 +97,11 @@ def prepare(
     config: Config, state: TrainState, batch: Batch, key_posterior: Array, key_walkers: Array
 ) -> tuple[Prepared, dict[str, Walkers], dict[str, WalkerState], dict[str, Array]]:
     """What enters the gradient at ``θ_k``: particles and walkers, the walkers' new states, what to report."""
-    model, posterior = config.model, state.posterior
+    model = config.model
     params = model.constrain_params(state.params)
 
     def draw(key: Array) -> tuple[Any, Any]:
-        one = lambda k: model.draw_latents(k, params, batch.indices, batch.data, batch.mutable)
+        one = lambda k: model.draw_latents(params, batch._replace(rng_key=k))
         return jax.vmap(one)(random.split(key, config.num_particles))
 
     ready = config.particles.prepare(
@@ -105,13 +109,12 @@ def prepare(
         draw,
         log_joint_at(model, state.params, batch, {}),
         model.num_data / model.batch_size,
-        gather(state, batch.indices),
-        (posterior.adapt_local, posterior.adapt_global),
+        *gather(state.posterior, batch.indices),
     )
     ready = jax.lax.stop_gradient(ready)
-    densities, positions = model.tilted(params, *batch), {}
+    densities, positions = model.tilted(params, batch), {}
     if any(strategy.follows_particles for strategy in config.walkers.values()):
-        positions = model.energy_positions(params, *ready.block[:2], *batch)
+        positions = model.energy_positions(params, *ready.block[:2], batch)
     walk, prior = {}, {}
     info = dict(ready.info)
     for i, (name, density) in enumerate(densities.items()):
@@ -124,7 +127,7 @@ def prepare(
 
 def advance_particles(
     config: Config, state: TrainState, batch: Batch, rng_key: Array, ready: Prepared, now: Contrast
-) -> tuple[Block, tuple[Adaptation, Adaptation], dict[str, Array]]:
+) -> tuple[Block, Adaptations, dict[str, Array]]:
     """The particles moved on at ``θ_k``."""
     model = config.model
     log_joint = log_joint_at(model, state.params, batch, now.log_z if ready.known is None else {})
@@ -134,7 +137,7 @@ def advance_particles(
 
 def log_joint_at(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Array]) -> LogJoint:
     """Log densities of a minibatch's particles as a function of these."""
-    return lambda local, glob: model.log_joint(model.constrain_params(params), local, glob, *batch, log_z)[:2]
+    return lambda local, glob: model.log_joint(model.constrain_params(params), local, glob, batch, log_z)[:2]
 
 
 def advance_walkers(
@@ -147,7 +150,7 @@ def advance_walkers(
 ) -> tuple[dict[str, WalkerState], dict[str, Array]]:
     """Every energy prior's walkers, following the parameters from ``θ_k`` to ``θ_{k+1}``."""
     model = config.model
-    now, following = (model.tilted(model.constrain_params(p), *batch) for p in params)
+    now, following = (model.tilted(model.constrain_params(p), batch) for p in params)
     states = {}
     info: dict[str, Array] = {}
     for i, (name, strategy) in enumerate(config.walkers.items()):
@@ -161,20 +164,19 @@ def sound_step(
     config: Config, state: TrainState, indices: Array | None, after: tuple, now: Contrast, info: dict[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after the step. One that would leave the finite numbers is not taken: the state stays as it was."""
-    params, _, _, _, prior, block, _ = after
-    posterior = state.posterior
+    params, _, _, _, _, prior, (block, _) = after
     energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
     positions = [walkers.position for walkers in prior.values()]
     sound = (
         all_finite((now.value, params, block[:3], positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
     )
-    old_adapt = (posterior.adapt_local, posterior.adapt_global)
-    before = (state.params, state.average, state.optim_state, state.mutable, state.prior, gather(state, indices))
-    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, (*before, old_adapt))
-    params, average, optim_state, mutable, prior, block, adapt = kept
-    posterior = scatter(state, indices, block, adapt)
+    theta = (state.params, state.average, state.slow_average)
+    before = (*theta, state.optim_state, state.mutable, state.prior, gather(state.posterior, indices))
+    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, before)
+    params, average, slow, optim_state, mutable, prior, chains = kept
+    posterior = scatter(state.posterior, indices, *chains)
     taken = state.step + sound.astype(jnp.int32)
-    new = TrainState(taken, state.rng_key, params, average, optim_state, mutable, posterior, prior)
+    new = TrainState(taken, state.rng_key, params, average, slow, optim_state, mutable, posterior, prior)
     return new, info | {"sound": sound}
 
 
@@ -207,7 +209,7 @@ def trust(config: Config, params: Params, updates: Params, batch: Batch, walk: d
         return factor
     model = config.model
     before, after = (
-        model.tilted(model.constrain_params(p), *batch) for p in (params, optax.apply_updates(params, updates))
+        model.tilted(model.constrain_params(p), batch) for p in (params, optax.apply_updates(params, updates))
     )
     for name, limit in limits.items():
         change = after[name].energy(walk[name].position) - before[name].energy(walk[name].position)
@@ -232,26 +234,16 @@ def batch_indices(model: LatentModel, state: TrainState) -> Array | None:
     return minibatch(key, state.step, model.num_data, model.batch_size)
 
 
-def gather(state: TrainState, indices: Array | None) -> Block:
-    """The minibatch's particles."""
-    posterior = state.posterior
-    momentum, memory = posterior.momentum, posterior.memory
-    if momentum is not None:
-        momentum = (take(momentum[0], indices, 1), momentum[1])
-    if not posterior.glob:  # then all memory is by datum
-        memory = take(memory, indices, 1)
-    return Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
-
-
-def scatter(state: TrainState, indices: Array | None, block: Block, adapt: tuple) -> Any:
-    """All particles, with the minibatch's put back."""
-    posterior, momentum, memory = state.posterior, block.momentum, block.memory
+def scatter(posterior: PosteriorState, indices: Array | None, block: Block, adapt: Adaptations) -> PosteriorState:
+    """All particles, with the minibatch's put back: the inverse of :func:`.gather`."""
+    momentum, memory = block.momentum, block.memory
     if not posterior.glob:
         memory = put(posterior.memory, indices, memory, 1)
     if momentum is not None:
         momentum = (put(posterior.momentum[0], indices, momentum[0], 1), momentum[1])
     local = put(posterior.local, indices, block.local, 1)
-    return PosteriorState(local, block.glob, momentum, adapt[0], adapt[1], memory)
+    by_datum = put(posterior.adapt_local.by_datum, indices, adapt[0].by_datum, 0)
+    return PosteriorState(local, block.glob, momentum, adapt[0]._replace(by_datum=by_datum), adapt[1], memory)
 
 
 def averaged(average: Params, params: Params, count: Array, power: float) -> Params:
@@ -263,7 +255,7 @@ def averaged(average: Params, params: Params, count: Array, power: float) -> Par
     return jax.tree.map(lambda a, p: a + (weight * (p - a)).astype(a.dtype), average, params)
 
 
-def step_sizes(block: Block, adapt: tuple[Adaptation, Adaptation]) -> dict[str, Array]:
+def step_sizes(block: Block, adapt: Adaptations) -> dict[str, Array]:
     """Step sizes by block, for the history."""
     sizes = {}
     if block.local:

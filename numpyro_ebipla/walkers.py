@@ -18,7 +18,8 @@ gradient, ``advance`` lets them follow the parameters from ``θ_k`` to ``θ_{k+1
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +27,14 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla._types import Adaptation, WalkerState
-from numpyro_ebipla.anneal import (
-    TiltedDensity,
-    anneal,
-    equally_weighted,
-    initial_log_step,
-)
+from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted
 from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, evaluated
 from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample, ula_increment
 
 Info = dict[str, Array]
+
+#: Rounds of a strategy at parameters that are held, before its walkers are shown.
+REPLAY_ROUNDS = 50
 
 
 class Walkers(NamedTuple):
@@ -156,6 +155,24 @@ class WalkerStrategy:
         del rng_key, density, following, known
         return state, {}
 
+    def replay(
+        self, rng_key: Array, before: TiltedDensity, at: TiltedDensity, state: WalkerState
+    ) -> tuple[Array, Info]:
+        """Walkers brought from one density to another and moved on there, equally weighted: ``[P, ...]``."""
+        key_change, key_rounds, key_last, key_draw = random.split(rng_key, 4)
+        if state.position is not None:
+            state, _ = self.advance(key_change, before, at, state, None)
+
+            def one_round(state: WalkerState, key: Array) -> tuple[WalkerState, None]:
+                key_prepare, key_advance = random.split(key)
+                _, state, _ = self.prepare(key_prepare, at, state)
+                return self.advance(key_advance, at, at, state, None)[0], None
+
+            state, _ = lax.scan(one_round, state, random.split(key_rounds, REPLAY_ROUNDS))
+        walkers, _, info = self.prepare(key_last, at, state)
+        weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
+        return equally_weighted(key_draw, weighted, walkers.weight.shape[0]), info
+
 
 @dataclass(frozen=True)
 class Persistent(WalkerStrategy):
@@ -201,9 +218,8 @@ class Persistent(WalkerStrategy):
         """As :meth:`WalkerStrategy.init`."""
         if self.weighted:
             key_anneal, key_draw = random.split(rng_key)
-            dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
-            num, log_step = self.num_walkers + self.num_passive, initial_log_step(dtype)
-            start = anneal(key_anneal, density, num, log_step, num_moves=5, stage_ess=0.9, max_temps=200)
+            num = self.num_walkers + self.num_passive
+            start = anneal(key_anneal, density, num, num_moves=5, stage_ess=0.9, max_temps=200)
             x, log_z = equally_weighted(key_draw, start, num), start.log_z
             log_density = density.log_density(x)
         else:
@@ -315,14 +331,7 @@ class Annealed(WalkerStrategy):
         """As :meth:`WalkerStrategy.init`."""
         x = density.sample_base(rng_key, 1)
         shape = density.log_base(x).shape[1:]
-        start = anneal(
-            rng_key,
-            density,
-            self.num_walkers,
-            initial_log_step(x.dtype),
-            num_moves=5,
-            rate=0.3,
-        )
+        start = anneal(rng_key, density, self.num_walkers, num_moves=5, rate=0.3)
         return WalkerState(None, None, None, None, jnp.zeros(shape, x.dtype), start.log_step)
 
     def prepare(

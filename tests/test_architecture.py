@@ -41,7 +41,13 @@ ORDER = [
     "settled",
     "loop",
     "collect",
+    "verdicts",
+    "fresh",
+    "optimality",
+    "diagnostics",
+    "_sites",
     "_arviz",
+    "summary",
     "result",
     "newdata",
     "ebipla",
@@ -51,7 +57,10 @@ ORDER = [
 ]
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
-KNOW_NUMPYRO = {"optim", "energy", "_tracing", "missing", "model", "inspection", "_arviz", "result"}
+KNOW_NUMPYRO = {
+    *("optim", "energy", "_tracing", "missing", "model", "inspection"),
+    *("fresh", "diagnostics", "_sites", "_arviz", "summary"),
+}
 
 
 def imports(path: Path) -> set[str]:

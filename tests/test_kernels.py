@@ -302,3 +302,21 @@ def test_chains_are_exchangeable(kernel):
     assert abs(first.mean() - second.mean()) < 5 * error
     # Independent noises: no correlation between chains.
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(20_000)
+
+
+def test_data_with_narrow_posteriors_are_moved_as_well():
+    """Sixteen chains of each of 30 data, whose standard deviations run over three orders of magnitude.
+
+    With one step size for all data the narrow ones hardly ever move, and keep the variance of their start.
+    """
+    sds = jnp.geomspace(1e-2, 10, 30)
+    x = random.normal(random.key(1), (16, 30)) * sds
+    log_density = lambda x: -0.5 * jnp.square(x / sds)
+    _, adapt, _, _ = run(MALA(), log_density, x, 1500)
+    assert adapt.by_datum.log_step.shape == (30,) and np.all(adapt.by_datum.count == 1500)
+    _, _, path, _ = run(MALA(), log_density, x, 1500, key=2, adapting=False, adapt=adapt)
+    moved = np.mean(np.diff(path, axis=0) != 0, axis=(0, 1))
+    np.testing.assert_allclose(moved, 0.65, atol=0.12)
+    scaled = np.asarray(path / sds)
+    # About 16 × 1500 / 5 independent draws of each.
+    np.testing.assert_allclose(np.mean(scaled**2, axis=(0, 1)), 1, atol=5 * np.sqrt(2 / 4800))

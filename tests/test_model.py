@@ -14,6 +14,7 @@ from numpyro.infer.util import potential_energy
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent
 from numpyro_ebipla.inspection import inspect_model
+from numpyro_ebipla.model import Batch
 
 M = 6
 Y = np.linspace(-1.0, 2.0, M).astype(np.float32)
@@ -288,22 +289,22 @@ def test_densities_are_numpyros(name):
     assert set(layout.global_sites) == global_sites
     params = layout.constrain_params(found.params)
     indices = random.permutation(random.key(1), M)[: layout.batch_size] if layout.subsampled else None
-    key = random.key(2)
+    batch = Batch(indices, data, random.key(2), {})
 
     def ours(local, glob):
-        per_datum, rest, *_ = layout.log_joint(params, local, glob, indices, data, key, {}, {})
+        per_datum, rest, *_ = layout.log_joint(params, local, glob, batch, {})
         ratio = layout.num_data / layout.batch_size
         return ratio * per_datum.sum(-1) + rest, per_datum
 
     def numpyros(local, glob):
         values = {n: jnp.moveaxis(x, 0, layout.latents[n].axis) for n, x in local.items()} | glob
         bound = {**params} | ({} if indices is None else {layout.plate.name: indices})
-        bound = handlers.seed(handlers.substitute(fn, data=bound), key)
+        bound = handlers.seed(handlers.substitute(fn, data=bound), batch.rng_key)
         return -potential_energy(bound, jax.tree.map(jnp.asarray, args), kwargs, values)
 
     @jax.jit
     def compare():
-        draw = lambda k: layout.draw_latents(k, params, indices, data, {})
+        draw = lambda k: layout.draw_latents(params, batch._replace(rng_key=k))
         local, glob = jax.vmap(draw)(random.split(random.key(3), NUM))
         if not layout.latents:
             return ours({}, {})[0][0], numpyros({}, {}), {}, {}, {}
@@ -401,10 +402,11 @@ def test_double_precision():
     with jax.enable_x64(True):
         found = inspect_model(supports_that_depend, random.key(0), (Y.astype(np.float64),), {})
         layout = found.model
-        local, glob = layout.draw_latents(random.key(0), {"top": jnp.array(2.0)}, None, found.data, {})
+        batch = Batch(None, found.data, random.key(0), {})
+        local, glob = layout.draw_latents({"top": jnp.array(2.0)}, batch)
         local = jax.tree.map(lambda x: x[None], local)
         params = layout.constrain_params(found.params)
-        per_datum, *_ = layout.log_joint(params, local, glob, None, found.data, random.key(0), {}, {})
+        per_datum, *_ = layout.log_joint(params, local, glob, batch, {})
         assert per_datum.dtype == local["a"].dtype == jnp.float64
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax import random
 from jax.example_libraries import optimizers
 
-from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise
+from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise, reaching_adam
 
 PARAMS = {"a": jnp.array([0.5, -1.0, 2.0]), "b": {"w": jnp.array([[0.3]])}}
 
@@ -164,3 +164,51 @@ def test_default_optimizer_moves_all_parameters_and_slows_down():
     assert np.all(first > 0) and np.all(last > 0)
     # Rates fall like 1/√k (a constant gradient makes Adam's update the rate itself).
     np.testing.assert_allclose(last / first, 1 / np.sqrt(1 + 3999 / 1000), rtol=1e-2)
+
+
+# --- reaching_adam ------------------------------------------------------------------------------------
+
+RATE = lambda k: 1e-2 / jnp.sqrt(1 + k / 1000)
+
+
+def averaged_path(optim, gradient, start, num_steps=5000):
+    """Mean of the last tenth of a path that starts at ``start``."""
+
+    def step(carry, key):
+        params, state = carry
+        updates, state = optim.update(gradient(params, key), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    start = jnp.asarray(start, float)
+    _, path = jax.lax.scan(step, (start, optim.init(start)), random.split(random.key(0), num_steps))
+    return np.asarray(path[-num_steps // 10 :].mean(0))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+def test_a_mean_of_any_scale_is_reached(scale):
+    """The gradient of a normal likelihood of 200 data around ``scale``, from zero, with a minibatch's noise."""
+    gradient = lambda p, key: (p - scale) / scale**2 + 0.1 * random.normal(key, p.shape) / scale
+    reached = averaged_path(reaching_adam(RATE), gradient, np.zeros(3))
+    np.testing.assert_allclose(reached / scale, 1, atol=0.02)
+    if scale >= 1e2:  # Adam's rates sum up to 29
+        assert np.all(np.abs(averaged_path(optax.adam(RATE), gradient, np.zeros(3)) / scale - 1) > 0.5)
+
+
+def test_large_gradients_at_the_start_are_forgotten():
+    """A log variance that starts at zero where 1e6 is right: its first gradient is a million times its last."""
+    gradient = lambda p, key: 1 - 1e6 * jnp.exp(-p) * (1 + 0.1 * random.normal(key, p.shape))
+    best = np.log(1e6)
+    assert averaged_path(reaching_adam(RATE), gradient, np.zeros(1)) == pytest.approx(best, abs=0.02)
+    assert averaged_path(optax.adam(RATE), gradient, np.zeros(1)) < best - 2
+
+
+def test_weights_of_a_network_move_as_by_adam():
+    """Arrays of size below one with gradients that fluctuate about a drift: within a factor of two all the way."""
+    gradient = lambda p, key: 0.3 * (p - 0.3) + random.normal(key, p.shape)
+    start = 0.1 * np.asarray(random.normal(random.key(1), (400,)))
+    ours, adam = (
+        averaged_path(optim, gradient, start, 600).mean() for optim in (reaching_adam(RATE), optax.adam(RATE))
+    )
+    assert 0.05 < adam < 0.3
+    assert ours == pytest.approx(adam, rel=0.3)

@@ -63,3 +63,26 @@ def test_particles_agree_with_nuts(model, args):
         np.testing.assert_array_less(np.abs(pooled.mean(0) - exact.mean(0)), 0.1 * sd)
         np.testing.assert_array_less(np.abs(pooled.std(0) - sd), 0.1 * sd)
         assert split_gelman_rubin(ours[name]).max() < 1.02
+
+
+def test_data_of_very_different_information_have_their_posteriors():
+    """A count of 5,000 says a hundred times more of its latent than a count of none."""
+    counts = jnp.array([0, 0, 1, 2, 1, 0, 3, 0, 1, 5000])
+
+    def model(y):
+        mean = numpyro.param("mean", 0.0)
+        with numpyro.plate("data", len(y)):
+            x = numpyro.sample("x", dist.Normal(mean, 3))
+            numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=y)
+
+    fit = EBIPLA(model, num_steps=1000, num_particles=16).run(random.key(0), counts, progress_bar=False)
+    x = fit.get_samples()["x"].astype(float)
+    grid = np.linspace(-25, 15, 400_001)[:, None]
+    log_p = -0.5 * ((grid - float(fit.params["mean"])) / 3) ** 2 + np.asarray(counts) * grid - np.exp(grid)
+    p = np.exp(log_p - log_p.max(0))
+    p /= p.sum(0)
+    mean = (p * grid).sum(0)
+    sd = np.sqrt((p * (grid - mean) ** 2).sum(0))
+    assert np.max(split_gelman_rubin(x)) < 1.02
+    np.testing.assert_array_less(np.abs(x.mean((0, 1)) - mean) / sd, 0.1)
+    np.testing.assert_array_less(np.abs(x.std((0, 1)) / sd - 1), 0.1)

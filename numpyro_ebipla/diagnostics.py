@@ -1,0 +1,178 @@
+"""Is a fit to be trusted? Checks with a threshold, a verdict in words and the argument to change.
+
+What the walkers or the contrast say of themselves is not enough: walkers can look right while the prior itself has
+gone wrong. So the parameters are judged in nats (:mod:`~numpyro_ebipla.optimality`), and an energy prior by draws and
+a log Z of its own (:mod:`~numpyro_ebipla.fresh`).
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from jax import Array, random
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+
+from numpyro_ebipla._errors import EBIPLAWarning
+from numpyro_ebipla.collect import Draws
+from numpyro_ebipla.fresh import Fresh, flat, fresh, of_prior
+from numpyro_ebipla.kernels import MALA, Kernel
+from numpyro_ebipla.model import Batch
+from numpyro_ebipla.optimality import of_parameters
+from numpyro_ebipla.verdicts import MORE_STEPS, Check, Diagnostics, at_least, at_most, spaced
+
+#: A run of fewer steps or draws is not warned of.
+JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
+#: Scalars of a site over which R-hat and ESS are computed, at most.
+MAX_DIAGNOSED = 1000
+
+
+# --- what a run has said itself -----------------------------------------------------------------------
+
+
+def of_history(history: dict[str, np.ndarray], diverged: bool) -> list[Check]:
+    """Checks of what the steps reported, over the last tenth of them."""
+    faulty = sum(int((~np.isfinite(v)).sum()) for k, v in history.items() if not k.endswith("/log_z")) + diverged
+    verdicts = ("every step was finite", "the fit diverged and holds its last sound state")
+    checks = [at_most("non-finite steps", faulty, 0, verdicts, "a lower learning rate, or the default chains")]
+    tail = {name: v[-max(1, len(v) // 10) :] for name, v in history.items() if len(v)}
+    for name, values in tail.items():
+        site, _, what = name.rpartition("/")
+        if site and what in _OF_WALKERS:
+            checks.append(_OF_WALKERS[what](f"{site}: {_TITLES[what]}", float(np.mean(values))))
+        if site and what == "resampled":
+            times, total = float(history[name].sum()), len(history[name])
+            verdicts = (f"in {total} steps", f"in {total} steps: the energy moves faster than its walkers")
+            checks.append(
+                at_most(f"{site}: resamplings", times, total / 5, verdicts, "a lower rate, or more num_moves")
+            )
+    if "brake" in tail:
+        verdicts = ("the energy moves freely", "the energy is held back, as its walkers cannot follow: it is not done")
+        checks.append(at_least("brake", float(np.mean(tail["brake"])), 0.5, verdicts, MORE_STEPS))
+    return checks
+
+
+_TITLES = {
+    "accept": "walkers' acceptance",
+    "ess": "walkers' ESS / P",
+    "swap": "lowest swap rate",
+    "barrier": "barrier",
+    "gap": "energy gap",
+}
+_OF_WALKERS = {
+    "accept": lambda name, value: at_least(
+        name, value, 0.3, ("moves are taken", "moves are refused: the walkers stand still"), "a smaller step_size"
+    ),
+    "ess": lambda name, value: at_least(
+        name,
+        value,
+        0.2,
+        ("walkers follow the energy", "few walkers carry all the weight"),
+        "more num_walkers or num_moves in prior=Persistent(…), or prior=Tempered()",
+    ),
+    "swap": lambda name, value: at_least(
+        name,
+        value,
+        0.1,
+        ("walkers come from the base", "walkers hardly come from the base"),
+        "prior=Tempered(num_rungs=16)",
+    ),
+    "barrier": lambda name, value: at_most(
+        name,
+        value,
+        4.0,
+        ("the ladder reaches the prior", "the energy is too sharp for the ladder, and held back"),
+        "prior=Tempered(num_rungs=16, restraint=(4.0, 6.0))",
+    ),
+    "gap": lambda name, value: at_most(
+        name,
+        abs(value),
+        0.5,
+        ("particles and walkers have the same energy", "particles and walkers differ in energy: the prior is not done"),
+        MORE_STEPS,
+    ),
+}
+
+
+def of_draws(draws: Draws, kernel: Kernel) -> list[Check]:
+    """Checks of the collected draws: finite, mixed, accepted at a sound rate."""
+    bad = sum(int((~np.isfinite(x)).sum()) for x in [*draws.samples.values(), draws.log_density])
+    verdicts = ("every draw is finite", "the model's densities overflow at the fitted parameters")
+    checks = [at_most("non-finite draws", bad, 0, verdicts, "looking at fit.draws.log_density")]
+    for name, values in draws.samples.items():
+        if bad or values.shape[1] < 4 or not np.issubdtype(values.dtype, np.floating):
+            continue
+        flat = values.reshape((*values.shape[:2], -1)).astype(np.float64)
+        flat = flat[..., spaced(flat.shape[-1], MAX_DIAGNOSED)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r_hat, n_eff = split_gelman_rubin(flat), effective_sample_size(flat)
+        moving = np.ptp(flat, axis=(0, 1)) > 0
+        verdicts = ("the particles agree", "the particles disagree")
+        remedy = "larger warmup, thinning or num_samples"
+        checks.append(at_most(f"{name}: R-hat", np.max(r_hat[moving], initial=1.0), 1.1, verdicts, remedy))
+        verdicts = ("enough for means and sds", "too few for a posterior mean")
+        checks.append(at_least(f"{name}: ESS", np.min(n_eff[moving], initial=np.inf), 50, verdicts, remedy))
+    for block, values in draws.accept.items():
+        if isinstance(kernel, MALA):
+            verdicts = ("moves are taken", "moves are refused: the particles stand still")
+            checks.append(
+                at_least(block.replace("accept_", "acceptance, "), values.mean(), 0.3, verdicts, "warmup=500")
+            )
+    return checks
+
+
+# --- all of them --------------------------------------------------------------------------------------
+
+
+def of_run(fit: Any) -> list[Check]:
+    """What a :class:`~numpyro_ebipla.result.Fit` can tell without further work."""
+    checks = of_history(fit.history, "diverged" in (fit.stopped or ""))
+    if fit.draws is not None:
+        checks += of_draws(fit.draws, fit.config.particles.kernel)
+    return checks
+
+
+def warn_of_run(fit: Any) -> None:
+    """Warn if the checks that cost nothing say that a whole run went wrong; short ones are left alone."""
+    if len(fit.losses) < JUDGED_STEPS or fit.num_samples < JUDGED_DRAWS:
+        return
+    checks = of_run(fit)
+    if not fit.config.model.energies:
+        checks += _parameters(fit, _batch(fit, random.key(0)), {})
+    if failed := Diagnostics(tuple(checks)).warnings:
+        said = "\n".join(f"- {sentence}" for sentence in failed)
+        warnings.warn(f"the fit may be wrong, see fit.diagnostics():\n{said}", EBIPLAWarning, stacklevel=3)
+
+
+def of_fit(fit: Any, rng_key: Array) -> Diagnostics:
+    """All checks of a :class:`~numpyro_ebipla.result.Fit`."""
+    model, draws, batch = fit.config.model, fit.draws, _batch(fit, rng_key)
+    priors = model.energy_priors(fit.params, batch)
+    new = {name: fresh(prior, random.fold_in(rng_key, i)) for i, (name, prior) in enumerate(priors.items())}
+    checks = [*of_run(fit), *_parameters(fit, batch, new)]
+    walkers, log_z = fit._walkers(rng_key, _chosen(fit)[:1]) if priors else ({}, {})
+    for name, prior in priors.items():
+        if model.energies[name].per_datum:
+            checks += of_prior(name, new[name])
+            continue
+        particles = None
+        if model.energies[name].observed and not model.latents:
+            particles = model.energy_positions(fit.params, {}, {}, batch)[name]
+        elif draws is not None and name in draws.samples:
+            particles = flat(prior, draws.samples[name])
+        checks += of_prior(name, new[name], log_z.get(name), flat(prior, walkers[name]), particles)
+    return Diagnostics(tuple(checks))
+
+
+def _parameters(fit: Any, batch: Batch, new: dict[str, Fresh]) -> list[Check]:
+    thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
+    return of_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, _chosen(fit))
+
+
+def _chosen(fit: Any) -> np.ndarray:
+    """The data of the draws."""
+    return np.arange(fit.config.model.num_data) if fit.plan.indices is None else fit.plan.indices
+
+
+def _batch(fit: Any, rng_key: Array) -> Batch:
+    """A minibatch of them."""
+    return fit._batch(fit.config.model.blocks(_chosen(fit), joint=False)[0], rng_key)

@@ -1,0 +1,145 @@
+r"""How far from the maximum of the likelihood a run has ended, in nats per datum.
+
+By Fisher's identity the particles know the slope of the log likelihood, and by Jensen's inequality a bound of what the
+last steps have gained; both need ``log Z`` of energy priors, which fresh draws supply.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from numpyro_ebipla._types import Params
+from numpyro_ebipla.collect import Draws, slopes
+from numpyro_ebipla.fresh import Fresh, flat_draws
+from numpyro_ebipla.likelihood import log_z_shift
+from numpyro_ebipla.marginal import Estimate
+from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.verdicts import MORE_STEPS, Check, at_most
+from numpyro_ebipla.weights import log_mean_exp
+
+#: Nats per datum that a settled run may have gained or left.
+SETTLED = 0.005
+
+GAINED = "nats still gained"
+MOVING = ("the last half of the run changed little", "the parameters were still moving")
+
+
+def of_parameters(
+    model: LatentModel,
+    thetas: tuple[Params, Params],
+    batch: Batch,
+    fresh: dict[str, Fresh],
+    draws: Draws | None,
+    num_particles: int,
+    chosen: np.ndarray,
+) -> list[Check]:
+    """Checks of the parameters reached.
+
+    Args:
+        model: the model.
+        thetas: those reached and the slow average, unconstrained.
+        batch: data for which the normalisers of conditional priors are looked at: the first of ``chosen``.
+        fresh: ``{energy site: draws}`` at the parameters reached.
+        draws: of the particles, None without latents.
+        num_particles: N.
+        chosen: ``[M']`` the data of the draws.
+    """
+    if draws is None:
+        score, chosen = np.asarray(data_score(model, thetas, batch)), chosen[: model.batch_size]
+    else:
+        score = draws.score
+    change, shift = map(np.asarray, normaliser_shifts(model, thetas, batch, fresh)) if fresh else (np.zeros(1), None)
+    if score is None:
+        return [of_bound(draws.gain + change.mean() * model.num_data, model.num_data)]
+    if shift is not None:
+        if any(model.energies[name].per_datum for name in fresh):  # then it is known of these data only
+            shift = shift[: len(chosen)] if model.subsampled else shift[chosen]
+            score = score[:, : len(shift)] + shift
+        else:
+            score = score + shift.mean(0)
+    return of_score(score, num_particles)
+
+
+def of_bound(gain: np.ndarray, num_data: int) -> Check:
+    """What the last half of the run was still worth, in nats per datum, where global latents couple the data.
+
+    With particles of the posterior at θ, ``E[log p_θ(x, y) − log p_θ'(x, y)] ≥ log p_θ(y) − log p_θ'(y)``, by
+    Jensen's inequality, as in the EM algorithm. Here θ' is the average over the last half of the steps.
+
+    Args:
+        gain: ``[N]``, see :attr:`.Draws.gain`, with log normalisers.
+        num_data: M.
+    """
+    error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
+    return at_most(GAINED, gain.mean() / num_data, SETTLED, MOVING, MORE_STEPS, slack=2 * error / num_data)
+
+
+def of_score(score: np.ndarray, num_particles: int) -> list[Check]:
+    """What the last half of the run was worth, and what is left on the way that it was going, in nats per datum.
+
+    The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); its mean is the
+    slope of the log likelihood, its covariance the Fisher information. Both are known along as many directions as there
+    are parameter arrays: what is left, half the Newton decrement, is a lower bound for the whole space, and all there
+    is for scalars. What was gained is to second order.
+
+    Args:
+        score: ``[2, M', L]``, see :attr:`.Draws.score`, with log normalisers.
+        num_particles: N.
+    """
+    score = score.astype(np.float64)
+    along = score.sum(-1).mean(0)
+    gained = along.mean() + 0.5 * along.var()
+    scale = score.mean(0).std(0)
+    score = score[:, :, scale > 0] / scale[scale > 0]
+    num, moving = score.shape[1:]
+    fisher = np.cov(score.mean(0).T, bias=True).reshape(moving, moving)
+    fisher += (1e-6 + moving / num) * np.eye(moving)  # few data know little of many directions
+    first, second = score.mean(1)
+    left = 0.5 * first @ np.linalg.solve(fisher, second) if moving else 0.0
+    level = ("the likelihood is level where the run ended", "the likelihood still rises in the direction of the run")
+    slack = 3 * np.sqrt(moving) / (num * num_particles)
+    return [
+        at_most(GAINED, gained, SETTLED, MOVING, MORE_STEPS, slack),
+        at_most("nats to gain", left, SETTLED, level, f"{MORE_STEPS}, or a higher rate", slack),
+    ]
+
+
+@partial(jax.jit, static_argnums=0)
+def data_score(model: LatentModel, thetas: tuple[Params, Params], batch: Batch) -> Array:
+    """:attr:`.Draws.score` of a model without latents, whose data stand in both halves."""
+    density = lambda params: model.log_joint(model.constrain_params(params), {}, {}, batch, {}).per_datum
+    return slopes(density, *thetas)[jnp.array([0, 0])]
+
+
+# --- what normalisers contribute ----------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=0)
+def normaliser_shifts(
+    model: LatentModel, thetas: tuple[Params, Params], batch: Batch, fresh: dict[str, Fresh]
+) -> tuple[Array, Array]:
+    """What changes of every ``log Z`` add to the log density of each datum, what belongs to none shared out.
+
+    Returns:
+        ``[B]`` for the way from the slow average, and ``[B, L]`` for going on by as much with one array at a time.
+    """
+    priors = model.energy_priors(model.constrain_params(thetas[0]), batch)
+
+    def densities(params: Params) -> dict[str, Array]:
+        tilted = model.tilted(model.constrain_params(params), batch)
+        return {name: tilted[name].log_density(flat_draws(fresh[name])) for name in fresh}
+
+    # Draws at θ: Z(θ') / Z(θ) is the mean ratio of the densities, ∇ log Z the mean of their slopes.
+    now, before = (densities(theta) for theta in thetas)
+    change = {name: -log_mean_exp(before[name] - now[name]).reshape(priors[name].batch_shape) for name in fresh}
+    slope = {}
+    for name, value in change.items():
+        along = slopes(partial(lambda name, p: densities(p)[name].mean(0), name), *thetas)
+        slope[name] = jnp.moveaxis(along, -1, 0).reshape((-1, *value.shape))
+    estimates = {name: Estimate(value, jnp.zeros_like(value)) for name, value in change.items()}
+    move = log_z_shift(model, model.constrain_params(thetas[0]), batch, estimates)[0]
+    spread = lambda per_datum, rest: per_datum + rest / per_datum.shape[0]
+    return spread(*move(change)), jax.vmap(lambda by: spread(*move(by)), out_axes=1)(slope)

@@ -1,0 +1,80 @@
+"""A diagnostic with its threshold, what it means in words, and what to change."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+MORE_STEPS = "more num_steps (run(init_state=fit.state) goes on)"
+
+
+class Check(NamedTuple):
+    """One diagnostic.
+
+    Attributes:
+        name: what was looked at, with its site if it has one.
+        value: the figure.
+        limit: what it should be, in words.
+        passed: None if it could not be judged, as the verdict says.
+        verdict: what the figure means.
+        remedy: what to change if it is off.
+    """
+
+    name: str
+    value: float
+    limit: str
+    passed: bool | None
+    verdict: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What :meth:`.Fit.diagnostics` found; printed, a table.
+
+    >>> print(Diagnostics((at_most("x: R-hat", 1.3, 1.1, ("chains agree", "chains disagree"), "warmup=500"),)))
+    check      value  limit        verdict
+    x: R-hat     1.3  at most 1.1  CHECK: chains disagree. Try warmup=500.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is off; what could not be judged does not count."""
+        return not self.warnings
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each check that failed."""
+        failed = [check for check in self.checks if check.passed is False]
+        return [f"{c.name} is {c.value:.3g}, should be {c.limit}: {c.verdict}. Try {c.remedy}." for c in failed]
+
+    def __getitem__(self, name: str) -> Check:
+        """The check of this name."""
+        return {check.name: check for check in self.checks}[name]
+
+    def __str__(self) -> str:
+        rows = [("check", "value", "limit", "verdict")]
+        for c in self.checks:
+            said = {True: f"ok: {c.verdict}", None: f"-: {c.verdict}", False: f"CHECK: {c.verdict}. Try {c.remedy}."}
+            rows.append((c.name, "" if np.isnan(c.value) else f"{c.value:.3g}", c.limit, said[c.passed]))
+        wide = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)
+
+
+def at_most(name: str, value: float, limit: float, verdicts: tuple[str, str], remedy: str, slack: float = 0.0) -> Check:
+    """A check that ``value ≤ limit + slack``; the slack is for the figure's own Monte Carlo error."""
+    passed = bool(value <= limit + slack)  # NaN fails
+    return Check(name, float(value), f"at most {limit:.3g}", passed, verdicts[not passed], remedy)
+
+
+def at_least(name: str, value: float, limit: float, verdicts: tuple[str, str], remedy: str) -> Check:
+    """A check that ``value ≥ limit``."""
+    passed = bool(value >= limit)
+    return Check(name, float(value), f"at least {limit:.3g}", passed, verdicts[not passed], remedy)
+
+
+def spaced(size: int, number: int) -> np.ndarray:
+    """Up to ``number`` evenly spaced indices below ``size``."""
+    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)

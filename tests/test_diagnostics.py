@@ -1,0 +1,225 @@
+"""What the diagnostics say of fits that are right, and of fits that are wrong in a known way."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import random
+
+from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent
+from numpyro_ebipla.diagnostics import of_history
+from numpyro_ebipla.fresh import Fresh, mmd2, of_prior
+from numpyro_ebipla.verdicts import Diagnostics
+
+
+def normal_model(y, **kwargs):
+    """Its marginal is N(mean, 2)."""
+    mean = numpyro.param("mean", 0.0)
+    with numpyro.plate("data", len(y)):
+        x = numpyro.sample("x", dist.Normal(mean, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+
+Y = 1.0 + 2**0.5 * random.normal(random.key(1), (400,))
+
+
+def quadratic_model(y):
+    """The prior exp(−a x² / 2) N(0, 1) is normal with variance 1 / (1 + a)."""
+    a = numpyro.param("a", 0.0, constraint=dist.constraints.greater_than(-0.9))
+    with numpyro.plate("data", len(y)):
+        x = numpyro.sample("x", EnergyPrior(lambda x: a * x**2 / 2, dist.Normal(0, 1), num_moves=5))
+        numpyro.sample("y", dist.Normal(x, 0.3), obs=y)
+
+
+def mixture_energy(shift):
+    """Tilts N(0, 1) to an even mixture of N(±shift, 0.4²), less its normaliser."""
+    return lambda x: -jnp.logaddexp(-3.125 * (x - shift) ** 2, -3.125 * (x + shift) ** 2) - x**2 / 2
+
+
+# --- what the run was still worth ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [50, 200, 1000])
+def test_what_was_gained_and_what_is_left_are_those_of_the_closed_form(num_steps):
+    """The marginal is normal, so both expansions are exact up to the sampling of the information."""
+    fit = EBIPLA(normal_model, num_steps=num_steps, num_particles=20).run(random.key(0), Y, progress_bar=False)
+    now, before, best = float(fit.params["mean"]), float(fit.state.slow_average["mean"]), float(Y.mean())
+    score = (now - before) * (Y - now) / 2
+    error = abs(now - before) * np.sqrt(0.5 / 10)  # of the mean of ten particles
+    assert fit.draws.gain is None and fit.draws.score.shape == (2, 400, 1)
+    np.testing.assert_allclose(fit.draws.score[..., 0], np.stack([score, score]), atol=5 * error + 1e-6)
+    marginal = lambda at: float(dist.Normal(at, 2**0.5).log_prob(Y).mean())
+    found = fit.diagnostics()
+    tolerance = dict(rel=0.15, abs=6 * error / np.sqrt(400) + 1e-4)  # the information of 400 data
+    assert found["nats still gained"].value == pytest.approx(marginal(now) - marginal(before), **tolerance)
+    assert found["nats to gain"].value == pytest.approx(marginal(best) - marginal(now), rel=0.2, abs=5e-4)
+
+
+def test_with_an_energy_prior_they_have_its_log_z():
+    """Without it the slope in ``a`` would be the mean of −x²/2 instead of nearly zero."""
+    y = random.normal(random.key(4), (1000,)) * (0.25 + 0.09) ** 0.5
+    fit = EBIPLA(quadratic_model, num_steps=300).run(random.key(0), y, progress_bar=False)
+    then = float(fit.config.model.constrain_params(fit.state.slow_average)["a"])
+    marginal = lambda a: float(dist.Normal(0, (1 / (1 + a) + 0.09) ** 0.5).log_prob(y).mean())
+    now, best = float(fit.params["a"]), 1 / (float(jnp.mean(y**2)) - 0.09) - 1
+    found = fit.diagnostics()
+    assert now - then > 0.1 and best - now > 0.1
+    assert found["nats still gained"].value == pytest.approx(marginal(now) - marginal(then), rel=0.4)
+    assert found["nats to gain"].value == pytest.approx(marginal(best) - marginal(now), rel=0.4)
+
+
+def test_a_run_that_was_too_short_is_told_from_one_that_was_not():
+    ebipla = EBIPLA(normal_model)
+    short = ebipla.run(random.key(0), Y, num_steps=60, progress_bar=False).diagnostics()
+    assert [check.name for check in short.checks if not check.passed] == ["nats still gained", "nats to gain"]
+    assert "num_steps" in short.warnings[0] and not short.passed
+    whole = ebipla.run(random.key(0), Y, num_steps=1500, progress_bar=False).diagnostics()
+    assert whole.passed, str(whole)
+
+
+def test_global_latents_and_observed_energies_have_their_gain():
+    def shared(y):
+        scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+        z = numpyro.sample("z", dist.Normal(0, scale))
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", dist.Normal(z, 1), obs=y)
+
+    fit = EBIPLA(shared, num_steps=200).run(random.key(0), Y[:50], progress_bar=False)
+    assert fit.draws.gain.shape == (fit.num_chains,)
+    now, then = float(fit.params["scale"]), float(jnp.exp(fit.state.slow_average["scale"]))
+    moment = np.mean(fit.get_samples()["z"].astype(float) ** 2)
+    exact = (moment * (then**-2 - now**-2) / 2 + np.log(then / now)) / 50
+    assert fit.diagnostics()["nats still gained"].value == pytest.approx(exact, abs=1e-5)
+
+    def ebm(y):
+        a = numpyro.param("a", 0.0, constraint=dist.constraints.greater_than(-0.9))
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", EnergyPrior(lambda x: a * x**2 / 2, dist.Normal(0, 1), num_moves=5), obs=y)
+
+    y = 0.5 * random.normal(random.key(2), (300,))
+    fit = EBIPLA(ebm, num_steps=1500).run(random.key(0), y, progress_bar=False)
+    found = fit.diagnostics()
+    assert found.passed, str(found)
+    assert found["y: MMD², particles − fresh"].value < 0.02
+
+
+# --- chains that are wrong ----------------------------------------------------------------------------
+
+
+def test_particles_that_do_not_mix_are_found():
+    """Posteriors with two modes 20 standard deviations apart: each particle stays where it began."""
+
+    def model(y):
+        scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+        with numpyro.plate("data", len(y)):
+            x = numpyro.sample("x", dist.Normal(0, scale))
+            numpyro.sample("y", dist.Normal(x**2, 0.2), obs=y)
+
+    fit = EBIPLA(model, num_steps=200).run(random.key(0), jnp.full(20, 4.0), progress_bar=False)
+    check = fit.diagnostics()["x: R-hat"]
+    assert check.passed is False and check.value > 1.5
+
+
+def test_moves_that_are_refused_are_found():
+    kernel = MALA(step_size=50.0, adapt_step=False)
+    fit = EBIPLA(normal_model, num_steps=50, kernel=kernel).run(random.key(0), Y, progress_bar=False)
+    found = fit.diagnostics()
+    assert found["acceptance, local"].passed is False and found["acceptance, local"].value < 0.1
+
+
+def fitted_mixture(prior):
+    """A prior of two modes with nothing to learn but a small offset."""
+
+    def model(y):
+        offset = numpyro.param("offset", 0.0, constraint=dist.constraints.interval(-0.1, 0.1))
+        with numpyro.plate("data", len(y)):
+            x = numpyro.sample("x", EnergyPrior(mixture_energy(1.2), dist.Normal(0, 1), num_moves=5))
+            numpyro.sample("y", dist.Normal(x + offset, 0.5), obs=y)
+
+    y = jnp.where(jnp.arange(200) < 20, -1.2, 1.2) + 0.5 * random.normal(random.key(3), (200,))
+    return EBIPLA(model, num_steps=300, prior=prior).run(random.key(0), y, progress_bar=False)
+
+
+def test_walkers_of_one_mode_are_found_where_fresh_draws_have_both():
+    """Persistent walkers put into one mode stay there; tempered ones go between both."""
+    fit = fitted_mixture(Persistent(num_walkers=200))
+    walkers = fit.state.prior["x"]
+    stuck = {"x": walkers._replace(position=jnp.abs(walkers.position))}
+    object.__setattr__(fit, "state", fit.state._replace(prior=stuck))
+    found = fit.diagnostics()
+    assert found["x: MMD², walkers − fresh"].passed is False
+    assert found["x: log Z, std error"].passed
+    assert fitted_mixture(None).diagnostics()["x: MMD², walkers − fresh"].passed
+
+
+def test_a_prior_that_is_not_where_the_data_are_is_found():
+    """Nine tenths of the data come from one mode, the prior has both alike and cannot learn it."""
+    check = fitted_mixture(None).diagnostics()["x: MMD², particles − fresh"]
+    assert check.passed is False and check.value > 0.1
+
+
+def test_a_log_z_that_is_off_is_found():
+    log_z = np.array([1.0, 1.1, 0.9, 1.0])
+    fresh = Fresh(random.normal(random.key(0), (4, 256)), log_z)
+    walkers = random.normal(random.key(1), (128,))
+    name = "x: log Z, walkers − fresh"
+    for said, passed in ((1.05, True), (3.0, False)):
+        checks = Diagnostics(tuple(of_prior("x", fresh, said, walkers)))
+        assert checks[name].passed is passed
+    wild = fresh._replace(log_z=jnp.array([0.0, 3.0, 1.0, -2.0]))
+    assert of_prior("x", wild)[0].passed is False
+
+
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("x/ess", 0.7, 0.05),
+        ("x/accept", 0.65, 0.02),
+        ("x/swap", 0.6, 0.01),
+        ("x/gap", -0.1, 4.0),
+        ("brake", 1.0, 0.1),
+        ("x/resampled", 0.05, 0.9),
+    ],
+)
+def test_what_the_history_says(name, good, bad):
+    for value, passed in ((good, True), (bad, False)):
+        history = {"contrast": np.zeros(500), name: np.full(500, value)}
+        last = of_history(history, False)[-1]
+        assert last.passed is passed, last
+    assert of_history({"contrast": np.array([0.0, np.nan])}, True)[0].value == 2
+
+
+# --- the two-sample statistic -------------------------------------------------------------------------
+
+
+def test_mmd_is_unbiased_and_has_its_closed_form():
+    """For N(0, I) and N(m, I) in R^d with kernel exp(−r²/w) all three terms are Gaussian integrals."""
+    rng, d, m, n = np.random.default_rng(0), 3, 0.8, 1000
+    null = [mmd2(*rng.normal(size=(2, 200, d))) for _ in range(40)]
+    assert abs(np.mean(null)) < 4 * np.std(null) / np.sqrt(40)
+    x, y = rng.normal(size=(2, n, d))
+    y[:, 0] += m
+    both = np.concatenate([x, y])
+    width = np.mean(np.sum((both[:, None] - both) ** 2, -1))
+    # E exp(−r²/w) for a difference that is N(shift, 2 I)
+    expected = lambda shift: (1 + 4 / width) ** (-d / 2) * np.exp(-(shift**2) / (width + 4))
+    assert mmd2(x, y) == pytest.approx(2 * expected(0) - 2 * expected(m), abs=0.01)
+
+
+def test_mmd_does_not_mind_the_scale_or_the_origin():
+    x, y = np.random.default_rng(1).normal(size=(2, 300, 2))
+    assert mmd2(1e3 + 1e-2 * x, 1e3 + 1e-2 * y) == pytest.approx(mmd2(x, y), abs=2e-3)
+
+
+# --- what the user sees -------------------------------------------------------------------------------
+
+
+def test_run_warns_of_what_failed(capsys):
+    ebipla = EBIPLA(normal_model, optim=__import__("optax").sgd(1e-5))
+    with pytest.warns(EBIPLAWarning, match="nats still gained.*num_steps"):
+        fit = ebipla.run(random.key(0), Y + 5, num_steps=1000, progress_bar=False)
+    fit.print_summary()
+    assert "CHECK: the parameters were still moving" in capsys.readouterr().out
+    fit.print_summary(diagnostics=False)
+    assert "CHECK" not in capsys.readouterr().out
