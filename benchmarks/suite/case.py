@@ -36,6 +36,7 @@ class Case(NamedTuple):
         best: parameters at the optimum, where it has any.
         threshold: nats per datum above the optimum that a fit may be.
         rival: what SVI fits, if not the model itself.
+        extremes: data whose posteriors are compared whatever else is: those that a fit gets wrong first.
         extra: more about a fit, for the record: ``params -> {name: number}``.
     """
 
@@ -51,11 +52,14 @@ class Case(NamedTuple):
     kwargs: dict[str, Any] = {}
     threshold: float = 0.01
     rival: Rival | None = None
+    extremes: tuple[int, ...] = ()
     extra: Callable[[Params], dict[str, float]] | None = None
 
     def compared(self) -> np.ndarray:
-        """The data whose posteriors are compared: evenly spaced ones."""
-        return np.unique(np.linspace(0, self.num_data - 1, min(COMPARED, self.num_data)).astype(int))
+        """The data whose posteriors are compared: evenly spaced ones, and the extremes."""
+        num = min(COMPARED - len(self.extremes), self.num_data)
+        even = np.linspace(0, self.num_data - 1, num).astype(int)
+        return np.unique([*even, *self.extremes])
 
 
 def double(params: Params) -> Params:

@@ -83,8 +83,9 @@ def told(outcomes: list[dict[str, Any]]) -> list[str]:
     for outcome in outcomes:
         for run in outcome["runs"]:
             diagnosis = run["diagnostics"]
-            said = {*run["warnings"], *filter(None, [run["stopped"]]), *(diagnosis["warnings"] if diagnosis else [])}
-            lines += [f"{outcome['name']}, seed {run['seed']}: {text}" for text in sorted(said)]
+            said = diagnosis["warnings"] if diagnosis else run["warnings"]  # which repeat the diagnosis
+            said = dict.fromkeys([*said, *filter(None, [run["stopped"]])])
+            lines += [f"{outcome['name']}, seed {run['seed']}: {' '.join(text.split())}" for text in said]
             if diagnosis:
                 seen.append((run["met"], diagnosis["passed"]))
     if seen:
