@@ -168,6 +168,9 @@ def test_posterior_errors_see_a_bias_and_not_the_noise():
     assert found["mean"] < 0.02 and found["log_sd"] < 0.02 and found["rms_mean"] < 0.01
     off = judge.posterior_errors(case, case.best, mean + 1.2 * (draws - mean) + 0.2 * sd)
     assert 0.1 < off["mean"] < 0.3 and 0.1 < off["log_sd"] < 0.3
+    assert judge.frozen_chains(draws) == 0
+    draws[3, :, 7] = 1.0
+    assert judge.frozen_chains(draws) == 1
     assert abs(off["rms_mean"] - 0.2) < 0.02 and abs(off["rms_log_sd"] - np.log(1.2)) < 0.02
 
 

@@ -33,12 +33,15 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         diagnosis = fit.diagnostics() if hasattr(fit, "diagnostics") else None
     excess = case.optimum - case.value(fit.params)
-    errors = posterior_errors(case, fit.params, fit.get_samples()[case.site])
-    met = excess <= case.threshold and errors["mean"] <= POSTERIOR_THRESHOLD and errors["log_sd"] <= POSTERIOR_THRESHOLD
+    draws = fit.get_samples()[case.site]
+    errors, frozen = posterior_errors(case, fit.params, draws), frozen_chains(draws)
+    right = max(errors["mean"], errors["log_sd"]) <= POSTERIOR_THRESHOLD and frozen == 0
+    met = excess <= case.threshold and right
     return {
         "seed": seed,
         "excess": float(excess),
         "posterior": errors,
+        "frozen": frozen,
         "met": bool(met),
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -50,6 +53,11 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
         "extra": case.extra(fit.params) if case.extra else {},
         "params": fit.params,
     }
+
+
+def frozen_chains(draws: np.ndarray) -> int:
+    """Chains, of any datum, whose draws ``[particle, draw, datum, ...]`` are all the same: no sample of a posterior."""
+    return int((draws == draws[:, :1]).all(1).sum())
 
 
 def posterior_errors(case: Case, params: Any, draws: np.ndarray) -> dict[str, float]:

@@ -15,6 +15,7 @@ HEADER = (
     "posterior error (sds)",
     "without allowance",
     "its standard error",
+    "frozen chains",
     "failures",
     "seconds: first, later",
     "SVI",
@@ -38,7 +39,8 @@ def report(outcomes: list[dict[str, Any]]) -> Report:
         "parameters; for the five latent energies in the plane that of the true density, on held-out data.",
         "Posterior error: the worst of at most 100 latents, of means in posterior sds and of log sds, beyond "
         f"{ALLOWED} standard errors of the draws (each of at most {LARGEST_SE}), against the exact posterior at the "
-        "fitted parameters. Then the same without that allowance, and the largest standard error.",
+        "fitted parameters. Then the same without that allowance, and the largest standard error. Frozen: chains of any "
+        "datum, compared or not, that never moved while draws were collected; none is allowed.",
         "SVI: Adam, the better of guides with diagonal and full covariance; Gaussian priors in place of energies, in "
         "the plane with an encoder. Unadjusted EBIPLA: the paper's, at the best of four fixed steps, given as a "
         "fraction of what is stable for the narrowest posterior; without an energy, the same less the walkers. Seed 0; "
@@ -64,6 +66,7 @@ def row(outcome: dict[str, Any]) -> tuple:
         f"{worst(''):.2f}",
         f"{worst('raw_'):.2f}",
         f"{worst('se_'):.2f}",
+        max(run["frozen"] for run in runs),
         f"{sum(not run['met'] for run in runs)} of {len(runs)}",
         seconds,
         _nats(svi["excess"]) if svi else "–",
