@@ -39,8 +39,8 @@ def report(outcomes: list[dict[str, Any]]) -> Report:
         "parameters; for the five latent energies in the plane that of the true density, on held-out data.",
         "Posterior error: the worst of at most 100 latents, of means in posterior sds and of log sds, beyond "
         f"{ALLOWED} standard errors of the draws (each of at most {LARGEST_SE}), against the exact posterior at the "
-        "fitted parameters. Then the same without that allowance, and the largest standard error. Frozen: chains of any "
-        "datum, compared or not, that never moved while draws were collected; none is allowed.",
+        "fitted parameters. Then the same without that allowance, and the largest standard error. Frozen: chains of "
+        "any datum, compared or not, that never moved while draws were collected; none is allowed.",
         "SVI: Adam, the better of guides with diagonal and full covariance; Gaussian priors in place of energies, in "
         "the plane with an encoder. Unadjusted EBIPLA: the paper's, at the best of four fixed steps, given as a "
         "fraction of what is stable for the narrowest posterior; without an energy, the same less the walkers. Seed 0; "
