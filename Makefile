@@ -10,10 +10,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 # These need no display. (The docs are left out: their notebooks draw inline.)
-example test test-slow bench papers: export MPLBACKEND ?= Agg
+example test test-slow bench papers suite: export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help example test test-slow lint format docs bench papers clean
+.PHONY: help example test test-slow lint format docs bench papers suite clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -45,6 +45,9 @@ bench: $(VENV)/.installed-examples ## Run the speed benchmarks
 
 papers: $(VENV)/.installed-examples ## Run the papers' experiments in reduced form (about 40 minutes)
 	$(BIN)/python -m benchmarks.papers all $(ARGS)
+
+suite: $(VENV)/.installed-examples ## Fit models whose optimum is known, with the defaults, in two processes (JOBS=2)
+	$(BIN)/python -m benchmarks.suite --jobs $(JOBS) $(ARGS)
 
 clean: ## Remove .venv (VENV), caches and built files
 	rm -rf $(VENV) docs/_build build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

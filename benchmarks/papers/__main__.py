@@ -6,7 +6,7 @@ import time
 
 import matplotlib
 
-from benchmarks.papers.report import keep
+from benchmarks.report import RESULTS, keep
 
 #: Experiments, cheapest first: each module has ``run(full, seed, data_dir) -> Report``.
 NAMES = [
@@ -33,7 +33,8 @@ def main() -> None:
         experiment = importlib.import_module(f"benchmarks.papers.{name}")
         start = time.time()
         report = experiment.run(args.full, args.seed, args.data_dir)
-        keep(report, name, args.full, time.time() - start)
+        stem = RESULTS / (f"{name}_full" if args.full else name)
+        keep(report, stem, "full" if args.full else "reduced", time.time() - start)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from benchmarks.papers.data import mnist
 from benchmarks.papers.paths import Walk
-from benchmarks.papers.report import Report
+from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, recipes
 
 DIGITS = (2, 4, 7, 9)

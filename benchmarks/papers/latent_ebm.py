@@ -21,7 +21,7 @@ from jax import lax, random
 from numpyro.contrib.module import flax_module
 from numpyro.infer import SVI, Trace_ELBO
 
-from benchmarks.papers.report import Report
+from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, ULA, ShortRunParticles, recipes
 
 SVI_NAME = "SVI, encoder, Gaussian prior"

@@ -18,7 +18,7 @@ from scipy.special import expit, gammaln, logsumexp
 from sklearn.datasets import load_breast_cancer
 
 from benchmarks.papers.paths import Walk
-from benchmarks.papers.report import Report
+from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, recipes
 from numpyro_ebipla.optim import langevin
 

@@ -14,7 +14,7 @@ from jax import Array, random
 from jax.nn import softmax
 from jax.scipy.special import logsumexp
 
-from benchmarks.papers.report import Report
+from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, ULA, Contrastive, EnergyPrior, Persistent, recipes
 
 

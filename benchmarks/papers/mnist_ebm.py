@@ -16,7 +16,7 @@ from jax import Array, random
 from numpyro.contrib.module import flax_module
 
 from benchmarks.papers.data import mnist
-from benchmarks.papers.report import Report
+from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, ULA, Contrastive, EnergyPrior, Persistent, recipes
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.linalg import expm
 
 from benchmarks.papers.paths import Walk
-from benchmarks.papers.report import Report
+from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, recipes
 
 

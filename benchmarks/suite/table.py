@@ -1,0 +1,142 @@
+"""The suite's report: one row per case, a dot plot, and how often the fit's own diagnosis is wrong."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Report
+from benchmarks.suite.judge import ALLOWED, LARGEST_SE, POSTERIOR_THRESHOLD
+
+HEADER = (
+    "case",
+    "nats above optimum, median",
+    "worst",
+    "target",
+    "posterior error (sds)",
+    "without allowance",
+    "its standard error",
+    "frozen chains",
+    "failures",
+    "seconds: first, later",
+    "SVI",
+    "unadjusted EBIPLA (step)",
+)
+#: The plot's range, and the baselines in it.
+LEAST, MOST = 1e-5, 1e3
+OTHERS = {"svi": ("SVI", "^"), "unadjusted": ("unadjusted EBIPLA", "s")}
+
+
+def report(outcomes: list[dict[str, Any]]) -> Report:
+    """From what :func:`benchmarks.suite.worker.work` returns for each case."""
+    runs = [run for outcome in outcomes for run in outcome["runs"]]
+    failures = sum(not run["met"] for run in runs)
+    rows = [row(outcome) for outcome in outcomes]
+    data = {"cases": outcomes, "failures": failures, "runs": len(runs)}
+    notes = [
+        f"{len(runs) - failures} of {len(runs)} runs met both targets: nats per datum above the optimum, and a "
+        f"posterior error of at most {POSTERIOR_THRESHOLD}.",
+        "A datum is an element of the data plate. Optimum: the maximum of the exact marginal likelihood over the "
+        "parameters; for the five latent energies in the plane that of the true density, on held-out data.",
+        "Posterior error: the worst of at most 100 latents, of means in posterior sds and of log sds, beyond "
+        f"{ALLOWED} standard errors of the draws (each of at most {LARGEST_SE}), against the exact posterior at the "
+        "fitted parameters. Then the same without that allowance, and the largest standard error. Frozen: chains of "
+        "any datum, compared or not, that never moved while draws were collected; none is allowed.",
+        "SVI: Adam, the better of guides with diagonal and full covariance; Gaussian priors in place of energies, in "
+        "the plane with an encoder. Unadjusted EBIPLA: the paper's, at the best of four fixed steps, given as a "
+        "fraction of what is stable for the narrowest posterior; without an energy, the same less the walkers. Seed 0; "
+        "nats above the optimum.",
+        *told(outcomes),
+    ]
+    title = "Suite: defaults against models whose optimum is known"
+    return Report(title, rows, data, figure(outcomes), tuple(notes), HEADER)
+
+
+def row(outcome: dict[str, Any]) -> tuple:
+    runs = outcome["runs"]
+    excess = [run["excess"] for run in runs]
+    worst = lambda prefix: max(max(run["posterior"][prefix + k] for k in ("mean", "log_sd")) for run in runs)
+    later = [run["seconds"] for run in runs[1:]]
+    seconds = f"{runs[0]['seconds']:.0f}, {np.median(later):.0f}" if later else f"{runs[0]['seconds']:.0f}"
+    svi = outcome.get("svi")
+    return (
+        outcome["name"],
+        _nats(np.median(excess)),
+        _nats(max(excess)),
+        outcome["threshold"],
+        f"{worst(''):.2f}",
+        f"{worst('raw_'):.2f}",
+        f"{worst('se_'):.2f}",
+        max(run["frozen"] for run in runs),
+        f"{sum(not run['met'] for run in runs)} of {len(runs)}",
+        seconds,
+        _nats(svi["excess"]) if svi else "–",
+        _unadjusted(outcome.get("unadjusted")),
+    )
+
+
+def _unadjusted(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return _nats(found["excess"]) + (f" ({found['fraction']:g})" if np.isfinite(found["excess"]) else "")
+
+
+def told(outcomes: list[dict[str, Any]]) -> list[str]:
+    """What the fits said about themselves, and whether it was right."""
+    lines, seen = [], []
+    for outcome in outcomes:
+        for run in outcome["runs"]:
+            diagnosis = run["diagnostics"]
+            said = diagnosis["warnings"] if diagnosis else run["warnings"]  # which repeat the diagnosis
+            said = dict.fromkeys([*said, *filter(None, [run["stopped"]])])
+            lines += [f"{outcome['name']}, seed {run['seed']}: {' '.join(text.split())}" for text in said]
+            if diagnosis:
+                seen.append((run["met"], diagnosis["passed"]))
+    if seen:
+        alarms, misses = seen.count((True, False)), seen.count((False, True))
+        met = sum(met for met, _ in seen)
+        text = f"{alarms} false alarms in {met} sound runs, {misses} misses in {len(seen) - met} failed ones."
+        lines.insert(0, f"`fit.diagnostics()`: {text}")
+    return lines
+
+
+def _nats(value: float) -> str:
+    if not np.isfinite(value):
+        return "diverged"
+    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.4f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def figure(outcomes: list[dict[str, Any]]) -> Any:
+    """Every run as a dot, for both targets."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(12, 1.6 + 0.32 * len(outcomes)), sharey=True, layout="constrained")
+    for i, outcome in enumerate(outcomes):
+        runs = outcome["runs"]
+        worst = lambda prefix, runs=runs: [max(r["posterior"][prefix + k] for k in ("mean", "log_sd")) for r in runs]
+        excess, limits = [run["excess"] for run in runs], (outcome["threshold"], POSTERIOR_THRESHOLD)
+        for axis, values, limit in zip(axes, (excess, worst("")), limits, strict=True):
+            axis.plot([limit, limit], [i - 0.45, i + 0.45], color="C3", lw=1.5, label="target" if i == 0 else None)
+            _dots(axis, i, values, "o", 22, c=["C0" if value <= limit else "C3" for value in values])
+        _dots(axes[1], i, worst("raw_"), "o", 30, facecolors="none", edgecolors="0.5")
+        for key, (label, marker) in OTHERS.items():
+            if outcome.get(key):
+                _dots(
+                    axes[0], i, [outcome[key]["excess"]], marker, 26, facecolors="none", edgecolors="0.4", label=label
+                )
+    titles = "Nats per datum above the optimum", "Posterior error in sds beyond Monte Carlo error (hollow: with it)"
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(xscale="log", xlim=(LEAST / 1.5, 1.5 * MOST), title=title)
+        axis.set_xlabel(f"what is below {LEAST:g} or above {MOST:g} is shown there")
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_yticks(range(len(outcomes)), [outcome["name"] for outcome in outcomes])
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    kinds = dict(zip(labels, handles, strict=True))
+    fig.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    fig.suptitle("Default fits: every dot is a run, red ones miss their target (bar)")
+    return fig
+
+
+def _dots(axis: Any, row: int, values: list[float], marker: str, size: int, **style: Any) -> None:
+    shown = np.clip(np.nan_to_num(values, nan=MOST, posinf=MOST), LEAST, MOST)
+    axis.scatter(shown, np.full(len(shown), row), s=size, marker=marker, zorder=3, **style)
