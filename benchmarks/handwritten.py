@@ -107,9 +107,11 @@ def mala(key, log_density, x, value, grad, adapt, by_datum=None):
         variance = jnp.exp(by_datum[0])[:, None] * variance
     key_noise, key_accept = random.split(key)
     noise = noise_for(key_noise, x)
-    new = x + h * variance * grad + jnp.sqrt(2 * h * variance) * noise
+    sd = jnp.sqrt(2 * h * variance)
+    drift = lambda g: jnp.clip(h * variance * g, -4 * sd, 4 * sd)
+    new = x + drift(grad) + sd * noise
     (_, new_value), new_grad = jax.value_and_grad(lambda z: (lambda v: (v.sum(), v))(log_density(z)), has_aux=True)(new)
-    backward = ((x - new - h * variance * new_grad) ** 2 / (4 * h * variance)).sum(-1)
+    backward = ((x - new - drift(new_grad)) ** 2 / (4 * h * variance)).sum(-1)
     prob = jnp.exp(jnp.minimum(new_value - value + 0.5 * (noise**2).sum(-1) - backward, 0.0))
     accept = random.uniform(key_accept, prob.shape) < prob
     axes = tuple(range(x.ndim - 1))

@@ -95,7 +95,7 @@ class TrainState(NamedTuple):
         rng_key: the run's key; step ``k`` uses ``fold_in(rng_key, k)`` and nothing else.
         params: unconstrained parameters.
         average: running average of ``params`` over about the last of the steps, see ``averaging``.
-        slow_average: the same over about their last half; where both are the same, the parameters have settled.
+        slow_average: the same over about their last third; where both are the same, the parameters have settled.
         optim_state: state of the optax transformation.
         mutable: values at ``mutable`` sites (batch statistics and the like), ``{}`` if there are none.
         posterior: the particles.

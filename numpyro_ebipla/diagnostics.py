@@ -22,6 +22,8 @@ from numpyro_ebipla.verdicts import MORE_STEPS, Check, Diagnostics, at_least, at
 
 #: A run of fewer steps or draws is not warned of.
 JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
+#: Draws after which a particle that has not moved is taken to be stuck.
+FROZEN_DRAWS = 50
 #: Scalars of a site over which R-hat and ESS are computed, at most.
 MAX_DIAGNOSED = 1000
 
@@ -111,6 +113,9 @@ def of_draws(draws: Draws, kernel: Kernel) -> list[Check]:
         checks.append(at_most(f"{name}: R-hat", np.max(r_hat[moving], initial=1.0), 1.1, verdicts, remedy))
         verdicts = ("enough for means and sds", "too few for a posterior mean")
         checks.append(at_least(f"{name}: ESS", np.min(n_eff[moving], initial=np.inf), 50, verdicts, remedy))
+        frozen = int((values == values[:, :1]).all(1).sum()) if values.shape[1] >= FROZEN_DRAWS else 0
+        verdicts = ("every particle moves", "as many scalars of particles never changed")
+        checks.append(at_most(f"{name}: frozen", frozen, 0, verdicts, "more num_steps, or larger warmup"))
     for block, values in draws.accept.items():
         if isinstance(kernel, MALA):
             verdicts = ("moves are taken", "moves are refused: the particles stand still")

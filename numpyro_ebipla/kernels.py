@@ -40,6 +40,9 @@ from jax import Array, random
 from numpyro_ebipla._tree import chain_select, chain_sum, normal_like
 from numpyro_ebipla._types import Adaptation, DatumSteps, Latents
 
+#: Largest drift of a proposal, in standard deviations of its noise.
+MAX_DRIFT = 4.0
+
 Target = Callable[[Latents], tuple[Array, Latents]]
 Schedule = Callable[[Array], Array]
 
@@ -100,6 +103,9 @@ def metropolis(
 ) -> tuple[Array, tuple[Any, Array, Any, Any], Array]:
     """A Metropolis-adjusted Langevin proposal of every chain, and whether each accepts it.
 
+    The drift is cut off at four standard deviations of the noise (MALTA; Roberts and Tweedie, 1996): far out in a tail
+    with a steep gradient it would overshoot, always be refused, and the chain never move again.
+
     Args:
         rng_key: a PRNG key.
         target: position -> ``(log density [*C], gradient, anything else known there)``.
@@ -115,13 +121,18 @@ def metropolis(
     h = step_size
     key_noise, key_accept = random.split(rng_key)
     noise = normal_like(key_noise, position)
+
+    def drift(g: Array, v: Array) -> Array:
+        limit = MAX_DRIFT * jnp.sqrt(2 * h * v)
+        return jnp.clip(h * v * g, -limit, limit)
+
     proposed = jax.tree.map(
-        lambda x, g, xi, v: x + h * v * g + jnp.sqrt(2 * h * v) * xi, position, gradient, noise, variance
+        lambda x, g, xi, v: x + drift(g, v) + jnp.sqrt(2 * h * v) * xi, position, gradient, noise, variance
     )
     value, new_gradient, extra = target(proposed)
     # log q(x | x') − log q(x' | x); the forward residual is the noise itself.
     backward = jax.tree.map(
-        lambda x, y, g, v: jnp.square(x - y - h * v * g) / (4 * h * v),
+        lambda x, y, g, v: jnp.square(x - y - drift(g, v)) / (4 * h * v),
         position, proposed, new_gradient, variance,
     )  # fmt: skip
     forward = jax.tree.map(lambda xi: 0.5 * jnp.square(xi), noise)

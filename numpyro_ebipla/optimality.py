@@ -24,7 +24,7 @@ from numpyro_ebipla.weights import log_mean_exp
 SETTLED = 0.005
 
 GAINED = "nats still gained"
-MOVING = ("the last half of the run changed little", "the parameters were still moving")
+MOVING = ("the last third of the run changed little", "the parameters were still moving")
 
 
 def of_parameters(
@@ -64,10 +64,10 @@ def of_parameters(
 
 
 def of_bound(gain: np.ndarray, num_data: int) -> Check:
-    """What the last half of the run was still worth, in nats per datum, where global latents couple the data.
+    """What the last third of the run was still worth, in nats per datum, where global latents couple the data.
 
     With particles of the posterior at θ, ``E[log p_θ(x, y) − log p_θ'(x, y)] ≥ log p_θ(y) − log p_θ'(y)``, by
-    Jensen's inequality, as in the EM algorithm. Here θ' is the average over the last half of the steps.
+    Jensen's inequality, as in the EM algorithm. Here θ' is the average over the last third of the steps.
 
     Args:
         gain: ``[N]``, see :attr:`.Draws.gain`, with log normalisers.
@@ -78,7 +78,7 @@ def of_bound(gain: np.ndarray, num_data: int) -> Check:
 
 
 def of_score(score: np.ndarray, num_particles: int) -> list[Check]:
-    """What the last half of the run was worth, and what is left on the way that it was going, in nats per datum.
+    """What the last third of the run was worth, and what is left on the way that it was going, in nats per datum.
 
     The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); its mean is the
     slope of the log likelihood, its covariance the Fisher information. Both are known along as many directions as there

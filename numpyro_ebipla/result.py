@@ -339,9 +339,10 @@ class Fit:
         ==============================  ===================================================================
         non-finite steps, draws         how many there were
         nats still gained               an upper bound of what the log likelihood has gained since the
-                                        average over the last half of the steps, in nats per datum
+                                        average over the last third of the steps, in nats per datum
         nats to gain                    what a Newton step along the way that the run was going would gain
         R-hat, ESS                      the worst of up to 1000 scalars of each collected site
+        frozen                          scalars of particles that are the same in all draws
         acceptance                      of the last moves of the particles (MALA)
         walkers' acceptance, ESS, …     what the strategy reports, averaged over the last tenth of the steps
         energy gap                      between walkers and particles, over the last tenth; it is zero at the

@@ -22,7 +22,7 @@ from numpyro_ebipla.particles import Adaptations, Block, LogJoint, Particles, Pr
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
 
 #: Of :attr:`.TrainState.slow_average`, see :func:`averaged`.
-SLOW_AVERAGING = 1.0
+SLOW_AVERAGING = 2.0
 
 
 class Config(NamedTuple):

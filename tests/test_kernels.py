@@ -320,3 +320,16 @@ def test_data_with_narrow_posteriors_are_moved_as_well():
     scaled = np.asarray(path / sds)
     # About 16 × 1500 / 5 independent draws of each.
     np.testing.assert_allclose(np.mean(scaled**2, axis=(0, 1)), 1, atol=5 * np.sqrt(2 / 4800))
+
+
+def test_a_chain_far_out_in_a_steep_tail_comes_back():
+    """A count of none at a log rate of 9 has a gradient of −8,000: an uncut drift overshoots, and is always refused."""
+    x = jnp.concatenate([jnp.full(3, 9.0), jnp.full(997, -1.0)])
+    log_density = lambda x: -jnp.exp(x) - 0.5 * jnp.square(x / 2)
+    _, _, path, _ = run(MALA(), log_density, x, 1000)
+    assert np.all(path[100][:3] < 4)
+    grid = np.linspace(-15, 8, 100_001)
+    p = np.exp(-np.exp(grid) - grid**2 / 8)
+    p /= p.sum()
+    mean, sd = (p * grid).sum(), np.sqrt((p * grid**2).sum() - (p * grid).sum() ** 2)
+    assert np.mean(path[500:]) == pytest.approx(mean, abs=5 * sd / np.sqrt(1000 * 500 / 20))
