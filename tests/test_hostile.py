@@ -124,3 +124,88 @@ def test_double_precision_has_room_for_more():
     with jax.enable_x64(True):
         fit = run(EBIPLA(model, **SHORT), Y.astype(np.float64) * 1e30)
     assert fit.stopped is None and np.isfinite(fit.params["mean"]) and np.isfinite(fit.losses).all()
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+class Series:
+    """Like one of pandas: converts to an array, but is none."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+    def __len__(self):
+        return len(self.values)
+
+
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        ([0.0, 1.0], r"observed values at 'y' are a list, not an array of numbers: pass jnp.asarray"),
+        ((0, 1), r"observed values at 'y' are a tuple"),
+        (Series(Y), r"observed values at 'y' are a Series"),
+        (np.array(["a", "b"]), r"observed values at 'y' are .* not an array of numbers"),
+        (np.array([1.0, None], object), r"observed values at 'y' are .* not an array of numbers"),
+        (np.array(["2020-01-01"], "datetime64[D]"), r"observed values at 'y' are .* not an array of numbers"),
+        (Y + 1j, "observed values at 'y' are complex"),
+        (np.zeros(0), "argument 'y' of the model is empty.*size of plate should be positive"),
+        (np.array([0.0, np.inf]), "observed values at 'y' lie outside the support"),
+    ],
+    ids=["list", "tuple", "series", "words", "objects", "dates", "complex", "empty", "infinite"],
+)
+def test_data_that_are_none(fitter, y, message):
+    """The first ones ended in JAX's errors, those about types, or in NumPyro's, without a name."""
+    with pytest.raises(ModelError, match=message):
+        run(fitter, y)
+
+
+@pytest.mark.parametrize(
+    "batch_size, message",
+    [
+        (0, "plate 'data' has subsample_size 0; it must be an integer of at least 1"),
+        (-1, "plate 'data' has subsample_size -1"),
+        (2.0, r"plate 'data' has subsample_size 2\.0"),
+        (True, "plate 'data' has subsample_size True"),
+        (7, "plate 'data' has subsample_size 7, above its 6 data"),
+        (jnp.array(2), r"only a Python number will do, such as the size of a plate"),
+    ],
+)
+def test_batch_sizes_that_are_none(fitter, batch_size, message):
+    with pytest.raises(ModelError, match=message):
+        run(fitter, Y, batch_size=batch_size)
+    with pytest.raises(ModelError, match=r"argument 'y' of the model is empty|subsample_size|Python number"):
+        run(fitter, Y[:0], batch_size=batch_size)
+
+
+def test_a_plate_whose_size_is_traced():
+    def sized(y, num):
+        with numpyro.plate("data", num):
+            numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0, 1)), 1), obs=y)
+
+    with pytest.raises(ModelError, match=r"only a Python number will do.*int\(…\)"):
+        EBIPLA(sized, **SHORT).init(random.key(0), Y, jnp.array(6))
+
+
+@pytest.mark.parametrize("start", [0, jnp.array(1), True, 1j])
+def test_parameters_without_gradients(fitter, start):
+    with pytest.raises(ModelError, match=r"parameter 'mean' is of type .* begin at 0\.0 instead of 0"):
+        run(fitter, Y, start=start)
+
+
+def test_whole_numbers_among_the_initial_parameters(fitter):
+    assert run(fitter, Y, init_params={"mean": 1}, num_steps=3).params["mean"].dtype == np.float32
+
+
+def test_words_in_an_array_are_not_data():
+    """They stay as they are, like other arguments that are no arrays of numbers."""
+
+    def named(y, names):
+        mean = numpyro.param(str(names[1]), 0.0)
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(mean, 1)), 1), obs=y)
+
+    assert set(EBIPLA(named, **SHORT).init(random.key(0), Y, np.array(["a", "b"])).params) == {"b"}
