@@ -57,8 +57,8 @@ def hashable(value: Any, seen: tuple[int, ...] = ()) -> Any:
 
 
 def is_array(x: Any) -> bool:
-    """Whether JAX should trace it; Python numbers stay static, as shapes depend on them."""
-    return isinstance(x, jax.Array | jax.core.Tracer | np.ndarray)
+    """Whether JAX should trace it; Python numbers stay static, as shapes depend on them, and so do words and dates."""
+    return isinstance(x, jax.Array | jax.core.Tracer) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSUMm")
 
 
 def split_static(tree: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array, random
 from numpyro import handlers
@@ -13,6 +14,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
+from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._types import Latents
 from numpyro_ebipla.energy import EnergyPrior, log_normaliser, unwrap
 
@@ -93,6 +95,23 @@ class from_base(Messenger):
             transform = biject_to(fn.support)
             free = transform.inverse_shape(shape + fn.event_shape)
             msg["value"] = transform(random.uniform(key, free, minval=-2.0, maxval=2.0))
+
+
+class sound_plates(Messenger):
+    """Refuse batch sizes that no plate can have: NumPyro goes on with them, or fails without the plate's name.
+
+    Raises:
+        ModelError: naming the plate.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "plate":
+            return
+        name, (size, batch) = msg["name"], msg["args"]
+        if batch is not None and (type(batch) is bool or not isinstance(batch, int | np.integer) or batch < 1):
+            raise ModelError(f"plate '{name}' has subsample_size {batch!r}; it must be an integer of at least 1.")
+        if batch is not None and batch > size:
+            raise ModelError(f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size.")
 
 
 class unmask_latents(Messenger):

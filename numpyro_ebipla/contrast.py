@@ -23,7 +23,7 @@ class EnergyGap(NamedTuple):
     """How far the walkers' energies lie above the particles' mean: their mean, their median; and their deviation.
 
     Median and deviation (from the median absolute one) are not moved by a few walkers in a hole of the energy. The
-    ``floor`` is an energy that hardly any walker is below.
+    ``floor`` is an energy that hardly any walker is below, ``[D]`` for a prior of D elements.
     """
 
     mean: Array
@@ -137,7 +137,7 @@ def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles:
     deviation = 1.4826 * jnp.median(jnp.abs(energy - middle), 0)  # a standard deviation, were they normal
     mean = jnp.mean(jnp.sum(walk.weight * energy, 0))
     floor = jnp.quantile(energy, 0.05, 0) - deviation - 1
-    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), jnp.mean(floor))
+    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
 
 
 def hole_penalty(tilted: TiltedDensity, gap: EnergyGap, particles: Array, walkers: Array) -> Array:
@@ -147,7 +147,7 @@ def hole_penalty(tilted: TiltedDensity, gap: EnergyGap, particles: Array, walker
     contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
     """
     energy = tilted.energy(jax.lax.stop_gradient(particles))
-    level = jnp.mean(tilted.energy(jax.lax.stop_gradient(walkers)))  # so that a constant in the energy has no slope
+    level = jnp.mean(tilted.energy(jax.lax.stop_gradient(walkers)), 0)  # so that a constant in the energy has no slope
     depth = gap.floor - energy + level - jax.lax.stop_gradient(level)
     return 2 * jnp.mean(jnp.maximum(depth, 0.0))
 

@@ -14,7 +14,7 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
 from numpyro_ebipla._errors import EBIPLAWarning
 from numpyro_ebipla.collect import Draws
-from numpyro_ebipla.fresh import Fresh, flat, fresh, of_prior
+from numpyro_ebipla.fresh import Fresh, fresh, of_prior
 from numpyro_ebipla.kernels import MALA, Kernel
 from numpyro_ebipla.model import Batch
 from numpyro_ebipla.optimality import of_parameters
@@ -163,8 +163,8 @@ def of_fit(fit: Any, rng_key: Array) -> Diagnostics:
         if model.energies[name].observed and not model.latents:
             particles = model.energy_positions(fit.params, {}, {}, batch)[name]
         elif draws is not None and name in draws.samples:
-            particles = flat(prior, draws.samples[name])
-        checks += of_prior(name, new[name], log_z.get(name), flat(prior, walkers[name]), particles)
+            particles = prior.as_walkers(draws.samples[name])
+        checks += of_prior(name, new[name], log_z.get(name), prior.as_walkers(walkers[name]), particles)
     return Diagnostics(tuple(checks))
 
 

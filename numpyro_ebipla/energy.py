@@ -1,6 +1,7 @@
 """``EnergyPrior``: an energy-based, unnormalised and learnable prior as a NumPyro distribution."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -172,6 +173,19 @@ class EnergyPrior(dist.Distribution):
         transform = biject_to(self.support)
         shape = transform.inverse_shape(self.batch_shape + self.event_shape)
         return transform(u.reshape(u.shape[:1] + shape))
+
+    def as_walkers(self, x: Array) -> Array:
+        """Values ``[..., *batch_shape, *event_shape]`` as :meth:`tilted` has walkers.
+
+        Elements that share a normaliser (axes left of the batch shape, or of length one in it) are walkers.
+        """
+        transform = biject_to(self.support)
+        u, event = transform.inv(x), transform.inverse_shape(self.event_shape)
+        lead = u.ndim - len(event)
+        own = [lead - i for i, size in enumerate(reversed(self.batch_shape), 1) if size > 1][::-1]
+        shared = [i for i in range(lead) if i not in own]
+        flat = (math.prod(self.batch_shape),) if self.batch_shape else ()
+        return u.transpose((*shared, *own, *range(lead, u.ndim))).reshape((-1, *flat, *event))
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws from the normalised density, by annealing a population from the base.

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
-from numpyro.distributions.transforms import biject_to
 
 from numpyro_ebipla.anneal import equally_weighted
 from numpyro_ebipla.energy import EnergyPrior, anneal_prior
@@ -56,8 +55,8 @@ def of_prior(
         site: of the energy prior.
         fresh: see :func:`fresh`.
         log_z: by the walkers, None if they know none.
-        walkers: ``[P, *event]`` the strategy's own, unconstrained; None for priors with a normaliser for each datum.
-        particles: ``[n, *event]`` of the posteriors of all data, or the data; None if there are none.
+        walkers: ``[P, …]`` the strategy's own, unconstrained; None for priors with a normaliser for each datum.
+        particles: ``[n, …]`` of the posteriors of all data, or the data; None if there are none.
     """
     log_zs = np.asarray(fresh.log_z, np.float64)
     error = float(np.max(log_zs.std(axis=0, ddof=1)) / np.sqrt(len(log_zs)))
@@ -68,7 +67,7 @@ def of_prior(
         return checks
     if log_z is not None:
         verdicts = ("walkers and fresh draws agree on log Z", "the walkers' log Z is off: the prior has gone wrong")
-        off = abs(log_z - float(log_mean_exp(fresh.log_z)))
+        off = abs(log_z - float(log_mean_exp(fresh.log_z).mean()))
         remedy = "more num_moves, num_walkers or num_rungs in prior=Tempered(…)"
         checks.append(at_most(f"{site}: log Z, walkers − fresh", off, 0.3, verdicts, remedy, 3 * error))
     draws = np.asarray(fresh.draws)
@@ -111,9 +110,3 @@ def _mmd2(x: Array, y: Array) -> Array:
     n = len(x)
     off_diagonal = lambda k: (k.sum() - jnp.trace(k)) / (len(k) * (len(k) - 1))
     return off_diagonal(kernel[:n, :n]) + off_diagonal(kernel[n:, n:]) - 2 * kernel[:n, n:].mean()
-
-
-def flat(prior: EnergyPrior, x: np.ndarray) -> np.ndarray:
-    """Constrained values at a prior -> ``[n, …]`` unconstrained."""
-    u = biject_to(prior.support).inv(jnp.asarray(x))
-    return np.asarray(u).reshape((-1, *biject_to(prior.support).inverse_shape(prior.event_shape)))

@@ -17,13 +17,20 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebipla._errors import ModelError
-from numpyro_ebipla._static import join_static, split_static
-from numpyro_ebipla._tracing import from_base, trace_model
+from numpyro_ebipla._static import is_array, join_static, split_static
+from numpyro_ebipla._tracing import from_base, sound_plates, trace_model
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
 from numpyro_ebipla.missing import nan_masked
 from numpyro_ebipla.model import Batch, DataPlate, EnergySite, LatentModel, LatentSite
+
+#: JAX's errors where a number of Python is wanted and a traced array found.
+NEEDS_A_NUMBER = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerArrayConversionError,
+)
 
 
 class Start(NamedTuple):
@@ -103,9 +110,9 @@ def inspect_model(
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def start(rng_key: Array, init_params: Params, data: Any) -> Start:
         args, kwargs = join_static(data, static)
-        trace = trace_model(from_base(handlers.seed(model, rng_key)), args, kwargs)
+        trace = _first_trace(model, rng_key, args, kwargs)
         if init_params:
-            _check_init_params(init_params, trace)
+            init_params = _check_init_params(init_params, trace)
             bound = handlers.substitute(model, data=init_params)
             trace = trace_model(from_base(handlers.seed(bound, rng_key)), args, kwargs)
         layout = _lay_out(model, trace, args, kwargs)
@@ -127,6 +134,27 @@ def inspect_model(
     return Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, start)
 
 
+def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The trace of a model that may not run at all with these arguments.
+
+    Raises:
+        ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
+    """
+    try:
+        return trace_model(from_base(handlers.seed(sound_plates(model), rng_key)), args, kwargs)
+    except NEEDS_A_NUMBER as e:
+        raise ModelError(
+            "the model needs the value of an array argument where only a Python number will do, such as the size of a "
+            f"plate: pass it as one (int(…)), then it stays the same in all steps. JAX says: {str(e).splitlines()[0]}"
+        ) from e
+    except Exception as e:
+        named = _named_arguments(model, args, kwargs)
+        empty = [n for n, value in named.items() if any(np.size(x) == 0 for x in jax.tree.leaves(value) if is_array(x))]
+        if not empty:
+            raise
+        raise ModelError(f"argument '{empty[0]}' of the model is empty, and so it cannot be run: {e}.") from e
+
+
 def _lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Layout:
     """The layout of a traced model.
 
@@ -141,6 +169,7 @@ def _lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[s
                 f"latent site '{name}' is discrete ({type(unwrap(site['fn'])).__name__}); Langevin particles "
                 "need continuous latents: marginalise it (e.g. dist.MixtureSameFamily) or observe it."
             )
+    _check_types(trace)
     energies = {name: s for name, s in sites.items() if isinstance(unwrap(s["fn"]), EnergyPrior)}
     if not latent and not any(energies[name]["is_observed"] for name in energies):
         raise ModelError(
@@ -221,8 +250,33 @@ def _outside(site: dict[str, Any]) -> Array:
     return ~jnp.all(inside)
 
 
-def _check_init_params(init_params: Params, trace: dict[str, Any]) -> None:
-    """Refuse initial parameters that the model does not have, or has in other shapes.
+def _check_types(trace: dict[str, Any]) -> None:
+    """Refuse parameters that have no gradient, and observations that are no numbers.
+
+    Raises:
+        ModelError: naming the site.
+    """
+    for name, site in trace.items():
+        if site["type"] == "param":
+            for leaf in jax.tree.leaves(site["value"]):
+                if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                    raise ModelError(
+                        f"parameter '{name}' is of type {jnp.result_type(leaf)}, but only floating-point numbers have "
+                        "gradients: begin at 0.0 instead of 0, say."
+                    )
+        if site["type"] == "sample" and site["is_observed"]:
+            value = site["value"]
+            if not isinstance(value, int | float | np.number | np.bool_) and not is_array(value):
+                raise ModelError(
+                    f"observed values at '{name}' are a {type(value).__name__}, not an array of numbers: pass "
+                    "jnp.asarray(…)."
+                )
+            if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+                raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
+
+
+def _check_init_params(init_params: Params, trace: dict[str, Any]) -> Params:
+    """Initial parameters in the types of the model's own.
 
     Raises:
         ModelError: naming the parameter.
@@ -237,6 +291,9 @@ def _check_init_params(init_params: Params, trace: dict[str, Any]) -> None:
         )
         if ours != theirs:
             raise ModelError(f"init_params: '{name}' has shape {theirs}, but the model's {ours}.")
+    types = {name: [jnp.result_type(x) for x in jax.tree.leaves(own[name])] for name in init_params}
+    typed = {name: map(jnp.astype, jax.tree.leaves(value), types[name]) for name, value in init_params.items()}
+    return {name: jax.tree.unflatten(jax.tree.structure(init_params[name]), leaves) for name, leaves in typed.items()}
 
 
 def _arrays(init_params: Params | None) -> Params:
@@ -251,12 +308,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
     Raises:
         ModelError: naming the argument.
     """
-    try:
-        bound = inspect.signature(model).bind(*args, **kwargs).arguments
-    except TypeError as e:
-        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
-    except ValueError:  # no signature, e.g. a callable from C
-        bound = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+    bound = _named_arguments(model, args, kwargs)
     if isinstance(model, nan_masked):
         bound = {}
     for name, value in bound.items():
@@ -268,6 +320,20 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                     f"argument '{name}' of the model contains NaN: remove these data, or replace "
                     "them and hide them with numpyro.handlers.mask, or wrap the model in nan_masked."
                 )
+
+
+def _named_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by their names.
+
+    Raises:
+        ModelError: if they are not those of the model.
+    """
+    try:
+        return inspect.signature(model).bind(*args, **kwargs).arguments
+    except TypeError as e:
+        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
+    except ValueError:  # no signature, e.g. a callable from C
+        return {**{str(i): x for i, x in enumerate(args)}, **kwargs}
 
 
 def _dependencies(model: Callable, trace: dict, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -292,10 +358,6 @@ def _check_energies(energies: dict, dependencies: dict) -> None:
 def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
     """The plate to treat as data: the subsampled one, else the one with most latent values in it."""
     sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
-    for name, (size, _) in sizes.items():
-        batch = trace[name]["args"][1]  # NumPyro goes on with fewer
-        if batch is not None and batch > size:
-            raise ModelError(f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size.")
     dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
     subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
     if len(subsampled) > 1:

@@ -205,16 +205,17 @@ class LatentModel:
         return jax.vmap(one)(local, glob)
 
     def energy_positions(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
-        """Where the particles, or the data, stand at every energy prior with one normaliser: ``[n, *event]``."""
+        """Where the particles, or the data, stand at every energy prior that is not conditional: ``[n, *event]``.
+
+        ``[n, D, *event]`` at a prior of D elements, see :meth:`.EnergyPrior.as_walkers`.
+        """
 
         def one(local: Latents, glob: Latents) -> dict[str, Array]:
             trace, _ = self.trace(params, local, glob, batch)
             result = {}
             for name, site in self.energies.items():
                 if not site.per_datum:
-                    fn = unwrap(trace[name]["fn"])
-                    u = biject_to(fn.support).inv(trace[name]["value"])
-                    result[name] = u.reshape((-1, *biject_to(fn.support).inverse_shape(fn.event_shape)))
+                    result[name] = unwrap(trace[name]["fn"]).as_walkers(trace[name]["value"])
             return result
 
         if not self.latents:

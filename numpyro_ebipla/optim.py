@@ -214,8 +214,9 @@ def reaching_adam(learning_rate: Callable[[Array], Array], gain: float = 0.1) ->
     white = (1 - b1) / (1 + b1)  # squared mean over mean square, where gradients are white noise
 
     def init(params: Any) -> ReachState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        log_reach = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
+        wide = lambda p: jnp.promote_types(p.dtype, jnp.float32)  # squares of gradients leave the range of half floats
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p)), params)
+        log_reach = jax.tree.map(lambda p: jnp.zeros((), wide(p)), params)
         return ReachState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, log_reach)
 
     def update(updates: Any, state: ReachState, params: Any = None) -> tuple[Any, ReachState]:
@@ -223,14 +224,17 @@ def reaching_adam(learning_rate: Callable[[Array], Array], gain: float = 0.1) ->
         rate = learning_rate(state.count)
 
         def leaf(g: Array, m: Array, v: Array, f: Array, r: Array, p: Array) -> tuple[Array, ...]:
+            # In double precision the scalars are doubles, but parameters (of modules) may still be single ones.
+            rest = lambda b: (1 - b**count).astype(m.dtype)
+            dtype, g, p = p.dtype, g.astype(m.dtype), p.astype(m.dtype)
             m, v, f = m + (1 - b1) * (g - m), v + (1 - b2) * (g**2 - v), f + (1 - b3) * (g**2 - f)
-            mean, recent = m / (1 - b1**count), f / (1 - b3**count)
+            mean, recent = m / rest(b1), f / rest(b3)
             steady = jnp.sum(mean**2) / (jnp.sum(recent) + 1e-30)
             largest = jnp.log(jnp.maximum(jnp.sqrt(jnp.mean(p**2)), 1.0))
             r = jnp.minimum(r + gain * (steady - white), largest)
-            square = jnp.minimum(v / (1 - b2**count), 4 * recent)
+            square = jnp.minimum(v / rest(b2), 4 * recent)
             step = -(rate * jnp.exp(r)).astype(g.dtype) * mean / (jnp.sqrt(square) + 1e-8)
-            return step, m, v, f, r
+            return step.astype(dtype), m, v, f, r
 
         out = jax.tree.map(leaf, updates, *state[1:], params)
         pick = lambda i: jax.tree.map(lambda o: o[i], out, is_leaf=lambda o: isinstance(o, tuple) and len(o) == 5)

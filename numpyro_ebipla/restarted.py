@@ -102,7 +102,7 @@ class Contrastive(WalkerStrategy):
                 momentum = jnp.where(due, normal_like(key_momentum, momentum), momentum)
         new = moved(self.kernel, self.num_moves, key_moves, density, x, momentum, state.adapt)
         state = state._replace(position=new.position, momentum=new.momentum, adapt=new.adapt)
-        weight = jnp.full((self.num_walkers,), 1 / self.num_walkers, x.dtype)
+        weight = jnp.full((self.num_walkers, *state.log_z.shape), 1 / self.num_walkers, x.dtype)
         return Walkers(new.position, weight), state, {"accept": new.accept}
 
 

@@ -268,6 +268,28 @@ def test_normalised_priors_with_default_settings(name, model, names, y):
     assert abs(second.mean() - 1) < 4 * second.std() / np.sqrt(second.size)
 
 
+# --- conditional on covariates ----------------------------------------------------------------------------
+
+
+def test_an_energy_prior_conditional_on_covariates_of_another_plate():
+    """It used to end in JAX's error on a reshape. Here p(w_j) = N(b c_j, 1) and z_j ~ N(w_j, 1)."""
+    c, z = jnp.array([[1.0], [-0.5], [2.0]]), jnp.array([[1.5], [0.5], [1.0]])
+
+    def model(y):
+        b = numpyro.param("b", 0.0)
+        with numpyro.plate("group", 3, dim=-2):
+            w = numpyro.sample("w", EnergyPrior(lambda w: -b * c * w, dist.Normal(0, 1), num_moves=5))
+            numpyro.sample("z", dist.Normal(w, 1), obs=z)
+        with numpyro.plate("data", len(y), dim=-1):
+            numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0, 1)), 1), obs=y)
+
+    fit = EBIPLA(model, num_steps=900, num_samples=20).run(random.key(0), GAUSSIAN_Y[:10], progress_bar=False)
+    best, error = float((c * z).sum() / (c**2).sum()), float((2 / (c**2).sum()) ** 0.5)
+    assert abs(fit.params["b"] - best) < 0.2 * error
+    assert fit.prior_samples()["w"].shape == (128, 3, 1)
+    assert fit.diagnostics()["w: MMD², walkers − fresh"].passed
+
+
 # --- subsampling --------------------------------------------------------------------------------------
 
 
