@@ -6,6 +6,7 @@ a log Z of its own (:mod:`~numpyro_ebipla.fresh`).
 """
 
 import warnings
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -30,98 +31,97 @@ MAX_DIAGNOSED = 1000
 
 # --- what a run has said itself -----------------------------------------------------------------------
 
+#: ``{entry of the history: (title, check, limit, (verdict if passed, if not), remedy)}``, by energy site.
+OF_WALKERS: dict[str, tuple[str, Callable[..., Check], float, tuple[str, str], str]] = {
+    "accept": (
+        "walkers' acceptance",
+        at_least,
+        0.3,
+        ("moves are taken", "moves are refused: the walkers stand still"),
+        "a smaller step_size",
+    ),
+    "ess": (
+        "walkers' ESS / P",
+        at_least,
+        0.2,
+        ("walkers follow the energy", "few walkers carry all the weight"),
+        "more num_walkers or num_moves in prior=Persistent(…), or prior=Tempered()",
+    ),
+    "resampled": (
+        "resamplings per step",
+        at_most,
+        0.2,
+        ("walkers follow the energy", "the energy moves faster than its walkers"),
+        "a lower rate of the energy, or more num_moves",
+    ),
+    "swap": (
+        "lowest swap rate",
+        at_least,
+        0.1,
+        ("walkers come from the base", "walkers hardly come from the base"),
+        "prior=Tempered(num_rungs=16)",
+    ),
+    "barrier": (
+        "barrier",
+        at_most,
+        4.0,
+        ("the ladder reaches the prior", "the energy is too sharp for the ladder, and held back"),
+        "prior=Tempered(num_rungs=16, restraint=(4.0, 6.0))",
+    ),
+    "gap": (
+        "energy gap",
+        at_most,
+        0.5,
+        ("particles and walkers have the same energy", "particles and walkers differ in energy: the prior is not done"),
+        MORE_STEPS,
+    ),
+}
+BRAKE = ("the energy moves freely", "the energy is held back, as its walkers cannot follow: it is not done")
+
 
 def of_history(history: dict[str, np.ndarray], diverged: bool) -> list[Check]:
     """Checks of what the steps reported, over the last tenth of them."""
     faulty = sum(int((~np.isfinite(v)).sum()) for k, v in history.items() if not k.endswith("/log_z")) + diverged
     verdicts = ("every step was finite", "the fit diverged and holds its last sound state")
     checks = [at_most("non-finite steps", faulty, 0, verdicts, "a lower learning rate, or the default chains")]
-    tail = {name: v[-max(1, len(v) // 10) :] for name, v in history.items() if len(v)}
-    for name, values in tail.items():
+    tail = {name: float(np.mean(v[-max(1, len(v) // 10) :])) for name, v in history.items() if len(v)}
+    for name, value in tail.items():
         site, _, what = name.rpartition("/")
-        if site and what in _OF_WALKERS:
-            checks.append(_OF_WALKERS[what](f"{site}: {_TITLES[what]}", float(np.mean(values))))
-        if site and what == "resampled":
-            times, total = float(history[name].sum()), len(history[name])
-            verdicts = (f"in {total} steps", f"in {total} steps: the energy moves faster than its walkers")
-            checks.append(
-                at_most(f"{site}: resamplings", times, total / 5, verdicts, "a lower rate, or more num_moves")
-            )
+        if site and what in OF_WALKERS:
+            title, check, *rest = OF_WALKERS[what]
+            checks.append(check(f"{site}: {title}", abs(value), *rest))
     if "brake" in tail:
-        verdicts = ("the energy moves freely", "the energy is held back, as its walkers cannot follow: it is not done")
-        checks.append(at_least("brake", float(np.mean(tail["brake"])), 0.5, verdicts, MORE_STEPS))
+        checks.append(at_least("brake", tail["brake"], 0.5, BRAKE, MORE_STEPS))
     return checks
 
 
-_TITLES = {
-    "accept": "walkers' acceptance",
-    "ess": "walkers' ESS / P",
-    "swap": "lowest swap rate",
-    "barrier": "barrier",
-    "gap": "energy gap",
-}
-_OF_WALKERS = {
-    "accept": lambda name, value: at_least(
-        name, value, 0.3, ("moves are taken", "moves are refused: the walkers stand still"), "a smaller step_size"
-    ),
-    "ess": lambda name, value: at_least(
-        name,
-        value,
-        0.2,
-        ("walkers follow the energy", "few walkers carry all the weight"),
-        "more num_walkers or num_moves in prior=Persistent(…), or prior=Tempered()",
-    ),
-    "swap": lambda name, value: at_least(
-        name,
-        value,
-        0.1,
-        ("walkers come from the base", "walkers hardly come from the base"),
-        "prior=Tempered(num_rungs=16)",
-    ),
-    "barrier": lambda name, value: at_most(
-        name,
-        value,
-        4.0,
-        ("the ladder reaches the prior", "the energy is too sharp for the ladder, and held back"),
-        "prior=Tempered(num_rungs=16, restraint=(4.0, 6.0))",
-    ),
-    "gap": lambda name, value: at_most(
-        name,
-        abs(value),
-        0.5,
-        ("particles and walkers have the same energy", "particles and walkers differ in energy: the prior is not done"),
-        MORE_STEPS,
-    ),
-}
-
-
-def of_draws(draws: Draws, kernel: Kernel) -> list[Check]:
-    """Checks of the collected draws: finite, mixed, accepted at a sound rate."""
+def of_draws(draws: Draws, kernel: Kernel, latents: Collection[str]) -> list[Check]:
+    """Checks of the collected draws: finite, mixed, all of them moving, accepted at a sound rate."""
     bad = sum(int((~np.isfinite(x)).sum()) for x in [*draws.samples.values(), draws.log_density])
     verdicts = ("every draw is finite", "the model's densities overflow at the fitted parameters")
     checks = [at_most("non-finite draws", bad, 0, verdicts, "looking at fit.draws.log_density")]
-    for name, values in draws.samples.items():
-        if bad or values.shape[1] < 4 or not np.issubdtype(values.dtype, np.floating):
+    samples = {} if bad else {name: draws.samples[name] for name in latents if name in draws.samples}
+    for name, values in samples.items():
+        if values.shape[1] < 4:
             continue
-        flat = values.reshape((*values.shape[:2], -1)).astype(np.float64)
-        flat = flat[..., spaced(flat.shape[-1], MAX_DIAGNOSED)]
+        flat = values.reshape((*values.shape[:2], -1))
+        some = flat[..., spaced(flat.shape[-1], MAX_DIAGNOSED)].astype(np.float64)
+        some = some[..., np.ptp(some, axis=(0, 1)) > 0]
+        verdicts, remedy = ("the particles agree", "the particles disagree"), "larger warmup, thinning or num_samples"
         with np.errstate(divide="ignore", invalid="ignore"):
-            r_hat, n_eff = split_gelman_rubin(flat), effective_sample_size(flat)
-        moving = np.ptp(flat, axis=(0, 1)) > 0
-        verdicts = ("the particles agree", "the particles disagree")
-        remedy = "larger warmup, thinning or num_samples"
-        checks.append(at_most(f"{name}: R-hat", np.max(r_hat[moving], initial=1.0), 1.1, verdicts, remedy))
+            r_hat = np.max(split_gelman_rubin(some), initial=1.0)
+            n_eff = np.min(effective_sample_size(some), initial=np.inf)
+        checks.append(at_most(f"{name}: R-hat", r_hat, 1.1, verdicts, remedy))
         verdicts = ("enough for means and sds", "too few for a posterior mean")
-        checks.append(at_least(f"{name}: ESS", np.min(n_eff[moving], initial=np.inf), 50, verdicts, remedy))
-        frozen = int((values == values[:, :1]).all(1).sum()) if values.shape[1] >= FROZEN_DRAWS else 0
+        checks.append(at_least(f"{name}: ESS", n_eff, 50, verdicts, remedy))
+        frozen = int((flat == flat[:, :1]).all(1).sum()) if flat.shape[1] >= FROZEN_DRAWS else 0
         verdicts = ("every particle moves", "as many scalars of particles never changed")
         checks.append(at_most(f"{name}: frozen", frozen, 0, verdicts, "more num_steps, or larger warmup"))
-    for block, values in draws.accept.items():
-        if isinstance(kernel, MALA):
-            verdicts = ("moves are taken", "moves are refused: the particles stand still")
-            checks.append(
-                at_least(block.replace("accept_", "acceptance, "), values.mean(), 0.3, verdicts, "warmup=500")
-            )
+    if isinstance(kernel, MALA):
+        verdicts = ("moves are taken", "moves are refused: the particles stand still")
+        for block, values in draws.accept.items():
+            name = block.replace("accept_", "acceptance, ")
+            checks.append(at_least(name, values.mean(), 0.3, verdicts, "warmup=500"))
     return checks
 
 
@@ -132,7 +132,7 @@ def of_run(fit: Any) -> list[Check]:
     """What a :class:`~numpyro_ebipla.result.Fit` can tell without further work."""
     checks = of_history(fit.history, "diverged" in (fit.stopped or ""))
     if fit.draws is not None:
-        checks += of_draws(fit.draws, fit.config.particles.kernel)
+        checks += of_draws(fit.draws, fit.config.particles.kernel, fit.config.model.latents)
     return checks
 
 

@@ -15,7 +15,7 @@ class Check(NamedTuple):
         name: what was looked at, with its site if it has one.
         value: the figure.
         limit: what it should be, in words.
-        passed: None if it could not be judged, as the verdict says.
+        passed: whether it is.
         verdict: what the figure means.
         remedy: what to change if it is off.
     """
@@ -23,7 +23,7 @@ class Check(NamedTuple):
     name: str
     value: float
     limit: str
-    passed: bool | None
+    passed: bool
     verdict: str
     remedy: str
 
@@ -41,14 +41,14 @@ class Diagnostics:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is off; what could not be judged does not count."""
-        return not self.warnings
+        """Whether nothing is off."""
+        return all(check.passed for check in self.checks)
 
     @property
     def warnings(self) -> list[str]:
         """A sentence for each check that failed."""
-        failed = [check for check in self.checks if check.passed is False]
-        return [f"{c.name} is {c.value:.3g}, should be {c.limit}: {c.verdict}. Try {c.remedy}." for c in failed]
+        said = "{c.name} is {c.value:.3g}, should be {c.limit}: {c.verdict}. Try {c.remedy}."
+        return [said.format(c=check) for check in self.checks if not check.passed]
 
     def __getitem__(self, name: str) -> Check:
         """The check of this name."""
@@ -57,8 +57,8 @@ class Diagnostics:
     def __str__(self) -> str:
         rows = [("check", "value", "limit", "verdict")]
         for c in self.checks:
-            said = {True: f"ok: {c.verdict}", None: f"-: {c.verdict}", False: f"CHECK: {c.verdict}. Try {c.remedy}."}
-            rows.append((c.name, "" if np.isnan(c.value) else f"{c.value:.3g}", c.limit, said[c.passed]))
+            said = f"ok: {c.verdict}" if c.passed else f"CHECK: {c.verdict}. Try {c.remedy}."
+            rows.append((c.name, f"{c.value:.3g}", c.limit, said))
         wide = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)
 
