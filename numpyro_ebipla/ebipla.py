@@ -341,8 +341,9 @@ class EBIPLA:
         check_posterior(model, self.posterior, self.refuse)
         chains = model.batch_size if model.local_sites else 1
         num_particles = self.num_particles or int(np.clip(-(-2000 // chains), 4, 64))
+        posterior = self.posterior
         if not model.latents:
-            num_particles = 1
+            num_particles, posterior = 1, Particles()  # there are none to keep, in whatever way
         walkers = {}
         for name, site in model.energies.items():
             chosen = self.prior.get(name) if isinstance(self.prior, dict) else self.prior
@@ -361,7 +362,7 @@ class EBIPLA:
         optim = default_optimizer if self.optim is None else self.optim
         return Config(
             model=model,
-            particles=self.posterior,
+            particles=posterior,
             walkers=walkers,
             energy_params=inspection.energy_params,
             optim=optim(inspection.energy_params) if callable(optim) else optim,

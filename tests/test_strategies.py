@@ -242,3 +242,21 @@ def test_a_system_compiles_once_and_resumes_bit_for_bit(options):
     for a, b in zip(bare(whole.state), bare(halves.state), strict=True):
         assert np.array_equal(a, b, equal_nan=True)
     assert np.isfinite(whole.params["a"]) and whole.stopped is None
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS[-4:], ids=repr)
+def test_without_latents_there_is_nothing_to_keep(posterior):
+    """An ordinary energy-based model is the same whatever is said of particles that it has not; it used to fail."""
+
+    def model(y):
+        a = numpyro.param("a", 0.1)
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", EnergyPrior(lambda x: a * x**2, dist.Normal(0, 1)), obs=y)
+
+    first, second = (
+        EBIPLA(model, num_steps=3, prior=Persistent(P), posterior=how).run(
+            random.key(0), np.ones(B), progress_bar=False
+        )
+        for how in (posterior, None)
+    )
+    assert first.params == second.params and first.get_samples() == {}
