@@ -163,7 +163,7 @@ def weighted_log_marginal(
     values = {name: estimate.value for name, estimate in log_z.items()}
     parts = []
     for indices in model.blocks():
-        block = gather(posterior, indices)
+        block, _ = gather(posterior, indices)
         parts.append(_log_marginal_block(model, params, block, batch._replace(indices=indices), values))
     value, variance, rest, count = parts[0]
     if model.subsampled:
