@@ -188,11 +188,11 @@ def _run_block(
     batch = batch._replace(rng_key=key_model)
     block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
 
-    def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
+    def log_joint(local: Any, glob: Any, params: Params = params) -> tuple[Array, Array]:
         return model.log_joint(params, local, glob, batch, {})[:2]
 
     def log_density(local: Any, glob: Any, params: Params = params) -> Array:
-        per_datum, rest = model.log_joint(params, local, glob, batch, {})[:2]
+        per_datum, rest = log_joint(local, glob, params)
         return per_datum if _by_datum(model) else per_datum.sum(-1) + rest
 
     def advance(key: Array, block: Block, adapt: Any, num_moves: int) -> tuple[Block, Any, dict[str, Array]]:

@@ -21,7 +21,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad, normal_like, take
 from numpyro_ebipla._types import Adaptation, Latents, PosteriorState
-from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated
+from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated, proposal_variance
 
 LogJoint = Callable[[Latents, Latents], tuple[Array, Array]]
 Draw = Callable[[Array], tuple[Latents, Latents]]
@@ -307,10 +307,6 @@ def _unadjusted(rng_key: Array, here: Point, adapt: Adaptation, ratio: float) ->
     """A stochastic-gradient Langevin move with MALA's step, shortened as :class:`Particles` says."""
     h = jnp.exp(adapt.log_step) * _SUBSAMPLING_STEP / ratio
     noise = normal_like(random.fold_in(rng_key, 1), here.position)
-
-    def move(name: str) -> Array:
-        variance = 1 / adapt.curvature[name] if adapt.curvature else 1.0
-        drift = h * variance * here.gradient[name]
-        return here.position[name] + drift + jnp.sqrt(2 * h * variance) * noise[name]
-
-    return Point({name: move(name) for name in here.position}, None, None)
+    variance = proposal_variance(adapt, here.position)
+    move = lambda x, g, xi, v: x + h * v * g + jnp.sqrt(2 * h * v) * xi
+    return Point(jax.tree.map(move, here.position, here.gradient, noise, variance), None, None)
