@@ -12,6 +12,7 @@ from jax import Array, random
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
+from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla._errors import ModelError
@@ -112,6 +113,30 @@ class sound_plates(Messenger):
             raise ModelError(f"plate '{name}' has subsample_size {batch!r}; it must be an integer of at least 1.")
         if batch is not None and batch > size:
             raise ModelError(f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size.")
+
+
+class no_latents_in_loops(Messenger):
+    """Refuse latents inside ``scan`` and ``cond`` of NumPyro: their bodies run where no particle can be placed.
+
+    Raises:
+        ModelError: naming the latent.
+    """
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "control_flow":
+            return
+        traces = [x for x in jax.tree.leaves(msg["value"], is_leaf=_is_trace) if _is_trace(x)]
+        for site in (site for trace in traces for site in trace.trace.values()):
+            if site["type"] == "sample" and not site["is_observed"]:
+                raise ModelError(
+                    f"latent site '{site['name']}' is inside numpyro.contrib.control_flow.scan or cond, where "
+                    "particles cannot be placed: draw it before, in a plate over the steps, and scan over its values, or write a "
+                    "Python loop."
+                )
+
+
+def _is_trace(x: Any) -> bool:
+    return isinstance(x, PytreeTrace)
 
 
 class unmask_latents(Messenger):

@@ -5,23 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._options import count
 from numpyro_ebipla._static import is_array
-from numpyro_ebipla._types import Params, TrainState
+from numpyro_ebipla._types import TrainState
 from numpyro_ebipla.kernels import MALA, Kernel
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.step import Config
-
-
-def count(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an integer of at least ``least``; a ValueError names it otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-    return int(value)
 
 
 def check_key(rng_key: Any) -> Array:
@@ -34,8 +27,8 @@ def check_key(rng_key: Any) -> Array:
     raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
 
 
-def check_state(config: Config, params: Params, state: Any) -> None:
-    """Refuse a state of another model, plate size or configuration.
+def check_state(config: Config, fresh: TrainState, state: Any) -> None:
+    """Refuse a state of another model, plate size or configuration than ``fresh``, which may be shapes only.
 
     Raises:
         TypeError, ModelError
@@ -54,18 +47,6 @@ def check_state(config: Config, params: Params, state: Any) -> None:
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         return {jax.tree_util.keystr(k): jnp.shape(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
-    for what, ours, theirs in (
-        ("parameters", params, state.params),
-        (
-            "optimiser (optim=)",
-            jax.eval_shape(config.optim.init, params),
-            state.optim_state,
-        ),
-    ):
-        if shapes(ours) != shapes(theirs):
-            raise ModelError(
-                f"init_state has other {what} than this EBIPLA and model: {shapes(theirs)} against {shapes(ours)}."
-            )
     sites = {*state.posterior.local, *state.posterior.glob}
     if sites != {*model.latents} or {*state.prior} != {*model.energies}:
         raise ModelError(
@@ -77,6 +58,24 @@ def check_state(config: Config, params: Params, state: Any) -> None:
         raise ModelError(
             f"init_state has {number} particles, this EBIPLA {config.num_particles}: pass num_particles={min(number)}."
         )
+    chains = lambda posterior: (posterior.momentum, posterior.adapt_local, posterior.adapt_global, posterior.memory)
+    parts: list[tuple[str, Callable[[TrainState], Any]]] = [
+        ("parameters", lambda state: state.params),
+        ("optimiser (optim=)", lambda state: state.optim_state),
+        ("latents", lambda state: (state.posterior.local, state.posterior.glob)),
+        ("particles (kernel= or posterior=)", lambda state: chains(state.posterior)),
+        *((f"walkers at '{name}' (prior=)", lambda state, name=name: state.prior[name]) for name in state.prior),
+        ("mutable values", lambda state: state.mutable),
+    ]
+    for what, part in parts:
+        theirs, ours = shapes(part(state)), shapes(part(fresh))
+        if theirs != ours:
+            key = next(k for k in [*theirs, *ours] if theirs.get(k) != ours.get(k))
+            raise ModelError(
+                f"init_state has other {what} than this EBIPLA and model: '{key}' of shape {theirs.get(key, 'none')} "
+                f"against {ours.get(key, 'none')}; give the arguments that it was made with, or start afresh with "
+                "init_params=fit.params."
+            )
 
 
 def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:

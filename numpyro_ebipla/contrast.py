@@ -6,6 +6,7 @@ Its gradient in θ is Fisher's identity (2510.12311, eq. 6), those in X and X̄ 
 gives all of them.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Known, Prepared
 from numpyro_ebipla.walkers import Walkers
+from numpyro_ebipla.weights import quantile
 
 
 class EnergyGap(NamedTuple):
@@ -88,7 +90,7 @@ def contrast(
         gap = {name: energy_gap(walk[name], tilted[name], positions[name], joint.energies[name]) for name in walk}
         value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
         penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]
-        penalties += [hole_penalty(tilted[name], gap[name], x, positions[name]) for name, x in particles.items()]
+        penalties += [hole_penalty(gap[name], tilted[name].energy, x, walk[name]) for name, x in particles.items()]
         return value + sum(penalties), (value, joint, log_density, log_z, gap)
 
     positions = {name: w.position for name, w in walk.items()}
@@ -133,22 +135,22 @@ def mean(values: Array, weight: Array | None) -> Array:
 def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles: Array) -> EnergyGap:
     """How far the walkers' energies lie above the mean energy of the particles."""
     energy = jax.lax.stop_gradient(tilted.energy(position))
-    middle = jnp.median(energy, 0)
-    deviation = 1.4826 * jnp.median(jnp.abs(energy - middle), 0)  # a standard deviation, were they normal
+    middle = quantile(energy, walk.weight, 0.5)
+    deviation = 1.4826 * quantile(jnp.abs(energy - middle), walk.weight, 0.5)  # a standard deviation, were they normal
     mean = jnp.mean(jnp.sum(walk.weight * energy, 0))
-    floor = jnp.quantile(energy, 0.05, 0) - deviation - 1
+    floor = quantile(energy, walk.weight, 0.05) - deviation - 1
     return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
 
 
-def hole_penalty(tilted: TiltedDensity, gap: EnergyGap, particles: Array, walkers: Array) -> Array:
+def hole_penalty(gap: EnergyGap, energy: Callable[[Array], Array], particles: Array, walk: Walkers) -> Array:
     """Raise the energy where particles are deeper down than hardly any walker is.
 
     There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
     contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
     """
-    energy = tilted.energy(jax.lax.stop_gradient(particles))
-    level = jnp.mean(tilted.energy(jax.lax.stop_gradient(walkers)), 0)  # so that a constant in the energy has no slope
-    depth = gap.floor - energy + level - jax.lax.stop_gradient(level)
+    # Against the walkers' mean, so that a constant in the energy has no slope.
+    level = jnp.sum(walk.weight * energy(jax.lax.stop_gradient(walk.position)), 0)
+    depth = gap.floor - energy(jax.lax.stop_gradient(particles)) + level - jax.lax.stop_gradient(level)
     return 2 * jnp.mean(jnp.maximum(depth, 0.0))
 
 

@@ -23,7 +23,7 @@ from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import Kernel
 from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
 from numpyro_ebipla.model import LatentModel
-from numpyro_ebipla.optim import as_optax, by_role, default_optimizer
+from numpyro_ebipla.optim import as_optax, by_role, check_optimiser, default_optimizer
 from numpyro_ebipla.particles import Particles
 from numpyro_ebipla.result import Fit
 from numpyro_ebipla.start import check_faults, initial_state
@@ -152,19 +152,16 @@ class EBIPLA:
             **kwargs: of the model.
             init_params: constrained values for some ``param`` sites, instead of the model's.
         """
-        rng_key = check_key(rng_key)
-        key_params, key_state = random.split(rng_key)
-        system = self._system(args, kwargs, key_params, init_params, fresh=True)
-        _, data, params, mutable, *_ = system.inspection
-        state, faults = system.start(key_state, params, mutable, data)
-        check_faults(faults)
-        return state
+        return self._begin(check_key(rng_key), args, kwargs, init_params)[1]()
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
-        """One step; returns the new state and the contrast. It may be jitted or scanned over."""
+        """One step; returns the new state and the contrast. It may be jitted or scanned over.
+
+        A step that would leave the finite numbers is not taken: the state stays as it was, and the contrast is NaN.
+        """
         system = self._system(args, kwargs)
         state, info = system.update(state, self._data(args, kwargs))
-        return state, info["contrast"]
+        return state, jnp.where(info["sound"], info["contrast"], jnp.nan)
 
     def evaluate(self, state: TrainState, *args: Any, **kwargs: Any) -> Array:
         """The contrast at ``state``, on its next minibatch, without an update."""
@@ -239,15 +236,17 @@ class EBIPLA:
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
         found = store.read(rng_key, num_steps) if store else None
         if init_state is None:
-            state = self.init(rng_key, *args, init_params=init_params, **kwargs)
-            system = self._system(args, kwargs)
+            system, start = self._begin(rng_key, args, kwargs, init_params)
         else:
+            check_arguments(self.model, args, {**kwargs, **self.static_kwargs})
             system = self._system(args, kwargs)
-            check_state(system.config, system.inspection.params, init_state)
-            state = jax.tree.map(jnp.copy, init_state)  # the loop donates its buffers
+            _, data, params, mutable, *_ = system.inspection
+            check_state(system.config, jax.eval_shape(system.start, rng_key, params, mutable, data)[0], init_state)
+            start = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
         config, data = system.config, self._data(args, kwargs)
         plan = collecting.Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
         plan, layout = collecting.with_sites(plan, sites, indices, system.inspection, config.num_particles, data)
+        state = start()
 
         if store:
             state, found = store.start(found, state, data, program(system.run_chunk, state, data))
@@ -294,6 +293,21 @@ class EBIPLA:
     bidirectional = newdata.bidirectional
 
     # --- parts ----------------------------------------------------------------------------------------
+
+    def _begin(
+        self, rng_key: Array, args: tuple, kwargs: dict[str, Any], init_params: Params | None
+    ) -> tuple[System, Callable[[], TrainState]]:
+        """The system, and what makes its state, which is the longer work."""
+        key_params, key_state = random.split(rng_key)
+        system = self._system(args, kwargs, key_params, init_params, fresh=True)
+        _, data, params, mutable, *_ = system.inspection
+
+        def start() -> TrainState:
+            state, faults = system.start(key_state, params, mutable, data)
+            check_faults(faults)
+            return state
+
+        return system, start
 
     def _estimate(self, state: TrainState) -> Params:
         return state.params if self.averaging is None else state.average
@@ -360,12 +374,14 @@ class EBIPLA:
                 if name not in model.energies:
                     raise ModelError(f"prior: there is no energy prior at '{name}'; there are {list(walkers)}.")
         optim = default_optimizer if self.optim is None else self.optim
+        optim = optim(inspection.energy_params) if callable(optim) else optim
+        check_optimiser(optim, inspection.params)
         return Config(
             model=model,
             particles=posterior,
             walkers=walkers,
             energy_params=inspection.energy_params,
-            optim=optim(inspection.energy_params) if callable(optim) else optim,
+            optim=optim,
             num_particles=num_particles,
             averaging=self.averaging or 0.0,
             max_energy=self.max_energy,

@@ -17,6 +17,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 
 from numpyro_ebipla._errors import EBIPLAWarning
+from numpyro_ebipla._options import count
 from numpyro_ebipla._static import is_array, join_function, split_function
 from numpyro_ebipla._tree import batched_value_and_grad, normal_like
 from numpyro_ebipla.anneal import Annealed, TiltedDensity, anneal, equally_weighted, initial_log_step
@@ -226,6 +227,7 @@ class EnergyPrior(dist.Distribution):
 
         one = returned(*batch, *event)
         if isinstance(one, tuple):
+            _check_real(jax.eval_shape(call, jax.ShapeDtypeStruct((*batch, *event), jnp.result_type(float))).dtype)
             full = one or batch
             if _extends(full, batch) and returned(3, *full, *event) == (3, *full):
                 return full, False
@@ -323,10 +325,17 @@ def _check_base(energy: Any, base: Any) -> None:
         ) from e
 
 
+def _check_real(dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"EnergyPrior: the energy returns numbers of type {dtype}; Langevin moves need its gradient, so it must "
+            "return floating-point numbers that vary smoothly with x."
+        )
+
+
 def _check_options(num_walkers: Any, num_moves: Any, max_temps: Any, step_size: Any, kernel: Any) -> None:
     for name, value in (("num_walkers", num_walkers), ("num_moves", num_moves), ("max_temps", max_temps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"EnergyPrior: {name} must be an integer of at least 1, got {value!r}.")
+        count(f"EnergyPrior: {name}", value)
     if step_size is not None and not step_size > 0:
         raise ValueError(f"EnergyPrior: step_size must be positive or None, got {step_size!r}.")
     if not isinstance(kernel, Kernel | None):

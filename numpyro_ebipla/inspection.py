@@ -18,7 +18,7 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._static import is_array, join_static, split_static
-from numpyro_ebipla._tracing import from_base, sound_plates, trace_model
+from numpyro_ebipla._tracing import from_base, no_latents_in_loops, sound_plates, trace_model
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import EnergyPrior, unwrap
@@ -141,7 +141,8 @@ def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str,
         ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
     """
     try:
-        return trace_model(from_base(handlers.seed(sound_plates(model), rng_key)), args, kwargs)
+        sound = no_latents_in_loops(sound_plates(model))
+        return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
     except NEEDS_A_NUMBER as e:
         raise ModelError(
             "the model needs the value of an array argument where only a Python number will do, such as the size of a "
@@ -313,7 +314,8 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
         bound = {}
     for name, value in bound.items():
         for leaf in jax.tree.leaves(value):
-            if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            number = isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact))
+            if not number:
                 continue
             if bool(np.isnan(np.asarray(leaf)).any()):
                 raise ModelError(

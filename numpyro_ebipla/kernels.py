@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
+from numpyro_ebipla._options import check_number
 from numpyro_ebipla._tree import chain_select, chain_sum, normal_like
 from numpyro_ebipla._types import Adaptation, DatumSteps, Latents
 
@@ -153,6 +154,9 @@ class Kernel:
     has_momentum = False
     step_size: float | Schedule
 
+    def __post_init__(self) -> None:
+        check_number(self, "step_size")
+
     def init(self, position: Latents, chain_ndim: int) -> Adaptation:
         """Adaptation before the first move; ``chain_ndim`` is the number of chain axes."""
         first = self.step_size(jnp.zeros((), jnp.int32)) if callable(self.step_size) else self.step_size
@@ -219,6 +223,10 @@ class MALA(Kernel):
     precondition: bool = True
     adapt_step: bool = True
     adjusted = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "target_accept", below=1.0)
 
     def init(self, position: Latents, chain_ndim: int) -> Adaptation:
         """As :meth:`Kernel.init`."""
@@ -287,6 +295,10 @@ class Underdamped(Kernel):
     step_size: float | Schedule = 0.1
     friction: float = 2.0
     has_momentum = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "friction")
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
         """As :meth:`Kernel.move`."""

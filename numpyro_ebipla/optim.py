@@ -23,6 +23,7 @@ from jax import Array, random
 from jax.example_libraries import optimizers
 from numpyro.optim import Minimize, _NumPyroOptim
 
+from numpyro_ebipla._options import number
 from numpyro_ebipla._tree import normal_like
 from numpyro_ebipla.kernels import kinetic_move, kinetic_terms
 
@@ -47,7 +48,11 @@ def langevin_noise(
         step_size: ``h``, or a schedule; that of the gradient step it is chained to.
         inverse_temperature: ``MN``. If None, the one that :class:`~numpyro_ebipla.EBIPLA` passes: number of
             data times number of particles.
+
+    Raises:
+        ValueError: if the step size is not positive.
     """
+    number("langevin_noise: step_size", step_size)
 
     def update(
         updates: Any, state: NoiseState, params: Any = None, *, rng_key: Array, **extra: Any
@@ -72,7 +77,11 @@ def langevin(
         noise: add ``√(2h/(MN)) ξ``; without it, gradient descent.
         whole: the papers without energy priors (2204.12965, 2303.13429) descend the sum over the data, not its
             mean: the step becomes ``h M`` and the noise ``√(2h/N)``.
+
+    Raises:
+        ValueError: if the step size is not positive.
     """
+    number("langevin: step_size", step_size)
 
     def update(
         updates: Any,
@@ -112,7 +121,12 @@ def kinetic_langevin(
         friction: ``γ > 0``.
         noise: without it, momentum descent (2407.05790's deterministic limit).
         whole: see :func:`langevin`.
+
+    Raises:
+        ValueError: if step size or friction is not positive.
     """
+    number("kinetic_langevin: step_size", step_size)
+    number("kinetic_langevin: friction", friction)
     h, gamma = step_size, friction
 
     def init(params: Any) -> KineticState:
@@ -187,6 +201,27 @@ def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optim.init, update)
 
 
+def check_optimiser(optim: optax.GradientTransformationExtraArgs, params: Any) -> None:
+    """Try an optimiser out on shapes: some optax transformations need more than a gradient.
+
+    Raises:
+        TypeError: if it fails on the model's parameters.
+    """
+
+    def one_step(params: Any, rng_key: Array) -> Any:
+        extra = {"value": jnp.zeros(()), "rng_key": rng_key, "inverse_temperature": 1, "num_data": 1}
+        updates, _ = optim.update(params, optim.init(params), params, **extra)
+        return optax.apply_updates(params, updates)
+
+    try:
+        jax.eval_shape(one_step, params, random.key(0))
+    except Exception as e:  # whatever it raises
+        raise TypeError(
+            "optim does not work on the model's parameters: it must be a transformation of gradients, which line "
+            f"searches (optax.lbfgs) and wrappers of parameters (optax.lookahead) are not; try optax.adam(1e-3). It says: {e}"
+        ) from e
+
+
 class ReachState(NamedTuple):
     """Adam's first moment and second moments over long and over short; by parameter array how steady it moves."""
 
@@ -197,21 +232,35 @@ class ReachState(NamedTuple):
     log_reach: Any
 
 
-def reaching_adam(learning_rate: Callable[[Array], Array], gain: float = 0.1) -> optax.GradientTransformation:
+def orthogonalised(matrix: Array) -> Array:
+    """All singular values of ``[m, n]`` brought near one, by five Newton–Schulz iterations (Jordan et al., 2024)."""
+    x = matrix / (jnp.linalg.norm(matrix) + 1e-30)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def reaching_adam(
+    learning_rate: Callable[[Array], Array], gain: float = 0.1, orthogonal: bool = False
+) -> optax.GradientTransformation:
     """Adam for parameters of any scale, however far they have to go.
 
-    Two things differ from Adam (Kingma and Ba, 2015). Gradients at the start of a fit may be larger by orders of
+    Three things differ from Adam (Kingma and Ba, 2015). Gradients at the start of a fit may be larger by orders of
     magnitude than later ones (variances that begin too small), and Adam's second moment remembers them for thousands
     of steps: here it is at most four times that of the last dozen. And the step of each parameter array has a factor
     of its own. It grows while the gradients keep their direction, up to the array's own root mean square, so that 1459
     is as near as 1 in the number of steps; and it falls while they point to and fro, as steps too large make them do.
+    And with ``orthogonal``, for the weights of a network, the move of a matrix is its mean gradient with all singular
+    values made equal (Muon; Jordan et al., 2024): directions in which gradients are small move as fast as the others.
 
     Args:
         learning_rate: schedule of the step size.
         gain: how fast the factors change.
+        orthogonal: whether matrices move so; their factors do not fall below one then.
     """
-    b1, b2, b3 = 0.9, 0.999, 0.9
-    white = (1 - b1) / (1 + b1)  # squared mean over mean square, where gradients are white noise
+    b2, b3 = 0.999, 0.9
 
     def init(params: Any) -> ReachState:
         wide = lambda p: jnp.promote_types(p.dtype, jnp.float32)  # squares of gradients leave the range of half floats
@@ -226,14 +275,21 @@ def reaching_adam(learning_rate: Callable[[Array], Array], gain: float = 0.1) ->
         def leaf(g: Array, m: Array, v: Array, f: Array, r: Array, p: Array) -> tuple[Array, ...]:
             # In double precision the scalars are doubles, but parameters (of modules) may still be single ones.
             rest = lambda b: (1 - b**count).astype(m.dtype)
+            is_matrix = orthogonal and p.ndim == 2
+            b1 = 0.95 if is_matrix else 0.9
+            white = (1 - b1) / (1 + b1)  # squared mean over mean square, where gradients are white noise
             dtype, g, p = p.dtype, g.astype(m.dtype), p.astype(m.dtype)
             m, v, f = m + (1 - b1) * (g - m), v + (1 - b2) * (g**2 - v), f + (1 - b3) * (g**2 - f)
             mean, recent = m / rest(b1), f / rest(b3)
             steady = jnp.sum(mean**2) / (jnp.sum(recent) + 1e-30)
             largest = jnp.log(jnp.maximum(jnp.sqrt(jnp.mean(p**2)), 1.0))
             r = jnp.minimum(r + gain * (steady - white), largest)
-            square = jnp.minimum(v / rest(b2), 4 * recent)
-            step = -(rate * jnp.exp(r)).astype(g.dtype) * mean / (jnp.sqrt(square) + 1e-8)
+            if is_matrix:
+                r = jnp.maximum(r, 0.0)
+                direction = max(1.0, p.shape[1] / p.shape[0]) ** 0.5 * orthogonalised(mean)
+            else:
+                direction = mean / (jnp.sqrt(jnp.minimum(v / rest(b2), 4 * recent)) + 1e-8)
+            step = -(rate * jnp.exp(r)).astype(g.dtype) * direction
             return step.astype(dtype), m, v, f, r
 
         out = jax.tree.map(leaf, updates, *state[1:], params)
@@ -244,15 +300,12 @@ def reaching_adam(learning_rate: Callable[[Array], Array], gain: float = 0.1) ->
 
 
 def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTransformationExtraArgs:
-    """:func:`reaching_adam`, slower for the energy's parameters than for the rest, its rates falling like ``1/√k``.
+    """:func:`reaching_adam` at ``0.01/√(1 + k/1000)``, orthogonal for the energy's parameters.
 
     No horizon enters, so a run may be continued at any time; the tail average does the rest.
 
     Args:
         energy_params: names of the parameters on which an energy prior depends.
     """
-
-    def adam(rate: float) -> optax.GradientTransformation:
-        return reaching_adam(lambda k: rate / jnp.sqrt(1 + k / 1000))
-
-    return by_role({"energy": adam(5e-3), "rest": adam(1e-2)})(energy_params)
+    rate = lambda k: 1e-2 / jnp.sqrt(1 + k / 1000)
+    return by_role({"energy": reaching_adam(rate, orthogonal=True), "rest": reaching_adam(rate)})(energy_params)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 
+from numpyro_ebipla._options import check_counts, check_type
 from numpyro_ebipla._tree import batched_value_and_grad, normal_like, take
 from numpyro_ebipla._types import Adaptation, Latents, PosteriorState
 from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated, proposal_variance
@@ -90,9 +91,8 @@ class Particles:
     weighted: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        value = self.num_moves
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{type(self).__name__}: num_moves must be an integer of at least 1, got {value!r}.")
+        check_counts(self, "num_moves")
+        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
 
     def prepare(
         self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations

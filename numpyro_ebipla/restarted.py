@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 from jax import Array, random
 
+from numpyro_ebipla._options import check_counts, check_type
 from numpyro_ebipla._tree import normal_like
 from numpyro_ebipla._types import WalkerState
 from numpyro_ebipla.anneal import TiltedDensity
@@ -32,7 +33,8 @@ class ShortRun(WalkerStrategy):
     per_datum = True
 
     def __post_init__(self) -> None:
-        _check_moves(self)
+        check_counts(self, "num_walkers", "num_moves")
+        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""
@@ -75,9 +77,8 @@ class Contrastive(WalkerStrategy):
     follows_particles = True
 
     def __post_init__(self) -> None:
-        _check_moves(self)
-        if self.reset_every < 1:
-            raise ValueError(f"Contrastive: reset_every must be at least 1 step, got {self.reset_every!r}.")
+        check_counts(self, "num_walkers", "num_moves", "reset_every")
+        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""
@@ -104,10 +105,3 @@ class Contrastive(WalkerStrategy):
         state = state._replace(position=new.position, momentum=new.momentum, adapt=new.adapt)
         weight = jnp.full((self.num_walkers, *state.log_z.shape), 1 / self.num_walkers, x.dtype)
         return Walkers(new.position, weight), state, {"accept": new.accept}
-
-
-def _check_moves(strategy: "ShortRun | Contrastive") -> None:
-    for name in ("num_walkers", "num_moves"):
-        value = getattr(strategy, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{type(strategy).__name__}: {name} must be an integer of at least 1, got {value!r}.")

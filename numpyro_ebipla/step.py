@@ -213,7 +213,9 @@ def trust(config: Config, params: Params, updates: Params, batch: Batch, walk: d
     )
     for name, limit in limits.items():
         change = after[name].energy(walk[name].position) - before[name].energy(walk[name].position)
-        deviation = jnp.sqrt(jnp.mean(jnp.var(change, axis=0)))
+        weight = walk[name].weight
+        centred = change - jnp.sum(weight * change, 0)
+        deviation = jnp.sqrt(jnp.mean(jnp.sum(weight * jnp.square(centred), 0)))
         factor = jnp.minimum(factor, limit / jnp.maximum(deviation, limit))
     return jnp.where(jnp.isfinite(factor), factor, 0.0)
 

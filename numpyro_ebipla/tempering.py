@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
+from numpyro_ebipla._options import check_counts, check_number, count
 from numpyro_ebipla._tree import batched_value_and_grad, chain_select
 from numpyro_ebipla._types import WalkerState
 from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity
 from numpyro_ebipla.kernels import metropolis
 from numpyro_ebipla.walkers import Info, Restraint, Walkers, WalkerStrategy
-from numpyro_ebipla.weights import log_mean_exp
+from numpyro_ebipla.weights import log_mean_exp, normalised
 
 #: Walkers of each rung whose energies enter the restraint.
 RESTRAINING = 16
@@ -68,6 +69,14 @@ class Tempered(WalkerStrategy):
     trust: float | None = 0.15
     brake_gap = True
 
+    def __post_init__(self) -> None:
+        check_counts(self, "num_walkers", "num_moves")
+        count("Tempered: num_rungs", self.num_rungs, least=2)
+        if self.trust is not None:
+            check_number(self, "trust")
+        if self.restraint is not None and not (len(self.restraint) == 2 and 0 <= self.restraint[0] < self.restraint[1]):
+            raise ValueError(f"Tempered: restraint must be (begin, full) with begin < full, got {self.restraint!r}.")
+
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""
         key_base, key_moves = random.split(rng_key)
@@ -108,15 +117,15 @@ class Tempered(WalkerStrategy):
         known = jax.tree.map(lambda a, b: a.at[1:].set(b), known, moving)
 
         log_z = _bennett(known[2], ladder.temperature)
-        ladder = _adapt_ladder(ladder._replace(log_step=log_step), known[2])
-        state = state._replace(position=known[0], adapt=ladder, log_z=log_z)
-        shape = known[2].shape[1:]
-        weight = jnp.full(shape, 1 / self.num_walkers, known[0].dtype)
+        weight = _weights(known[2], ladder.temperature, log_z)
         info = {
             "accept": accept.mean(),
             "swap": 1 - ladder.rejection.max(),
-            "log_z": jnp.mean(log_z),
+            "log_z": jnp.mean(log_z[-1]),
+            "ess": jnp.mean(1 / jnp.sum(weight**2, 0)) / self.num_walkers,
         }
+        ladder = _adapt_ladder(ladder._replace(log_step=log_step), known[2])
+        state = state._replace(position=known[0], adapt=ladder, log_z=log_z[-1])
         restraint = None
         if self.restraint is not None:
             begin, full = self.restraint
@@ -124,7 +133,13 @@ class Tempered(WalkerStrategy):
             strength = jnp.maximum(barrier - begin, 0.0) / (full - begin)
             restraint = Restraint(known[0][:, :RESTRAINING], ladder.temperature, strength)
             info["barrier"] = barrier
-        return Walkers(known[0][-1], weight, restraint), state, info
+        everywhere = known[0].reshape((-1, *known[0].shape[2:]))
+        return Walkers(everywhere, weight, restraint), state, info
+
+    def shown(self, rng_key: Array, walkers: Walkers, state: WalkerState) -> Array:
+        """As :meth:`WalkerStrategy.shown`: those of the last rung, which need no weights."""
+        del rng_key, walkers
+        return state.position[-1]
 
     def _evaluate(self, density: TiltedDensity, x: Array) -> tuple[Array, ...]:
         """``(x, log base, energy, gradients)`` of walkers ``[rungs, P, ...]``, in one batch."""
@@ -208,7 +223,7 @@ def _adapt_ladder(ladder: Ladder, energy: Array) -> Ladder:
 
 
 def _bennett(energy: Array, temperature: Array) -> Array:
-    """Log Z over all rungs by Bennett's acceptance ratio between neighbours: scalar, or ``[D]``."""
+    """Log Z of every rung by Bennett's acceptance ratio between neighbours: ``[K]``, or ``[K, D]``."""
     gap = jnp.diff(temperature).reshape((-1,) + (1,) * (energy.ndim - 1))
     forward, backward = -gap * energy[:-1], gap * energy[1:]
     ratio = log_mean_exp((0.5 * forward).swapaxes(0, 1)) - log_mean_exp((0.5 * backward).swapaxes(0, 1))
@@ -217,4 +232,15 @@ def _bennett(energy: Array, temperature: Array) -> Array:
         up = log_mean_exp(jax.nn.log_sigmoid(forward - c).swapaxes(0, 1))
         down = log_mean_exp(jax.nn.log_sigmoid(backward + c).swapaxes(0, 1))
         ratio = ratio + up - down
-    return ratio.sum(0)
+    return jnp.concatenate([jnp.zeros_like(ratio[:1]), jnp.cumsum(ratio, 0)])
+
+
+def _weights(energy: Array, temperature: Array, log_z: Array) -> Array:
+    r"""Weights for the prior of the walkers of all rungs, ``[K P]`` or ``[K P, D]``.
+
+    Together they are draws of the mixture ``(1/K) \sum_k p_0 e^{−t_k E} / Z_k``, wherever each stands (Shirts and
+    Chodera, 2008, eq. 15).
+    """
+    log_mixture = jax.nn.logsumexp(jax.vmap(lambda t, z: -t * energy - z)(temperature, log_z), axis=0)
+    log_weight = (-energy - log_mixture).reshape((-1, *energy.shape[2:]))
+    return normalised(log_weight)

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 
+from numpyro_ebipla._options import check_counts, check_number, check_type, count
 from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla._types import Adaptation, WalkerState
 from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted
@@ -169,9 +170,14 @@ class WalkerStrategy:
                 return self.advance(key_advance, at, at, state, None)[0], None
 
             state, _ = lax.scan(one_round, state, random.split(key_rounds, REPLAY_ROUNDS))
-        walkers, _, info = self.prepare(key_last, at, state)
+        walkers, state, info = self.prepare(key_last, at, state)
+        return self.shown(key_draw, walkers, state), info
+
+    def shown(self, rng_key: Array, walkers: Walkers, state: WalkerState) -> Array:
+        """Of what ``prepare`` returned, walkers of equal weight ``[P, ...]``."""
+        del state
         weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
-        return equally_weighted(key_draw, weighted, walkers.weight.shape[0]), info
+        return equally_weighted(rng_key, weighted, walkers.weight.shape[0])
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,11 @@ class Persistent(WalkerStrategy):
     num_passive: int = 0
 
     def __post_init__(self) -> None:
+        check_counts(self, "num_walkers", "num_moves")
+        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"Persistent: threshold must lie between 0 and 1, got {self.threshold!r}.")
+        count("Persistent: num_passive", self.num_passive, least=0)
         if self.weighted and not isinstance(self.kernel, ULA | MALA):
             raise ValueError(
                 f"Persistent(weighted=True) has Jarzynski increments for ULA and MALA, not for "
@@ -326,6 +337,10 @@ class Annealed(WalkerStrategy):
     max_temps: int = 50
     per_datum = True
     brake_gap = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_walkers", "num_moves", "max_temps")
+        check_number(self, "stage_ess", below=1.0)
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""

@@ -33,6 +33,18 @@ def ess(log_weight: Array) -> Array:
     return 1 / jnp.sum(jnp.square(normalised(log_weight)), axis=0)
 
 
+def quantile(values: Array, weight: Array, q: float) -> Array:
+    """The smallest value at which the weights (which sum to one) add up to ``q``, over the leading axis.
+
+    >>> float(quantile(jnp.array([3.0, 1.0, 2.0]), jnp.array([0.2, 0.2, 0.6]), 0.5))
+    2.0
+    """
+    order = jnp.argsort(values, axis=0)
+    reached = jnp.cumsum(jnp.take_along_axis(weight, order, 0), 0) >= q
+    where = jnp.where(reached.any(0), jnp.argmax(reached, 0), len(values) - 1)  # rounding may leave the sum below q
+    return jnp.take_along_axis(values, jnp.take_along_axis(order, where[None], 0), 0)[0]
+
+
 def ula_increment(
     old: tuple[Array, Array, Array], new: tuple[Array, Array, Array], step_size: Array, chain_ndim: int = 1
 ) -> Array:

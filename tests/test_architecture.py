@@ -10,6 +10,7 @@ PACKAGE = Path(numpyro_ebipla.__file__).parent
 #: From the bottom of the package up: a module may import those before it, never itself or those after it.
 ORDER = [
     "_errors",
+    "_options",
     "_types",
     "_tree",
     "_static",

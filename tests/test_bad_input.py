@@ -12,9 +12,29 @@ import optax
 import pytest
 from jax import random
 from numpyro import handlers
+from numpyro.contrib.control_flow import cond, scan
 
-from numpyro_ebipla import EBIPLA, ULA, EBIPLAWarning, EnergyPrior, ModelError, Persistent, Tempered
+from numpyro_ebipla import (
+    EBIPLA,
+    MALA,
+    ULA,
+    Annealed,
+    Contrastive,
+    EBIPLAWarning,
+    EnergyPrior,
+    ModelError,
+    Particles,
+    Persistent,
+    ShortRun,
+    Tempered,
+    Underdamped,
+    WeightedParticles,
+    kinetic_langevin,
+    langevin,
+    langevin_noise,
+)
 from numpyro_ebipla.inspection import inspect_model
+from numpyro_ebipla.model import Batch
 
 M = 6
 Y = jnp.linspace(-1.0, 2.0, M)
@@ -114,9 +134,28 @@ def conditional_on_two_plates(y):
         numpyro.sample("x", EnergyPrior(lambda x: (x - c) ** 2, dist.Normal(0, 1)))
 
 
+def latent_in_a_scan(y):
+    """Once its particles were placed after the body had run on draws of the prior, and fitted to nothing."""
+
+    def transition(x, y_t):
+        x = numpyro.sample("x", dist.Normal(x, 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y_t)
+        return x, None
+
+    scan(transition, 0.0, y)
+
+
+def latent_in_a_cond(y):
+    draw = lambda scale: lambda _: numpyro.sample("x", dist.Normal(0, scale))
+    x = cond(True, draw(1), draw(2), 0)
+    numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
+        (latent_in_a_scan, "'x' is inside .*scan or cond.*draw it before"),
+        (latent_in_a_cond, "'x' is inside .*scan or cond"),
         (discrete_latent, "'z' is discrete .* marginalise"),
         (nothing_to_do, "nothing to do.*SVI"),
         (infinite_energy, "energy at 'y' is not finite"),
@@ -147,6 +186,23 @@ def test_an_energys_wrong_shape_is_named():
         EBIPLA(model).init(random.key(0), Y)
 
 
+def test_an_energy_of_integers_is_refused():
+    with pytest.raises(ValueError, match=r"energy returns numbers of type int32.*gradient"):
+        EnergyPrior(lambda x: (x > 0).astype(jnp.int32), dist.Normal(0, 1))
+
+
+def test_a_scan_over_observations_is_fitted():
+    def model(y):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        scan(lambda c, y_t: (c, numpyro.sample("y", dist.Normal(x, 1), obs=y_t)), 0.0, y)
+
+    layout = inspect_model(model, random.key(0), (Y,), {})
+    batch = Batch(None, layout.data, random.key(0), {})
+    joint = layout.model.log_joint({}, {}, {"x": jnp.array([0.3])}, batch, {})
+    exact = dist.Normal(0, 1).log_prob(0.3) + dist.Normal(0.3, 1).log_prob(Y).sum()
+    np.testing.assert_allclose(joint.per_datum.sum() + joint.rest.sum(), exact, rtol=1e-5)
+
+
 def test_fractions_at_a_bernoulli_site_are_common_use():
     def model(y):
         x = numpyro.sample("x", dist.Normal(0, 1))
@@ -166,7 +222,9 @@ def test_masked_observations_may_be_anything():
 # --- arguments of the model ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("y", [Y.at[2].set(jnp.nan), np.array([1.0, np.nan], np.float16), {"a": Y, "b": np.nan * Y}])
+@pytest.mark.parametrize(
+    "y", [Y.at[2].set(jnp.nan), np.array([1.0, np.nan], np.float16), {"a": Y, "b": np.nan * Y}, float("nan")]
+)
 def test_nan_in_the_data_is_named(y):
     with pytest.raises(ModelError, match=r"argument 'y' of the model contains NaN.*mask"):
         EBIPLA(good).init(random.key(0), y)
@@ -235,6 +293,48 @@ def test_options(options, error, message):
         EBIPLA(good, **options)
 
 
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Tempered(num_walkers=0), "Tempered: num_walkers"),
+        (lambda: Tempered(num_rungs=1), "num_rungs must be an integer of at least 2"),
+        (lambda: Tempered(restraint=(3.0, 1.0)), "restraint must be"),
+        (lambda: Tempered(trust=-1.0), "trust must be"),
+        (lambda: Annealed(num_walkers=-1), "Annealed: num_walkers"),
+        (lambda: Annealed(stage_ess=1.5), "stage_ess must be a number between 0 and 1"),
+        (lambda: Persistent(num_walkers=1.5), "Persistent: num_walkers"),
+        (lambda: Persistent(num_moves=0), "Persistent: num_moves"),
+        (lambda: Persistent(num_passive=-1), "num_passive"),
+        (lambda: Persistent(kernel="ULA"), "Persistent: kernel must be"),
+        (lambda: ShortRun(num_walkers=0), "ShortRun: num_walkers"),
+        (lambda: Contrastive(reset_every=0), "Contrastive: reset_every"),
+        (lambda: Particles(num_moves=0), "Particles: num_moves"),
+        (lambda: ULA(-0.1), "ULA: step_size"),
+        (lambda: ULA(float("nan")), "ULA: step_size"),
+        (lambda: ULA("small"), "ULA: step_size"),
+        (lambda: MALA(target_accept=2.0), "MALA: target_accept"),
+        (lambda: Underdamped(friction=-1.0), "Underdamped: friction"),
+        (lambda: langevin_noise(-1.0), "langevin_noise: step_size"),
+        (lambda: langevin(0.0), "langevin: step_size"),
+        (lambda: kinetic_langevin(0.1, friction=0.0), "kinetic_langevin: friction"),
+    ],
+)
+def test_options_of_parts(make, message):
+    """They were taken as they came, and failed inside JAX, or not at all."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_schedules_are_step_sizes():
+    assert ULA(optax.constant_schedule(0.1)).step_size(0) == 0.1
+
+
+@pytest.mark.parametrize("optim", [optax.lbfgs(), optax.lookahead(optax.sgd(0.1), 5, 0.5)], ids=["lbfgs", "lookahead"])
+def test_optimisers_that_need_more_than_a_gradient(optim):
+    with pytest.raises(TypeError, match=r"optim does not work on the model's parameters.*adam"):
+        EBIPLA(good, optim=optim).init(random.key(0), Y)
+
+
 def test_a_model_that_is_none():
     with pytest.raises(TypeError, match="model must be a function"):
         EBIPLA("model")
@@ -288,6 +388,41 @@ def test_a_state_of_another_fitter(fitted):
         EBIPLA(good, num_particles=2, optim=optax.sgd(0.1)).run(random.key(0), Y, init_state=state, progress_bar=False)
 
 
+@pytest.mark.parametrize(
+    "changed, part",
+    [({"kernel": Underdamped(0.1)}, "kernel="), ({"posterior": WeightedParticles()}, "posterior=")],
+    ids=["kernel", "posterior"],
+)
+def test_a_state_of_other_particles(fitted, changed, part):
+    """They failed inside a kernel, as what it carries was not there."""
+    with pytest.raises(ModelError, match=f"other particles .*{part}"):
+        EBIPLA(good, **SMALL, **changed).run(random.key(0), Y, init_state=fitted[1].state, progress_bar=False)
+
+
+def test_a_state_of_other_walkers():
+    """Twice as many went on silently with those of the state."""
+
+    def model(y):
+        a = numpyro.param("a", 0.1)
+        numpyro.sample("y", EnergyPrior(lambda x: a * x**2, dist.Normal(0, 1)), obs=y)
+
+    state = EBIPLA(model, prior=Persistent(8)).init(random.key(0), Y)
+    for prior in (Persistent(16), Tempered(8)):
+        with pytest.raises(ModelError, match="other walkers at 'y'"):
+            EBIPLA(model, prior=prior).run(random.key(0), Y, init_state=state, progress_bar=False)
+
+
+def test_nan_in_the_data_of_a_run_that_goes_on(fitted):
+    with pytest.raises(ModelError, match="argument 'y' of the model contains NaN"):
+        fitted[0].run(random.key(0), Y.at[0].set(jnp.nan), init_state=fitted[1].state, progress_bar=False)
+
+
+def test_a_refusal_comes_before_the_start_is_computed(monkeypatch):
+    monkeypatch.setattr("numpyro_ebipla.ebipla.check_faults", lambda faults: pytest.fail("the start was computed"))
+    with pytest.raises(ModelError, match="no latent or deterministic site 'z'"):
+        EBIPLA(good, **SMALL).run(random.key(0), Y, sites=["z"], progress_bar=False)
+
+
 # --- nothing is lost --------------------------------------------------------------------------------------
 
 
@@ -308,6 +443,19 @@ def test_a_diverging_fit_stops_with_its_last_sound_state():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((fit.params, fit.state.posterior)))
     assert np.isfinite(fit.losses[:step]).all()
     assert np.isfinite(fit.get_samples()["x"]).all()
+
+
+def test_an_update_that_is_not_taken_says_so():
+    """Its contrast was that of the sound state, so a loop over ``update`` could not see that it stood still."""
+    fitter = EBIPLA(diverging, optim=optax.sgd(1.0), **SMALL)
+    state, values = fitter.init(random.key(0), Y), []
+    for _ in range(100):
+        state, value = fitter.update(state, Y)
+        values.append(float(value))
+        if np.isnan(value):
+            break
+    assert np.isnan(values[-1]) and int(state.step) == len(values) - 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.posterior)))
 
 
 def test_energies_beyond_the_bound_stop_a_fit():

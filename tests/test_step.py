@@ -66,9 +66,23 @@ def test_a_hole_is_filled_and_a_constant_has_no_slope():
     def penalty(height, constant):
         energy = lambda x: x + constant + height * (x < -10)
         density = TiltedDensity(lambda x: 0 * x, energy, None)
-        gap = energy_gap(Walkers(walkers, jnp.full(100, 0.01)), density, walkers, jnp.float32(0))
-        return hole_penalty(density, gap, particles, walkers)
+        walk = Walkers(walkers, jnp.full(100, 0.01))
+        return hole_penalty(energy_gap(walk, density, walkers, jnp.float32(0)), energy, particles, walk)
 
     raised, constant = grad(penalty, (0, 1))(0.0, 0.0)
     assert float(raised) == pytest.approx(-2 / 4) and float(constant) == pytest.approx(0.0, abs=1e-6)
     assert float(penalty(60.0, 3.0)) == 0.0
+
+
+def test_weights_of_the_walkers_count_in_the_gap():
+    """Walkers of the base beside those of the prior, weighted to it, see the same gap as the latter alone."""
+    a, num = 2.0, 100_000
+    base = random.normal(random.key(2), (num,))
+    prior = random.normal(random.key(3), (num,)) - a
+    density = TiltedDensity(lambda x: -0.5 * x**2, lambda x: a * x, None)
+    both = jnp.concatenate([base, prior])
+    weight = jnp.exp(-a * both - jnp.logaddexp(0.0, -a * both - a**2 / 2))  # log Z = a²/2
+    weighted = energy_gap(Walkers(both, weight / weight.sum()), density, both, jnp.float32(0))
+    alone = energy_gap(Walkers(prior, jnp.full(num, 1 / num)), density, prior, jnp.float32(0))
+    for ours, theirs in zip(weighted, alone, strict=True):
+        assert float(ours) == pytest.approx(float(theirs), abs=5 * 3 * a / np.sqrt(num))

@@ -245,7 +245,13 @@ def test_tempered_moves_leave_every_rung_invariant():
     z = np.asarray(state.position) * np.sqrt(1 + np.asarray(temperature)[:, None] * 4.0)
     assert np.all(np.abs((z**2).mean(1) - 1) < 5 * np.sqrt(2 / P))
     assert np.all(np.abs((z**4).mean(1) - 3) < 5 * np.sqrt(96 / P))
-    np.testing.assert_array_equal(walk.position, state.position[-1])
+    # What enters the gradient are the walkers of all rungs, weighted to the prior N(0, 1/5); the last rung is shown.
+    np.testing.assert_array_equal(walk.position[-P:], state.position[-1])
+    np.testing.assert_array_equal(strategy.shown(random.key(0), walk, state), state.position[-1])
+    z, weight, number = np.sqrt(5) * walk.position, walk.weight, P * float(info["ess"])
+    assert number > 1.5 * P and float(weight.sum()) == pytest.approx(1, abs=1e-4)
+    assert abs(float((weight * z**2).sum()) - 1) < 5 * np.sqrt(2 / number)
+    assert abs(float((weight * z**4).sum()) - 3) < 5 * np.sqrt(96 / number)
     # Bennett's estimate from P exact draws at each rung.
     assert float(info["log_z"]) == pytest.approx(-0.5 * np.log(5), abs=5 * 2 / np.sqrt(P))
 
