@@ -218,7 +218,8 @@ def check_optimiser(optim: optax.GradientTransformationExtraArgs, params: Any) -
     except Exception as e:  # whatever it raises
         raise TypeError(
             "optim does not work on the model's parameters: it must be a transformation of gradients, which line "
-            f"searches (optax.lbfgs) and wrappers of parameters (optax.lookahead) are not; try optax.adam(1e-3). It says: {e}"
+            f"searches (optax.lbfgs) and wrappers of parameters (optax.lookahead) are not; try optax.adam(1e-3). "
+            f"It says: {e}"
         ) from e
 
 
