@@ -130,8 +130,8 @@ class no_latents_in_loops(Messenger):
             if site["type"] == "sample" and not site["is_observed"]:
                 raise ModelError(
                     f"latent site '{site['name']}' is inside numpyro.contrib.control_flow.scan or cond, where "
-                    "particles cannot be placed: draw it before, in a plate over the steps, and scan over its values, or "
-                    "write a Python loop."
+                    "particles cannot be placed: draw it before, in a plate over the steps, and scan over its values, "
+                    "or write a Python loop."
                 )
 
 
