@@ -9,7 +9,7 @@ import pytest
 from jax import random
 from jax.example_libraries import optimizers
 
-from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise, reaching_adam
+from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise, orthogonalised, reaching_adam
 
 PARAMS = {"a": jnp.array([0.5, -1.0, 2.0]), "b": {"w": jnp.array([[0.3]])}}
 
@@ -189,8 +189,8 @@ def averaged_path(optim, gradient, start, num_steps=5000):
 def test_a_mean_of_any_scale_is_reached(scale):
     """The gradient of a normal likelihood of 200 data around ``scale``, from zero, with a minibatch's noise."""
     gradient = lambda p, key: (p - scale) / scale**2 + 0.1 * random.normal(key, p.shape) / scale
-    reached = averaged_path(reaching_adam(RATE), gradient, np.zeros(3))
-    np.testing.assert_allclose(reached / scale, 1, atol=0.02)
+    for optim, shape in ((reaching_adam(RATE), 3), (reaching_adam(RATE, orthogonal=True), (3, 4))):
+        np.testing.assert_allclose(averaged_path(optim, gradient, np.zeros(shape)) / scale, 1, atol=0.02)
     if scale >= 1e2:  # Adam's rates sum up to 29
         assert np.all(np.abs(averaged_path(optax.adam(RATE), gradient, np.zeros(3)) / scale - 1) > 0.5)
 
@@ -212,3 +212,37 @@ def test_weights_of_a_network_move_as_by_adam():
     )
     assert 0.05 < adam < 0.3
     assert ours == pytest.approx(adam, rel=0.3)
+
+
+# --- orthogonal moves ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 40), (40, 3), (7, 1)], ids=str)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_orthogonalised_has_the_singular_vectors_of_the_matrix_and_values_near_one(shape, size):
+    matrix = size * np.asarray(random.normal(random.key(2), shape))
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    inner = u.T @ np.asarray(orthogonalised(jnp.asarray(matrix))) @ vt.T
+    kept = s > 0.05 * s[0]  # five iterations raise smaller ones not quite as far
+    assert np.all(np.abs(np.diag(inner)[kept] - 0.95) < 0.3)
+    np.testing.assert_allclose(inner - np.diag(np.diag(inner)), 0, atol=1e-3)
+
+
+def test_orthogonalised_nothing_is_nothing():
+    np.testing.assert_array_equal(orthogonalised(jnp.zeros((3, 4))), np.zeros((3, 4)))
+
+
+def test_orthogonal_moves_turn_with_the_gradients():
+    """A network's hidden units may be rotated into each other: the moves follow, those of Adam do not."""
+    turn = jnp.linalg.qr(random.normal(random.key(3), (6, 6)))[0]
+    gradients = random.normal(random.key(4), (10, 6, 9))
+
+    def moves(optim, gradients):
+        params = jnp.zeros((6, 9))
+        state = optim.init(params)
+        return jax.lax.scan(lambda state, g: optim.update(g, state, params)[::-1], state, gradients)[1]
+
+    for orthogonal, equal in ((True, True), (False, False)):
+        optim = reaching_adam(RATE, orthogonal=orthogonal)
+        there, back = moves(optim, turn @ gradients), turn @ moves(optim, gradients)
+        assert np.allclose(there, back, atol=1e-4) == equal
