@@ -6,7 +6,6 @@ Its gradient in θ is Fisher's identity (2510.12311, eq. 6), those in X and X̄ 
 gives all of them.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_ebipla._types import Params
-from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.particles import Known, Prepared
 from numpyro_ebipla.walkers import Walkers
@@ -42,6 +40,7 @@ class Contrast(NamedTuple):
         params_grad: its gradient.
         particles: log densities and gradients at the particles.
         walkers: ``{site: (log density, gradient)}`` of the walkers that share the backward pass.
+        energy: ``{site: energies of its walkers}``.
         log_density: ``{site: mean log density of its walkers}``.
         log_z: ``{site: what stood for log Z}``.
         coefficient: ``{site: derivative of the contrast in that}``.
@@ -53,6 +52,7 @@ class Contrast(NamedTuple):
     params_grad: Params
     particles: Known
     walkers: dict[str, tuple[Array, Array]]
+    energy: dict[str, Array]
     log_density: dict[str, Array]
     log_z: dict[str, Array]
     coefficient: dict[str, Array]
@@ -80,18 +80,21 @@ def contrast(
         params, positions = model.constrain_params(params), held | moving
         priors = model.energy_priors(params, batch)
         tilted = {name: prior.tilted() for name, prior in priors.items()}
-        log_density = {name: tilted[name].log_density(positions[name]) for name in walk}
+        energy = {name: tilted[name].energy(positions[name]) for name in walk}
+        log_density = {name: tilted[name].log_base(positions[name]) - energy[name] for name in walk}
         # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
         log_z = {
             name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
             for name in walk
         }
         joint = model.log_joint(params, local, glob, batch, log_z)
-        gap = {name: energy_gap(walk[name], tilted[name], positions[name], joint.energies[name]) for name in walk}
+        gap = {name: energy_gap(walk[name].weight, energy[name], joint.energies[name]) for name in walk}
         value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
         penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]
-        penalties += [hole_penalty(gap[name], tilted[name].energy, x, walk[name]) for name, x in particles.items()]
-        return value + sum(penalties), (value, joint, log_density, log_z, gap)
+        for name, x in particles.items():
+            at_particles = tilted[name].energy(jax.lax.stop_gradient(x))
+            penalties.append(hole_penalty(gap[name], at_particles, walk[name].weight, energy[name]))
+        return value + sum(penalties), (value, joint, energy, log_density, log_z, gap)
 
     positions = {name: w.position for name, w in walk.items()}
     held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
@@ -100,7 +103,7 @@ def contrast(
 
     backward = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
     (_, aux), grads = backward(params, block.local, block.glob, moving, shift)
-    value, joint, log_density, log_z, gap = aux
+    value, joint, energy, log_density, log_z, gap = aux
     params_grad, local, glob, walkers, coefficient = grads
 
     def undo_weight(name: str) -> tuple[Array, Array]:
@@ -117,6 +120,7 @@ def contrast(
         params_grad,
         known,
         {name: undo_weight(name) for name in shared},
+        energy,
         {name: jnp.sum(w.weight * log_density[name], 0) for name, w in walk.items()},
         log_z,
         coefficient,
@@ -132,25 +136,30 @@ def mean(values: Array, weight: Array | None) -> Array:
     return jnp.sum(weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim)) * values, 0)
 
 
-def energy_gap(walk: Walkers, tilted: TiltedDensity, position: Array, particles: Array) -> EnergyGap:
-    """How far the walkers' energies lie above the mean energy of the particles."""
-    energy = jax.lax.stop_gradient(tilted.energy(position))
-    middle = quantile(energy, walk.weight, 0.5)
-    deviation = 1.4826 * quantile(jnp.abs(energy - middle), walk.weight, 0.5)  # a standard deviation, were they normal
-    mean = jnp.mean(jnp.sum(walk.weight * energy, 0))
-    floor = quantile(energy, walk.weight, 0.05) - deviation - 1
+def energy_gap(weight: Array, energy: Array, particles: Array) -> EnergyGap:
+    """How far the energies of the walkers, with their weights, lie above the mean energy of the particles."""
+    energy = jax.lax.stop_gradient(energy)
+    middle = quantile(energy, weight, 0.5)
+    deviation = 1.4826 * quantile(jnp.abs(energy - middle), weight, 0.5)  # a standard deviation, were they normal
+    mean = jnp.mean(jnp.sum(weight * energy, 0))
+    floor = quantile(energy, weight, 0.05) - deviation - 1
     return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
 
 
-def hole_penalty(gap: EnergyGap, energy: Callable[[Array], Array], particles: Array, walk: Walkers) -> Array:
+def hole_penalty(gap: EnergyGap, particles: Array, weight: Array, walkers: Array) -> Array:
     """Raise the energy where particles are deeper down than hardly any walker is.
 
     There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
     contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
+
+    Args:
+        gap: of the walkers.
+        particles: their energies.
+        weight: of the walkers.
+        walkers: their energies.
     """
-    # Against the walkers' mean, so that a constant in the energy has no slope.
-    level = jnp.sum(walk.weight * energy(jax.lax.stop_gradient(walk.position)), 0)
-    depth = gap.floor - energy(jax.lax.stop_gradient(particles)) + level - jax.lax.stop_gradient(level)
+    level = jnp.sum(weight * walkers, 0)  # so that a constant in the energy has no slope
+    depth = gap.floor - particles + level - jax.lax.stop_gradient(level)
     return 2 * jnp.mean(jnp.maximum(depth, 0.0))
 
 

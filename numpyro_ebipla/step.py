@@ -54,7 +54,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         inverse_temperature=config.model.num_data * config.num_particles,
         num_data=config.model.num_data,
     )
-    brake = energy_brake(config, now.gap) * trust(config, state.params, updates, batch, walk)
+    brake = energy_brake(config, now.gap) * trust(config, state.params, updates, batch, walk, now)
     params = optax.apply_updates(state.params, braked(config, updates, brake))
     block, adapt, moved = advance_particles(config, state, batch, key_posterior, ready, now)
     prior, walked = advance_walkers(config, key_walkers, (state.params, params), batch, prior, now.walkers)
@@ -198,7 +198,9 @@ def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
     return brake
 
 
-def trust(config: Config, params: Params, updates: Params, batch: Batch, walk: dict[str, Walkers]) -> Array:
+def trust(
+    config: Config, params: Params, updates: Params, batch: Batch, walk: dict[str, Walkers], now: Contrast
+) -> Array:
     """A factor from 0 to 1 on the energy's updates, so that no step changes its shape faster than walkers can follow.
 
     The change is measured where it matters, by its standard deviation over the walkers in nats.
@@ -208,11 +210,9 @@ def trust(config: Config, params: Params, updates: Params, batch: Batch, walk: d
     if not limits:
         return factor
     model = config.model
-    before, after = (
-        model.tilted(model.constrain_params(p), batch) for p in (params, optax.apply_updates(params, updates))
-    )
+    after = model.tilted(model.constrain_params(optax.apply_updates(params, updates)), batch)
     for name, limit in limits.items():
-        change = after[name].energy(walk[name].position) - before[name].energy(walk[name].position)
+        change = after[name].energy(walk[name].position) - now.energy[name]
         weight = walk[name].weight
         centred = change - jnp.sum(weight * change, 0)
         deviation = jnp.sqrt(jnp.mean(jnp.sum(weight * jnp.square(centred), 0)))

@@ -11,7 +11,7 @@ from numpyro_ebipla import Persistent, Tempered
 from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.contrast import EnergyGap, energy_gap, hole_penalty
 from numpyro_ebipla.step import energy_brake
-from numpyro_ebipla.walkers import Restraint, Walkers
+from numpyro_ebipla.walkers import Restraint
 
 
 def brake(gap, deviation=1.0, strategy=None):
@@ -44,8 +44,7 @@ def test_strategies_without_a_brake():
 def test_a_few_walkers_in_a_hole_do_not_lift_the_brake():
     """Two of 128 walkers at −3000 gave a deviation of 370: digits with d = 32, seed 1, ran away."""
     x = random.normal(random.key(0), (128,)).at[:2].set(3000.0)
-    density = TiltedDensity(lambda x: 0 * x, lambda x: -x, None)
-    gap = energy_gap(Walkers(x, jnp.full(128, 1 / 128)), density, x, jnp.float32(-50.0))
+    gap = energy_gap(jnp.full(128, 1 / 128), -x, jnp.float32(-50.0))
     assert float(gap.deviation) < 1.5 and 49 < float(gap.median) < 51
 
 
@@ -65,9 +64,9 @@ def test_a_hole_is_filled_and_a_constant_has_no_slope():
 
     def penalty(height, constant):
         energy = lambda x: x + constant + height * (x < -10)
-        density = TiltedDensity(lambda x: 0 * x, energy, None)
-        walk = Walkers(walkers, jnp.full(100, 0.01))
-        return hole_penalty(energy_gap(walk, density, walkers, jnp.float32(0)), energy, particles, walk)
+        weight = jnp.full(100, 0.01)
+        gap = energy_gap(weight, energy(walkers), jnp.float32(0))
+        return hole_penalty(gap, energy(particles), weight, energy(walkers))
 
     raised, constant = grad(penalty, (0, 1))(0.0, 0.0)
     assert float(raised) == pytest.approx(-2 / 4) and float(constant) == pytest.approx(0.0, abs=1e-6)
@@ -79,10 +78,9 @@ def test_weights_of_the_walkers_count_in_the_gap():
     a, num = 2.0, 100_000
     base = random.normal(random.key(2), (num,))
     prior = random.normal(random.key(3), (num,)) - a
-    density = TiltedDensity(lambda x: -0.5 * x**2, lambda x: a * x, None)
     both = jnp.concatenate([base, prior])
     weight = jnp.exp(-a * both - jnp.logaddexp(0.0, -a * both - a**2 / 2))  # log Z = a²/2
-    weighted = energy_gap(Walkers(both, weight / weight.sum()), density, both, jnp.float32(0))
-    alone = energy_gap(Walkers(prior, jnp.full(num, 1 / num)), density, prior, jnp.float32(0))
+    weighted = energy_gap(weight / weight.sum(), a * both, jnp.float32(0))
+    alone = energy_gap(jnp.full(num, 1 / num), a * prior, jnp.float32(0))
     for ours, theirs in zip(weighted, alone, strict=True):
         assert float(ours) == pytest.approx(float(theirs), abs=5 * 3 * a / np.sqrt(num))
