@@ -31,13 +31,14 @@ _PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
         "health of the walkers",
         "fraction",
         False,
-        lambda name: name.rpartition("/")[2] in ("ess", "swap", "brake"),
+        lambda name: name.rpartition("/")[2] in ("ess", "swap", "brake", "trust"),
     ),
 ]
 _LABELS = {
     "ess": "lowest effective sample size",
     "swap": "rarest swap of neighbours",
     "brake": "energy's rate (1: no brake)",
+    "trust": "energy's rate (1: inside the trust region)",
 }
 
 

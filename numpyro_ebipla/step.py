@@ -23,6 +23,8 @@ from numpyro_ebipla.walkers import Walkers, WalkerStrategy
 
 #: Of :attr:`.TrainState.slow_average`, see :func:`averaged`.
 SLOW_AVERAGING = 2.0
+#: Steps after which the trust region begins to shrink, see :func:`trust`.
+TRUST_FALLS = 1000
 
 
 class Config(NamedTuple):
@@ -54,13 +56,14 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         inverse_temperature=config.model.num_data * config.num_particles,
         num_data=config.model.num_data,
     )
-    brake = energy_brake(config, now.gap) * trust(config, state.params, updates, batch, walk, now)
-    params = optax.apply_updates(state.params, braked(config, updates, brake))
+    brake, trusted = energy_brake(config, now.gap), trust(config, state, updates, batch, walk, now)
+    params = optax.apply_updates(state.params, braked(config, updates, brake * trusted))
     block, adapt, moved = advance_particles(config, state, batch, key_posterior, ready, now)
     prior, walked = advance_walkers(config, key_walkers, (state.params, params), batch, prior, now.walkers)
 
     info |= moved | walked | step_sizes(block, adapt) | cross_entropy(config.model, now, info)
-    info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()} | ({"brake": brake} if config.walkers else {})
+    info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()}
+    info |= {"brake": brake, "trust": trusted} if config.walkers else {}
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
     average = averaged(state.average, params, state.step, config.averaging)
     slow = averaged(state.slow_average, params, state.step, SLOW_AVERAGING)
@@ -199,24 +202,26 @@ def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
 
 
 def trust(
-    config: Config, params: Params, updates: Params, batch: Batch, walk: dict[str, Walkers], now: Contrast
+    config: Config, state: TrainState, updates: Params, batch: Batch, walk: dict[str, Walkers], now: Contrast
 ) -> Array:
     """A factor from 0 to 1 on the energy's updates, so that no step changes its shape faster than walkers can follow.
 
-    The change is measured where it matters, by its standard deviation over the walkers in nats.
+    The change is measured where it matters, by its standard deviation over the walkers in nats. What is allowed falls
+    like the default optimiser's rates: where the bound binds all the way, a constant one would be a constant noise.
     """
     factor = jnp.ones(())
     limits = {name: strategy.trust for name, strategy in config.walkers.items() if strategy.trust is not None}
     if not limits:
         return factor
     model = config.model
-    after = model.tilted(model.constrain_params(optax.apply_updates(params, updates)), batch)
+    after = model.tilted(model.constrain_params(optax.apply_updates(state.params, updates)), batch)
+    slower = 1 / jnp.sqrt(1 + state.step / TRUST_FALLS)
     for name, limit in limits.items():
         change = after[name].energy(walk[name].position) - now.energy[name]
         weight = walk[name].weight
         centred = change - jnp.sum(weight * change, 0)
         deviation = jnp.sqrt(jnp.mean(jnp.sum(weight * jnp.square(centred), 0)))
-        factor = jnp.minimum(factor, limit / jnp.maximum(deviation, limit))
+        factor = jnp.minimum(factor, slower * limit / jnp.maximum(deviation, slower * limit))
     return jnp.where(jnp.isfinite(factor), factor, 0.0)
 
 

@@ -55,7 +55,7 @@ class Tempered(WalkerStrategy):
             rejections between neighbours): from the first on the contrast gets a penalty on it, whose strength
             is one at the second; None for never.
         trust: the most that a step may change the energy by, as a standard deviation over the walkers in nats:
-            larger updates of its parameters are shortened. None for no limit.
+            larger updates of its parameters are shortened. It falls like ``1/√(1 + k/1000)``. None for no limit.
 
     The sharper the energy, the higher the barrier and the longer a walker's way from the base. Left to itself
     a flexible energy sharpens until its walkers are cut off, and then goes wrong with nothing to be seen in the
@@ -66,7 +66,7 @@ class Tempered(WalkerStrategy):
     num_rungs: int = 8
     num_moves: int = 1
     restraint: tuple[float, float] | None = (1.8, 3.0)
-    trust: float | None = 0.15
+    trust: float | None = 0.08
     brake_gap = True
 
     def __post_init__(self) -> None:
