@@ -59,7 +59,7 @@ def test_what_was_gained_and_what_is_left_are_those_of_the_closed_form(num_steps
 def test_with_an_energy_prior_they_have_its_log_z():
     """Without it the slope in ``a`` would be the mean of −x²/2 instead of nearly zero."""
     y = random.normal(random.key(4), (1000,)) * (0.25 + 0.09) ** 0.5
-    fit = EBIPLA(quadratic_model, num_steps=300).run(random.key(0), y, progress_bar=False)
+    fit = EBIPLA(quadratic_model, num_steps=150).run(random.key(0), y, progress_bar=False)
     then = float(fit.config.model.constrain_params(fit.state.slow_average)["a"])
     marginal = lambda a: float(dist.Normal(0, (1 / (1 + a) + 0.09) ** 0.5).log_prob(y).mean())
     now, best = float(fit.params["a"]), 1 / (float(jnp.mean(y**2)) - 0.09) - 1

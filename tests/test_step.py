@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
 import pytest
 from jax import grad, random
 
-from numpyro_ebipla import Persistent, Tempered
+from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent, Tempered
 from numpyro_ebipla.anneal import TiltedDensity
 from numpyro_ebipla.contrast import EnergyGap, energy_gap, hole_penalty
 from numpyro_ebipla.step import energy_brake
@@ -84,3 +87,20 @@ def test_weights_of_the_walkers_count_in_the_gap():
     alone = energy_gap(jnp.full(num, 1 / num), a * prior, jnp.float32(0))
     for ours, theirs in zip(weighted, alone, strict=True):
         assert float(ours) == pytest.approx(float(theirs), abs=5 * 3 * a / np.sqrt(num))
+
+
+def test_no_step_changes_the_energy_by_more_than_the_trust_region_which_falls():
+    """Energy a·x under N(0, 1), whose walkers have unit variance: the change is that of a."""
+
+    def model(y):
+        a = numpyro.param("a", 0.0)
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", EnergyPrior(lambda x: a * x, dist.Normal(0, 1)), obs=y)
+
+    y = jnp.full(4, 3.0)
+    ebipla = EBIPLA(model, optim=optax.sgd(100.0), prior=Tempered(num_walkers=512, trust=0.05))
+    for step in (0, 3000):
+        state = ebipla.init(random.key(0), y)._replace(step=jnp.asarray(step, jnp.int32))
+        after, _ = ebipla.update(state, y)
+        bound = 0.05 / np.sqrt(1 + step / 1000)
+        assert abs(float(after.params["a"])) == pytest.approx(bound, rel=5 / np.sqrt(2 * 512))
