@@ -55,6 +55,8 @@ class Annealed(NamedTuple):
         accept_prob: mean acceptance of the moves.
         num_temps: number of temperatures visited.
         temps: ``[max_temps]`` these temperatures, filled up with ones.
+        stage_ess: scalar (``[D]``), the smallest share of the population that one reweighting left, to second order.
+            Far below the option of that name the ladder was too short, and nothing else can be relied upon.
     """
 
     position: Array
@@ -66,6 +68,7 @@ class Annealed(NamedTuple):
     accept_prob: Array
     num_temps: Array
     temps: Array
+    stage_ess: Array
 
 
 class _Stage(NamedTuple):
@@ -78,6 +81,7 @@ class _Stage(NamedTuple):
     variance: Array
     accept: Array
     temps: Array
+    loss: Array  # −log of the smallest share left
 
 
 def initial_log_step(dtype: jnp.dtype) -> Array:
@@ -109,7 +113,8 @@ def anneal(
         stage_ess: effective sample size, as a fraction of P, that one stage's reweighting may cost a
             population of equal weights. Nearer to one: more temperatures.
         threshold: resample when the ESS falls below this fraction of P.
-        max_temps: the ladder is stretched so as to end within this number; the weights stay right.
+        max_temps: the second half of the ladder is stretched so as to end within this number; the weights stay right,
+            but where that costs far more than ``stage_ess`` their variance is not known.
         rate: of the adaptation of ``log_step``.
     """
     key_base, key_stages = random.split(rng_key)
@@ -130,11 +135,13 @@ def anneal(
         weight = normalised(jnp.where(standing, s.log_weight, -jnp.inf))
         energy = jnp.where(standing & (weight > 0), s.walkers[2], 0.0)
         deviation = jnp.square(energy - jnp.sum(weight * energy, 0))
-        spread = jnp.sqrt(jnp.max(jnp.sum(weight * deviation, 0)))
-        step = jnp.sqrt(-jnp.log(stage_ess)) / jnp.maximum(spread, 1e-6)
-        step = jnp.maximum(step, (1 - s.t) / (max_temps - s.k))
+        spread = jnp.sqrt(jnp.sum(weight * deviation, 0))
+        step = jnp.sqrt(-jnp.log(stage_ess)) / jnp.maximum(jnp.max(spread), 1e-6)
+        # Where base and target are far apart the first steps are many and tiny, the later ones grow like t itself.
+        step = jnp.maximum(step, jnp.where(s.k < max_temps // 2, 0.0, (1 - s.t) / (max_temps - s.k)))
         t = jnp.where(jnp.isfinite(step), jnp.minimum(s.t + step, 1.0), 1.0)
 
+        loss = jnp.maximum(s.loss, jnp.square((t - s.t) * spread))
         log_weight = s.log_weight - (t - s.t) * s.walkers[2]
         log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
         number = ess(log_weight)
@@ -159,7 +166,7 @@ def anneal(
 
         (walkers, log_step), accepted = lax.scan(move, (walkers, s.log_step), key_moves)
         accept, temps = s.accept + accepted.mean(), s.temps.at[s.k].set(t)
-        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, variance_z, accept, temps)
+        return _Stage(t, s.k + 1, walkers, log_weight, log_step, low, variance_z, accept, temps, loss)
 
     x = density.sample_base(key_base, num_walkers)
     known = evaluate(x)
@@ -173,6 +180,7 @@ def anneal(
         variance=jnp.zeros_like(known[0][0]),
         accept=jnp.zeros(()),
         temps=jnp.ones((max_temps,), x.dtype),
+        loss=jnp.zeros_like(known[0][0]),
     )
     last = lax.while_loop(lambda s: s.t < 1, stage, first)
     return Annealed(
@@ -185,6 +193,7 @@ def anneal(
         accept_prob=last.accept / last.k,
         num_temps=last.k,
         temps=last.temps,
+        stage_ess=jnp.exp(-last.loss),
     )
 
 

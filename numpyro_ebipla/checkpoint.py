@@ -124,9 +124,9 @@ def load(path: str | os.PathLike) -> Checkpoint:
         FileNotFoundError: if there is none.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        _check_seal(file, path)
+    with _opened(path) as file:
         try:
+            _check_seal(file, path)
             with zipfile.ZipFile(file) as archive:
                 header = json.loads(archive.read("header.json"))
                 _check_version(header, path)
@@ -134,11 +134,20 @@ def load(path: str | os.PathLike) -> Checkpoint:
                     group: {name: _decode(archive, f"{group}/{name}", about) for name, about in header[group].items()}
                     for group in ("state", "history", "probes")
                 }
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, OSError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"'{path}' is not a checkpoint of numpyro_ebipla ({error}).") from error
     return Checkpoint(header, **groups, path=path)
+
+
+def _opened(path: Path) -> Any:
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"there is no checkpoint '{path}'.")
+    try:
+        return open(path, "rb")
+    except OSError as error:  # a directory or a dangling link of this name, no permission, a failing disk
+        raise CheckpointError(f"'{path}' cannot be read ({error}).") from error
 
 
 def restore(checkpoint: Checkpoint, template: Any) -> Any:

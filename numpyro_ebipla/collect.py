@@ -214,7 +214,9 @@ def _run_block(
     if not _by_datum(model):
         return values, jnp.swapaxes(density, 0, 1), info, gain.mean(0), None
     score = slopes(lambda p: log_density(*block[:2], model.constrain_params(p)), *theta)
-    halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, 2)]) if len(score) > 1 else score[[0, 0]]
+    halves = (
+        jnp.stack([half.mean(0) for half in jnp.array_split(score, 2)]) if len(score) > 1 else jnp.stack([score[0]] * 2)
+    )
     return values, jnp.swapaxes(density, 0, 1), info, None, halves
 
 

@@ -131,6 +131,9 @@ def of_draws(draws: Draws, kernel: Kernel, latents: Collection[str]) -> list[Che
 def of_run(fit: Any) -> list[Check]:
     """What a :class:`~numpyro_ebipla.result.Fit` can tell without further work."""
     checks = of_history(fit.history, "diverged" in (fit.stopped or ""))
+    if fit.config.model.latents and fit.draws is None:
+        verdicts = ("there are some", "none were collected, so the particles and the parameters cannot be judged")
+        checks.append(at_least("draws", 0, 1, verdicts, "run(num_steps=0, init_state=fit.state)"))
     if fit.draws is not None:
         checks += of_draws(fit.draws, fit.config.particles.kernel, fit.config.model.latents)
     return checks
@@ -169,6 +172,8 @@ def of_fit(fit: Any, rng_key: Array) -> Diagnostics:
 
 
 def _parameters(fit: Any, batch: Batch, new: dict[str, Fresh]) -> list[Check]:
+    if fit.config.model.latents and fit.draws is None:
+        return []
     thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
     return of_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, _chosen(fit))
 

@@ -26,6 +26,8 @@ from numpyro_ebipla.model import Batch, LatentModel
 
 #: Populations contradict the error that they claim where χ² is as unlikely as this.
 CONTRADICTION = 1e-3
+#: Share of a population left by one reweighting below which its weights say nothing.
+TOO_SHORT = 0.1
 
 
 class LogLikelihood(NamedTuple):
@@ -35,7 +37,8 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         value: ``log p(y)``.
-        std_error: of ``value``, the error of log Z included.
+        std_error: of ``value``, the error of log Z included; infinite where the ladder of temperatures was too short
+            for a datum far out, so that nothing is known of it.
         ess: effective sample size: of how many independent weighted draws of the prior this is the precision.
         log_z_error: the part of ``std_error`` that all data share, from log Z of energy priors; zero without.
         rest: scalar, the log density of observed sites and factors outside the data plate, which belong to no
@@ -187,13 +190,15 @@ def _of_block(
         variance = jnp.zeros_like(value)
     else:
 
-        def one(key: Array) -> tuple[Array, Array, Array]:
+        def one(key: Array) -> tuple[Array, Array, Array, Array]:
             here = batch._replace(rng_key=key)
             out = anneal_posterior(proper, params, here, options.num_particles, **options.anneal())
-            return out.log_z, out.variance, out.rest
+            return out.log_z, out.variance, out.rest, out.stage_ess
 
-        log_zs, variances, rests = lax.map(one, random.split(key_anneal, options.num_populations))
+        log_zs, variances, rests, left = lax.map(one, random.split(key_anneal, options.num_populations))
         value, variance = pooled(log_zs, variances)
+        rounding = jnp.square(jnp.finfo(value.dtype).eps * value)  # of the sums that cancel in the weights
+        variance = jnp.where(left.min(0) < TOO_SHORT, jnp.inf, variance + rounding)
         if is_joint(model):
             value, rest = value + by_datum.sum() + rest, jnp.zeros(())
         else:

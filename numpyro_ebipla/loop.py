@@ -171,7 +171,7 @@ def _to_settle(limits: Limits, chunk: Callable, state: TrainState, data: Any) ->
     """``{name: threshold}`` of what has to settle, and whether parameters are among it."""
     names = []
     if isinstance(limits.r_hat, dict):  # only a trace of the steps knows what they will say
-        names = list(jax.eval_shape(chunk, state, data, jnp.zeros((), jnp.int32))[2])
+        names = [n for n in jax.eval_shape(chunk, state, data, jnp.zeros((), jnp.int32))[2] if n != "sound"]
     wanted = thresholds(limits.r_hat, list(state.params), names)
     return wanted, any(name in state.params for name in wanted)
 

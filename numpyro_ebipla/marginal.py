@@ -31,6 +31,7 @@ class Population(NamedTuple):
         ess: smallest effective sample size on the way, as a fraction of N.
         num_temps: number of temperatures.
         temps: ``[max_temps]`` these, filled up with ones.
+        stage_ess: as :attr:`.Annealed.stage_ess`, ``[B]`` or a scalar.
     """
 
     local: Latents
@@ -43,6 +44,7 @@ class Population(NamedTuple):
     ess: Array
     num_temps: Array
     temps: Array
+    stage_ess: Array
 
 
 class PosteriorDensity(NamedTuple):
@@ -127,9 +129,8 @@ def anneal_posterior(
     )
     log_density, rest = density.log_joint(out.position)
     latents = density.split(out.position)
-    return Population(
-        *latents, out.log_weight, log_density, out.log_z, out.variance, rest, out.ess, out.num_temps, out.temps
-    )
+    how = (out.ess, out.num_temps, out.temps, out.stage_ess)
+    return Population(*latents, out.log_weight, log_density, out.log_z, out.variance, rest, *how)
 
 
 def equal_draws(rng_key: Array, population: Population, num_draws: int) -> tuple[Latents, Latents]:

@@ -1,5 +1,6 @@
 """What a fitted model says of data, the parameters held: methods of :class:`~numpyro_ebipla.EBIPLA`, its ``self``."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._errors import EBIPLAWarning, ModelError
+from numpyro_ebipla._options import number
+from numpyro_ebipla._static import is_array
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.bounds import Bounds
@@ -146,7 +149,18 @@ def log_likelihood(
     """
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
-    return _log_likelihood(model, params, batch, options)
+    found = _log_likelihood(model, params, batch, options)
+    _check_finite("log_likelihood", found.value)
+    lost = np.flatnonzero(np.isinf(np.atleast_1d(found.std_error)))
+    if len(lost):
+        which = "all data together" if found.value.ndim == 0 else f"{len(lost)} data, the first is {lost[0]}"
+        warnings.warn(
+            f"log_likelihood: {max_temps} temperatures were too few for {which}, far from where the model expects "
+            "data; std_error is infinite there. Raise max_temps, or num_particles.",
+            EBIPLAWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def anomaly_score(self: Any, rng_key: Array, params: Params, *args: Any, **kwargs: Any) -> Array:
@@ -215,7 +229,14 @@ def reconstruct(
     num_draws = None if num_draws is None else count("num_draws", num_draws)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     chosen = None if sites is None else tuple(sites)
-    return _reconstruct(model, params, batch, num_draws, chosen, options)
+    found = _reconstruct(model, params, batch, num_draws, chosen, options)
+    for name, value in found.items():
+        if not np.isfinite(value).all():
+            raise ModelError(
+                f"reconstruct: the mean at '{name}' is not finite: the data are too large for the arithmetic, or lie "
+                "where the model gives them no density."
+            )
+    return found
 
 
 def bidirectional(
@@ -284,6 +305,9 @@ def _held(
     rng_key = check_key(rng_key)
     if not isinstance(params, dict):
         raise TypeError(f"params must be {{name: value}}, such as fit.params, got {type(params).__name__}.")
+    for name, value in params.items():
+        if not all(is_array(x) or isinstance(x, int | float | np.number) for x in jax.tree.leaves(value)):
+            raise TypeError(f"params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}.")
     ebipla._system(args, kwargs)
     system = ebipla._system(args, kwargs, random.key(0), fresh=True)  # looks at these very data
     model, needed, mutable = system.config.model, system.inspection.params, system.inspection.mutable
@@ -310,10 +334,24 @@ def _held(
     return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
 
 
+def _check_finite(what: str, value: Array) -> None:
+    """Refuse an answer that is none.
+
+    Raises:
+        ModelError: naming the first datum.
+    """
+    bad = np.flatnonzero(~np.isfinite(np.atleast_1d(value)))
+    if len(bad):
+        which = f"datum {bad[0]}" if np.ndim(value) else "the data"
+        raise ModelError(
+            f"{what}: the log density of {which} is not finite at these params (of {len(bad)} data in all): they are "
+            "too large for the arithmetic, or lie where the model gives them no density."
+        )
+
+
 def _options(*values: Any) -> AnnealOptions:
     num_particles, num_populations, num_moves, stage_ess, max_temps = values
-    if not 0 < stage_ess < 1:
-        raise ValueError(f"stage_ess must lie between 0 and 1, got {stage_ess!r}.")
+    number("stage_ess", stage_ess, below=1.0)
     return AnnealOptions(
         count("num_particles", num_particles, least=2),
         count("num_populations", num_populations),

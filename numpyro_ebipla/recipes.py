@@ -11,6 +11,7 @@ A recipe refuses, by a :class:`~numpyro_ebipla.ModelError` before any long work,
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import optax
@@ -70,7 +71,8 @@ def ipla(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPL
     """Interacting particle Langevin algorithm (2303.13429, Alg. 1): persistent ULA particles, noise on the parameters.
 
     The noise regularises the path and gives the method its convergence rate in N; the estimate is random, with variance
-    ``1/N`` of a posterior's. :func:`pgd` is the same without it.
+    ``1/N`` of a posterior's. Prefer it where its theory is wanted, or where the noise helps out of a flat start;
+    :func:`pgd` is the same without it, and steadier.
 
     Args:
         model: a NumPyro model.
@@ -105,7 +107,8 @@ def pgd(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPLA
 def soul(model: Callable, *, step_size: float = 1e-3, rate: float | None = None, **overrides: Any) -> EBIPLA:
     """Stochastic optimisation via unadjusted Langevin (De Bortoli et al., 2021, Alg. 1): one chain, N moves a step.
 
-    A gradient step takes the mean over these N states. It costs as many gradients as N particles do, one after another.
+    A gradient step takes the mean over these N states. It costs as many gradients as N particles do, one after another:
+    prefer it where memory holds one particle only, or as the baseline of particle methods.
 
     Args:
         model: a NumPyro model.
@@ -122,9 +125,10 @@ def soul(model: Callable, *, step_size: float = 1e-3, rate: float | None = None,
 
 @_recipe("2407.05790", "underdamped, with noise")
 def kiplmc(model: Callable, *, step_size: float = 1e-2, friction: float = 2.0, **overrides: Any) -> EBIPLA:
-    """Kinetic interacting particle Langevin (KIPLMC1, 2407.05790): particles and parameters underdamped.
+    """Kinetic interacting particle Langevin (KIPLMC1, 2407.05790, Alg. 1): particles and parameters underdamped.
 
-    Momentum pays where the posterior is badly conditioned; steps are of the order of ``√h`` of :func:`ipla`.
+    Prefer it to :func:`ipla` where the posterior is badly conditioned, as momentum pays there; steps are of the order
+    of ``√h`` of :func:`ipla`.
 
     Args:
         model: a NumPyro model.
@@ -204,13 +208,14 @@ def lebm(model: Callable, **overrides: Any) -> EBIPLA:
 def pcd(model: Callable, *, num_walkers: int = 1000, num_moves: int = 1, **overrides: Any) -> EBIPLA:
     """Persistent contrastive divergence (Tieleman, 2008): persistent unweighted walkers.
 
-    Fast, and wrong where walkers do not mix: masses of modes are lost without a sign of it (2305.19414).
+    Fast, and wrong where walkers do not mix: masses of modes are lost without a sign of it (2305.19414). Prefer it for
+    slow trainings of unimodal energies, or as the baseline that it is.
 
     Args:
         model: a NumPyro model, with or without latents.
         num_walkers: P.
-        num_moves: moves of the walkers per step.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`.
+        num_moves: moves of the walkers per step, by MALA.
+        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: its own particles and optimiser.
 
     Raises:
         ModelError: if the model has no energy prior.
@@ -226,13 +231,14 @@ def cd(
     """Contrastive divergence, CD-k (Hinton, 2002): walkers restarted at the data, or at the posterior particles.
 
     Biased, as its walkers never leave the data's neighbourhood: modes there, their masses unlearned (2305.19414).
+    Prefer it for a cheap start of an energy that another recipe goes on with, or as the baseline that it is.
 
     Args:
         model: a NumPyro model, with or without latents.
         num_moves: k.
         num_walkers: P.
         reset_every: steps between two restarts.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`.
+        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: its own particles and optimiser.
 
     Raises:
         ModelError: if the model has no energy prior.
@@ -307,8 +313,10 @@ def table() -> str:
 
 
 def _make(model: Callable, overrides: dict[str, Any], refuse: Refusal, **defaults: Any) -> EBIPLA:
-    if {"kernel", "num_moves"} & set(overrides):
-        defaults.pop("posterior", None)
+    if "posterior" in defaults and "posterior" not in overrides:  # which stays the paper's but for these
+        own = {name: overrides.pop(name, None) for name in ("kernel", "num_moves")}
+        own = {name: value for name, value in own.items() if value is not None}
+        defaults["posterior"] = replace(defaults["posterior"], **own)
     return EBIPLA(model, refuse=refuse, **{**defaults, **overrides})
 
 

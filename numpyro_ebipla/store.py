@@ -43,8 +43,10 @@ class Store:
         self.identity: dict[str, Any] = {}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"checkpoint_dir: '{directory}' is no directory and cannot be made ({error}).") from error
+        except (OSError, ValueError) as error:  # the latter for a null byte
+            raise ValueError(
+                f"checkpoint_dir: {str(directory)!r} is no directory and cannot be made ({error})."
+            ) from error
         if not os.access(self.directory, os.R_OK | os.W_OK | os.X_OK):
             raise ValueError(f"checkpoint_dir: no permission to read and write in '{directory}'.")
         if resume is False and latest(self.directory):
@@ -134,6 +136,9 @@ class Store:
         for path in reversed(held(self.directory)):
             try:
                 found = load(path)
+                lacking = [name for name in ("step", "started_at", "data", "program") if name not in found.header]
+                if lacking:
+                    raise CheckpointError(f"'{path}' is not the checkpoint of a run: it lacks {lacking}.")
             except CheckpointError as error:
                 if self.resume != "previous":
                     raise CheckpointError(

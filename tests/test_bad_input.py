@@ -494,6 +494,9 @@ def test_ctrl_c_while_collecting_leaves_the_parameters(monkeypatch):
     with pytest.warns(EBIPLAWarning, match="interrupted while collecting"):
         fit = EBIPLA(good, num_steps=2, **SMALL).run(random.key(0), Y, progress_bar=False)
     assert np.isfinite(fit.params["m"]) and fit.get_samples() == {}
+    # The diagnostics went on to densities of latents that were not there.
+    assert [check.name for check in fit.diagnostics().checks if not check.passed] == ["draws"]
+    fit.print_summary()
 
 
 def test_the_first_call_inside_jit_is_refused():

@@ -351,6 +351,22 @@ def test_a_damaged_file_is_an_error_unless_asked_otherwise(part, whole):
     assert steps(part) == [10, 20, 30]
 
 
+@pytest.mark.parametrize("kind", ["directory", "dangling link", "no run"])
+def test_a_file_that_cannot_be_read_is_a_damaged_one(part, whole, kind):
+    """They were an OSError or a KeyError, that ``resume="previous"`` did not pass over."""
+    newest = part / files.file_name(29)
+    if kind == "directory":
+        newest.mkdir()
+    elif kind == "dangling link":
+        newest.symlink_to(part / "nowhere")
+    else:
+        save(newest, {"a": jnp.zeros(3)}, {}, {"step": 29})
+    with pytest.raises(CheckpointError, match="resume='previous'"):
+        run(part)
+    with pytest.warns(EBIPLAWarning, match="Going on from step"):
+        same(run(part, resume="previous"), whole)
+
+
 def test_where_all_are_damaged(part):
     for path in files.held(part):
         path.write_bytes(path.read_bytes()[:-1])
@@ -471,6 +487,12 @@ def test_an_entry_of_the_history_may_decide():
     fitter = EBIPLA(normal, num_steps=3000, **SHORT)
     fit = fitter.run(random.key(0), NORMAL, progress_bar=False, stop_at_r_hat={"accept_local": 1.1})
     assert "accept_local" in fit.stopped and "mean" not in fit.stopped
+
+
+def test_whether_a_step_was_sound_is_no_entry_of_the_history():
+    """It passed as one, and was missing when it was looked at, a thousand steps later."""
+    with pytest.raises(ValueError, match=r"no \['sound'\]"):
+        run(num_steps=3, stop_at_r_hat={"sound": 1.1})
 
 
 def test_looks_that_nobody_took_delay_the_verdict(tmp_path):

@@ -10,7 +10,7 @@ from jax import random
 from jax.scipy.special import logsumexp
 from scipy import stats
 
-from numpyro_ebipla import EBIPLA, MALA, EnergyPrior, ModelError, WeightedParticles, nan_masked
+from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, ModelError, WeightedParticles, nan_masked
 from numpyro_ebipla._tree import batched_value_and_grad
 from numpyro_ebipla.kernels import evaluated, start
 
@@ -206,3 +206,46 @@ def test_fresh_draws_have_all_modes_with_their_masses():
     (point, _), _ = jax.jit(lambda c: jax.lax.scan(move, c, random.split(random.key(2), 200)))(first)
     count, _ = masses(point.position["x"])
     assert stats.chisquare(count, 1000 * MASSES).pvalue < 1e-6
+
+
+# --- far from the prior ---------------------------------------------------------------------------------
+
+
+def shifted(y):
+    mean = numpyro.param("mean", 0.0)
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(mean, 1)), 1), obs=y)
+
+
+def density(y):
+    return dist.Normal(0.5, 2**0.5).log_prob(y)
+
+
+def test_what_is_too_far_away_to_be_reached_is_said_to_be_unknown():
+    """y = 1000 was off by 1,200 nats, its standard error 6: the ladder ended before the population had arrived."""
+    y = jnp.array([0.5, 5.0, 1e3])
+    with pytest.warns(EBIPLAWarning, match=r"too few for 1 data, the first is 2.*max_temps"):
+        found = EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, y)
+    assert np.isinf(found.std_error[2]) and found.ess[2] == 0
+    assert np.all(np.abs(found.value - density(y))[:2] < 4 * found.std_error[:2])
+
+
+def test_more_temperatures_reach_it():
+    y = jnp.array([100.0])
+    found = EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, y, max_temps=2000)
+    assert float(found.std_error[0]) < 0.3
+    assert abs(float(found.value[0] - density(y)[0])) < 4 * float(found.std_error[0])
+
+
+@pytest.mark.parametrize("method", ["log_likelihood", "anomaly_score", "reconstruct"])
+def test_answers_that_are_no_numbers_are_refused(method):
+    """They were NaN, all of them."""
+    with pytest.raises(ModelError, match="not finite"):
+        getattr(EBIPLA(shifted), method)(random.key(0), {"mean": jnp.array(0.5)}, jnp.array([0.0, 1e30]))
+
+
+def test_parameters_and_options_of_the_wrong_type():
+    with pytest.raises(TypeError, match="the value of 'mean' must be an array"):
+        EBIPLA(shifted).log_likelihood(random.key(0), {"mean": "one"}, jnp.zeros(2))
+    with pytest.raises(ValueError, match="stage_ess must be a number between 0 and 1"):
+        EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, jnp.zeros(2), stage_ess="a")

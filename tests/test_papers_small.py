@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.papers import __main__ as papers
 from benchmarks.papers import toy_hierarchy as toy
 
 SETTINGS = toy.Settings(
@@ -39,3 +40,18 @@ def test_closed_form_of_the_kinetic_moves_agrees_with_the_packages_integrals():
     np.testing.assert_allclose(move.b, [terms.drift_x, terms.drift], rtol=1e-4)
     root = np.array([[terms.noise_x, terms.noise_x_from_v], [0, terms.noise_v]])
     np.testing.assert_allclose(move.q, root @ root.T, rtol=1e-4)
+
+
+def test_one_experiment_that_fails_does_not_keep_the_others_from_running(monkeypatch):
+    """Without MNIST's file the Bayesian network ended ``make papers``, and two that need no file never ran."""
+    done = []
+
+    def run(name, full, seed, data_dir):
+        if name == "bnn":
+            raise FileNotFoundError("mnist_10k.npz")
+        done.append(name)
+
+    monkeypatch.setattr(papers, "run", run)
+    with pytest.raises(SystemExit, match=r"bnn failed: FileNotFoundError\('mnist_10k.npz'\)"):
+        papers.main(["all"])
+    assert done == [name for name in papers.NAMES if name != "bnn"]

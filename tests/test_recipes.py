@@ -48,6 +48,27 @@ def run(ebipla, *args, seed=0, **kwargs):
     return ebipla.run(random.key(seed), *args, progress_bar=False, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["ebipla", "ipla", "pgd", "soul", "kiplmc", "lebm", "jala_em"])
+def test_overrides_of_moves_and_kernel_leave_a_recipe_what_it_is(name):
+    """They once dropped its particles: ``jala_em(num_moves=2)`` was MALA without weights."""
+    recipe = getattr(recipes, name)
+    own, kernel = recipe(hierarchy).posterior, ULA(0.123)
+    changed = recipe(hierarchy, kernel=kernel).posterior
+    assert type(changed) is type(own) and changed.kernel == kernel and changed.num_moves == own.num_moves
+    if name == "jala_em":
+        with pytest.raises(ValueError, match="one unadjusted move per step"):
+            recipe(hierarchy, num_moves=2)
+    else:
+        changed = recipe(hierarchy, num_moves=7).posterior
+        assert type(changed) is type(own) and changed.kernel == own.kernel and changed.num_moves == 7
+
+
+def test_lebm_as_it_comes_has_one_particle():
+    """The diagnostics' halves of one particle were indexed by a list, after all steps: LEBM's own N."""
+    fit = run(recipes.lebm(latent_energy, num_steps=3, num_samples=2, warmup=1), Y)
+    assert fit.get_samples()["x"].shape == (1, 2, M) and fit.draws.score.shape == (2, M, 1)
+
+
 # --- what they must reach -----------------------------------------------------------------------------
 
 
