@@ -13,10 +13,11 @@ import numpy as np
 from jax import Array, random
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
-from numpyro_ebipla._errors import EBIPLAWarning
+from numpyro_ebipla._errors import EBIPLAWarning, ModelError
 from numpyro_ebipla.collect import Draws
 from numpyro_ebipla.fresh import Fresh, fresh, of_prior
 from numpyro_ebipla.kernels import MALA, Kernel
+from numpyro_ebipla.likelihood import AnnealOptions, log_likelihood
 from numpyro_ebipla.model import Batch
 from numpyro_ebipla.optimality import of_parameters
 from numpyro_ebipla.verdicts import MORE_STEPS, Check, Diagnostics, at_least, at_most, spaced
@@ -31,8 +32,10 @@ MAX_DIAGNOSED = 1000
 
 # --- what a run has said itself -----------------------------------------------------------------------
 
-#: ``{entry of the history: (title, check, limit, (verdict if passed, if not), remedy)}``, by energy site.
-OF_WALKERS: dict[str, tuple[str, Callable[..., Check], float, tuple[str, str], str]] = {
+#: ``(title, check, limit, (verdict if passed, if not), remedy)`` of an entry of the history.
+Row = tuple[str, Callable[..., Check], float, tuple[str, str], str]
+#: Of the walkers, by energy site.
+OF_WALKERS: dict[str, Row] = {
     "accept": (
         "walkers' acceptance",
         at_least,
@@ -76,6 +79,23 @@ OF_WALKERS: dict[str, tuple[str, Callable[..., Check], float, tuple[str, str], s
         MORE_STEPS,
     ),
 }
+#: Likewise of weighted particles, whose entries name no site.
+OF_WEIGHTS: dict[str, Row] = {
+    "ess": (
+        "particles' ESS / N",
+        at_least,
+        0.2,
+        ("particles follow the parameters", "few particles carry all the weight"),
+        "more num_particles, or a lower rate of the parameters",
+    ),
+    "resampled": (
+        "particles' resamplings per step",
+        at_most,
+        0.2,
+        ("particles follow the parameters", "the parameters move faster than the particles"),
+        "more num_particles, or a lower rate of the parameters",
+    ),
+}
 BRAKE = ("the energy moves freely", "the energy is held back, as its walkers cannot follow: it is not done")
 
 
@@ -90,6 +110,9 @@ def of_history(history: dict[str, np.ndarray], diverged: bool) -> list[Check]:
         if site and what in OF_WALKERS:
             title, check, *rest = OF_WALKERS[what]
             checks.append(check(f"{site}: {title}", abs(value), *rest))
+        elif not site and what in OF_WEIGHTS:
+            title, check, *rest = OF_WEIGHTS[what]
+            checks.append(check(title, value, *rest))
     if "brake" in tail:
         checks.append(at_least("brake", tail["brake"], 0.5, BRAKE, MORE_STEPS))
     return checks
@@ -156,7 +179,7 @@ def of_fit(fit: Any, rng_key: Array) -> Diagnostics:
     model, draws, batch = fit.config.model, fit.draws, _batch(fit, rng_key)
     priors = model.energy_priors(fit.params, batch)
     new = {name: fresh(prior, random.fold_in(rng_key, i)) for i, (name, prior) in enumerate(priors.items())}
-    checks = [*of_run(fit), *_parameters(fit, batch, new)]
+    checks = [*of_run(fit), *_parameters(fit, batch, new), *_weights(fit, rng_key)]
     walkers, log_z = fit._walkers(rng_key, _chosen(fit)[:1]) if priors else ({}, {})
     for name, prior in priors.items():
         if model.energies[name].per_datum:
@@ -176,6 +199,26 @@ def _parameters(fit: Any, batch: Batch, new: dict[str, Fresh]) -> list[Check]:
         return []
     thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
     return of_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, _chosen(fit))
+
+
+def _weights(fit: Any, rng_key: Array) -> list[Check]:
+    """The marginal likelihood by weighted particles against populations annealed at the fitted parameters.
+
+    Weight that was lost while the parameters had far to go does not come back, and no ESS remembers it.
+    """
+    model = fit.config.model
+    if not fit.config.particles.weighted or any(site.per_datum for site in model.energies.values()):
+        return []
+    try:
+        fresh = log_likelihood(model, fit.params, fit._batch(None, rng_key), AnnealOptions()).total
+        own = fit.log_marginal_likelihood()
+    except (ModelError, ValueError):  # an improper prior, a scaled site; a fit that diverged
+        return []
+    off = abs(float(own.value - fresh.value))
+    slack = 3 * float(np.hypot(own.std_error, fresh.std_error))
+    verdicts = ("weights and fresh populations agree", "the weights have lost the marginal likelihood on the way")
+    remedy = "run(init_params=fit.params), which anneals its particles there, or EBIPLA.log_likelihood"
+    return [at_most("log p(y), weights − fresh", off, 1.0, verdicts, remedy, slack)]
 
 
 def _chosen(fit: Any) -> np.ndarray:

@@ -138,13 +138,15 @@ class Fit:
 
         JALA-EM (2505.18427, Prop. 1): the mean weight of the particles, for each datum of its own or, with global
         latents, of all data together. The error sums up the resamplings' variances as if the particles had forgotten
-        each one before the next; energy priors add the annealed error of their log Z.
+        each one before the next; energy priors add the annealed error of their log Z. Weight that was lost while the
+        parameters had far to go is not in the error: :meth:`diagnostics` compares with populations annealed afresh.
 
         Args:
             rng_key: for log Z of energy priors; by default derived from the state's own.
 
         Raises:
-            ValueError: if the particles have no weights, or an energy prior is conditional on covariates.
+            ValueError: if the particles have no weights, the fit diverged, or an energy prior is conditional on
+                covariates (for which :meth:`.EBIPLA.log_likelihood` anneals).
 
         >>> import numpyro, numpyro.distributions as dist
         >>> from numpyro_ebipla import EBIPLA, WeightedParticles
@@ -166,10 +168,16 @@ class Fit:
             )
         conditional = [name for name, site in model.energies.items() if site.per_datum]
         if conditional:
-            raise ValueError(f"the energy prior at '{conditional[0]}' has a normaliser for each datum: not supported.")
+            raise ValueError(
+                f"the energy prior at '{conditional[0]}' has a normaliser for each datum: use "
+                "EBIPLA.log_likelihood(rng_key, fit.params, …), which anneals them."
+            )
         log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in model.energies}
         batch = self._batch(None, self.state.rng_key)
-        return weighted_log_marginal(model, self.params, self.state.posterior, batch, log_z)
+        found = weighted_log_marginal(model, self.params, self.state.posterior, batch, log_z)
+        if not np.isfinite(found.value):
+            raise ValueError(f"the weights are not finite, so they say nothing of the likelihood: {self.stopped}.")
+        return found
 
     def prior_samples(self, rng_key: Array | None = None, indices: Any = None) -> dict[str, np.ndarray]:
         """The prior walkers of every energy prior, ``{site: [P, ...]}``, constrained and equally weighted.

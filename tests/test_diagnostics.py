@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent
+from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent, recipes
 from numpyro_ebipla.diagnostics import of_history
 from numpyro_ebipla.fresh import Fresh, mmd2, of_prior
 from numpyro_ebipla.verdicts import Diagnostics
@@ -223,3 +223,21 @@ def test_run_warns_of_what_failed(capsys):
     assert "CHECK: the parameters were still moving" in capsys.readouterr().out
     fit.print_summary(diagnostics=False)
     assert "CHECK" not in capsys.readouterr().out
+
+
+# --- weighted particles -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("far", "passed"), [(0.0, True), (15.0, False)])
+def test_weight_that_was_lost_on_the_way_is_found_by_fresh_populations(far, passed):
+    """−40.3 ± 1.05 was reported where −9.2 is right, ten off at the start: no check looked at the weights."""
+    y = jnp.linspace(-1.0, 2.0, 6) + far
+    fit = recipes.jala_em(normal_model, step_size=0.02, num_steps=600, num_samples=50).run(
+        random.key(0), y, progress_bar=False
+    )
+    value, error = fit.log_marginal_likelihood()
+    exact = float(dist.Normal(fit.params["mean"], 2**0.5).log_prob(y).sum())
+    found = fit.diagnostics()["log p(y), weights − fresh"]
+    assert found.passed == passed == (abs(float(value) - exact) < 4 * float(error))
+    assert found.value == pytest.approx(abs(float(value) - exact), abs=0.2)
+    assert fit.diagnostics()["particles' ESS / N"].passed
