@@ -66,7 +66,7 @@ class Tempered(WalkerStrategy):
     num_rungs: int = 8
     num_moves: int = 1
     restraint: tuple[float, float] | None = (1.8, 3.0)
-    trust: float | None = 0.08
+    trust: float | None = 0.12
     brake_gap = True
 
     def __post_init__(self) -> None:
