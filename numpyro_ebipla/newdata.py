@@ -150,6 +150,8 @@ def log_likelihood(
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     found = _log_likelihood(model, params, batch, options)
+    if isinstance(found.value, jax.core.Tracer):  # inside jit or vmap there are no numbers to look at
+        return found
     _check_finite("log_likelihood", found.value)
     lost = np.flatnonzero(np.isinf(np.atleast_1d(found.std_error)))
     if len(lost):

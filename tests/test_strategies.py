@@ -86,7 +86,8 @@ def test_walkers_keep_their_shapes_and_weights(strategy):
     particles = random.normal(random.key(1), (5, 2)) if strategy.follows_particles else None
     walk, prepared, _ = strategy.prepare(random.key(2), at, state, particles)
     after, _ = strategy.advance(random.key(3), at, at, prepared, None)
-    assert walk.position.shape == (P, 2) and walk.weight.shape == (P,)
+    num = P * getattr(strategy, "num_rungs", 1)  # all rungs of a ladder enter the gradient
+    assert walk.position.shape == (num, 2) and walk.weight.shape == (num,)
     assert float(walk.weight.sum()) == pytest.approx(1, abs=1e-5)
     assert like(state) == like(prepared) == like(after)
 
