@@ -263,6 +263,8 @@ def reaching_adam(
         orthogonal: whether matrices move so.
     """
     b2, b3 = 0.999, 0.9
+    # A constant in the energy has no gradient but rounding, 1e-7 in single precision, and must not drift by it.
+    least = 1e-5 if orthogonal else 1e-8
 
     def init(params: Any) -> ReachState:
         wide = lambda p: jnp.promote_types(p.dtype, jnp.float32)  # squares of gradients leave the range of half floats
@@ -292,7 +294,7 @@ def reaching_adam(
                 ahead = b1 * mean + (1 - b1) * g  # Nesterov's
                 direction = max(1.0, p.shape[1] / p.shape[0]) ** 0.5 * orthogonalised(ahead)
             else:
-                direction = mean / (jnp.sqrt(jnp.minimum(v / rest(b2), 4 * recent)) + 1e-8)
+                direction = mean / (jnp.sqrt(jnp.minimum(v / rest(b2), 4 * recent)) + least)
             step = -(rate * jnp.exp(r)).astype(g.dtype) * direction
             return step.astype(dtype), m, v, f, r
 
