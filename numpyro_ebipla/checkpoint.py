@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -93,9 +92,6 @@ def save(
     header = {
         "format": FORMAT,
         "version": VERSION,
-        # The package itself stands above this module: it is looked up, not imported.
-        "package": getattr(sys.modules[__package__], "__version__", None),
-        "jax": jax.__version__,
         **meta,
     }
     for group, values in groups.items():
@@ -284,8 +280,9 @@ def _check_version(header: Any, path: Path) -> None:
     if header["format"] != FORMAT:
         raise ValueError("its header says otherwise")
     if header["version"] != VERSION:
+        written_by = header.get("releases", {}).get("numpyro_ebipla")
         raise CheckpointError(
-            f"'{path}' has format version {header['version']} (numpyro_ebipla {header.get('package')}), and this "
+            f"'{path}' has format version {header['version']} (numpyro_ebipla {written_by}), and this "
             f"numpyro_ebipla reads version {VERSION}: read it with that release."
         )
 

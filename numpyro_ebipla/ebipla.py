@@ -21,7 +21,7 @@ from numpyro_ebipla.checks import check_key, check_posterior, check_state, count
 from numpyro_ebipla.diagnostics import warn_of_run
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import Kernel
-from numpyro_ebipla.loop import limits, program, run_chunk, run_steps
+from numpyro_ebipla.loop import limits, programs, run_chunk, run_steps
 from numpyro_ebipla.model import LatentModel
 from numpyro_ebipla.optim import as_optax, by_role, check_optimiser, default_optimizer
 from numpyro_ebipla.particles import Particles
@@ -249,7 +249,7 @@ class EBIPLA:
         state = start()
 
         if store:
-            state, found = store.start(found, state, data, program(system.run_chunk, state, data))
+            state, found = store.start(found, state, data, programs(config, system.run_chunk, state, data))
         state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar, ends, store, found)
         estimate = self._estimate(state)
         key_draws = random.fold_in(rng_key, 1)

@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 from numpyro_ebipla._errors import EBIPLAWarning
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checkpoint import Checkpoint
+from numpyro_ebipla.model import Batch
+from numpyro_ebipla.particles import gather
 from numpyro_ebipla.settled import PROBE_EVERY, is_judged, probe, run_r_hat, thresholds
-from numpyro_ebipla.step import Config, step
+from numpyro_ebipla.step import Config, batch_indices, log_joint_at, step
 from numpyro_ebipla.store import Store
 
 #: Steps between two looks of the host at a run; the first looks come early.
@@ -231,9 +233,20 @@ def run_chunk(
     return state, taken, record
 
 
-def program(chunk: Any, state: TrainState, data: Any) -> str:
-    """The text of a jitted :func:`run_chunk`: equal for equal models and settings."""
-    return chunk.lower(state, data, jnp.zeros((), jnp.int32)).as_text()
+def programs(config: Config, chunk: Any, state: TrainState, data: Any) -> dict[str, str]:
+    """Texts that are equal for equal models (``"model"``: of their log density), and for equal settings, too."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, data))
+
+    def log_density(state: TrainState, data: Any) -> Any:
+        batch = Batch(batch_indices(config.model, state), data, state.rng_key, state.mutable)
+        return log_joint_at(config.model, state.params, batch, {})(*gather(state.posterior, batch.indices)[0][:2])
+
+    # The same on any device, as a run may go on elsewhere.
+    model = jax.jit(log_density).trace(*shapes).lower(lowering_platforms=("cpu",))
+    return {
+        "model": model.as_text(),
+        "program": chunk.lower(state, data, jnp.zeros((), jnp.int32)).as_text(),
+    }  # fmt: skip
 
 
 def _postfix(info: dict[str, np.ndarray]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The checkpoints of a run: where they lie, which one it goes on from, and whether that is of the same run."""
 
 import os
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -85,14 +86,16 @@ class Store:
             )
         return found
 
-    def start(self, found: Checkpoint | None, state: Any, data: Any, program: str) -> tuple[Any, Checkpoint | None]:
+    def start(
+        self, found: Checkpoint | None, state: Any, data: Any, programs: dict[str, str]
+    ) -> tuple[Any, Checkpoint | None]:
         """The state to go on from, that of ``found`` or ``state``; and ``found``, rid of its copy of it.
 
         Args:
             found: from :meth:`read`.
             state: the state at the start of the run, with a ``step``.
             data: the model's array arguments.
-            program: text of the step, to notice changed models and settings.
+            programs: ``"model"`` and ``"program"``, texts of the model's log density and of the steps.
 
         Raises:
             ModelError: if the checkpoint is of another model, shapes or start.
@@ -100,7 +103,8 @@ class Store:
         self.identity |= {
             "started_at": int(state.step),
             "data": fingerprint(jax.tree.leaves(data)),
-            "program": f"{zlib.crc32(program.encode()):08x}",
+            **{name: f"{zlib.crc32(text.encode()):08x}" for name, text in programs.items()},
+            "releases": _releases(),
         }
         if found is None:
             return state, None
@@ -111,10 +115,23 @@ class Store:
                 f"checkpoint_dir: the run of '{found.path}' began at step {header['started_at']}, but this one "
                 f"begins at step {ours['started_at']}: pass that run's init_state, or use another directory."
             )
-        if header["data"] != ours["data"]:
+        changed = {name for name in ("data", "model", "program") if header[name] != ours[name]}
+        updated = header["releases"] != ours["releases"]  # which changes the texts as well
+        if "model" in changed and not updated:
+            raise ModelError(
+                f"checkpoint_dir: '{found.path}' is of another model, as its log density is another function, of the "
+                "same parameters and latents: pass that run's model (and batch_size), or use another directory."
+            )
+        if "data" in changed:
             self._warn(found, "the data differ from those of")
-        elif header["program"] != ours["program"]:
-            self._warn(found, "the model, its settings or the release of JAX or of this package differ from those of")
+        elif changed and updated:
+            self._warn(
+                found,
+                f"releases differ ({_differing(header['releases'])}), so it cannot be told whether the "
+                "model and settings are those of",
+            )
+        elif changed:
+            self._warn(found, "the settings of EBIPLA(...) differ from those of")
         return restored, found._replace(state={})
 
     def save(self, state: Any, history: dict[str, np.ndarray], probes: dict[str, np.ndarray]) -> bool:
@@ -136,7 +153,11 @@ class Store:
         for path in reversed(held(self.directory)):
             try:
                 found = load(path)
-                lacking = [name for name in ("step", "started_at", "data", "program") if name not in found.header]
+                lacking = [
+                    name
+                    for name in ("step", "started_at", "data", "model", "program", "releases")
+                    if name not in found.header
+                ]
                 if lacking:
                     raise CheckpointError(f"'{path}' is not the checkpoint of a run: it lacks {lacking}.")
             except CheckpointError as error:
@@ -180,3 +201,15 @@ def open_store(
             "checkpoint_every, keep_checkpoints and resume need checkpoint_dir=…, a directory of this run."
         )
     return None
+
+
+def _releases() -> dict[str, str]:
+    """Of what decides the text of a compiled model."""
+    names = ("jax", "numpyro", "flax", "equinox", "numpyro_ebipla")
+    return {name: sys.modules[name].__version__ for name in names if hasattr(sys.modules.get(name), "__version__")}
+
+
+def _differing(releases: dict[str, str]) -> str:
+    ours = _releases()
+    names = [name for name in {**releases, **ours} if releases.get(name) != ours.get(name)]
+    return ", ".join(f"{name} {releases.get(name)} there, {ours.get(name)} here" for name in names)

@@ -404,10 +404,20 @@ def test_checkpoints_of_another_run(part, options, message):
 def test_other_data_or_settings_of_the_same_shape_are_noticed(part):
     with pytest.warns(EBIPLAWarning, match="data differ"):
         run(part, y=Y + 1, num_steps=20)
-    with pytest.warns(EBIPLAWarning, match="the model, its settings"):
+    with pytest.warns(EBIPLAWarning, match="settings of EBIPLA"):
+        run(part, fitter=make(max_energy=1e5), num_steps=20)
+
+
+def test_another_model_of_the_same_shapes_is_refused(part, monkeypatch):
+    """It was only warned of: an energy of another form went on from the parameters of the first."""
+    for options in (dict(fitter=make(other_model)), dict(batch_size=3)):
+        with pytest.raises(ModelError, match=r"checkpoint_dir: .* is of another model, as its log density"):
+            run(part, **options, num_steps=20)
+    assert steps(part) == [10, 20]
+    # A new release may say the same model in other words.
+    monkeypatch.setattr(numpyro, "__version__", "99.0")
+    with pytest.warns(EBIPLAWarning, match=r"releases differ \(numpyro .* there, 99.0 here\)"):
         run(part, fitter=make(other_model), num_steps=20)
-    with pytest.warns(EBIPLAWarning, match="the model, its settings"):
-        run(part, batch_size=3, num_steps=20)
 
 
 def test_resume_false_refuses_a_directory_in_use(part, tmp_path):
