@@ -1,4 +1,4 @@
-"""``python -m benchmarks.suite.optimisers``: the default optimiser against Adam and optax's learning-rate-free ones.
+"""``python -m benchmarks.suite.optimisers``: the default optimiser against Adam, trust ratios, learning-rate-free ones.
 
 Everything else is the default. Each has its authors' settings; Adam has the schedule of the default.
 """
@@ -30,6 +30,7 @@ CASES = (
 OPTIMISERS: dict[str, Callable | None] = {
     "default": None,
     "Adam, 0.01/√(1 + k/1000)": lambda: optax.adam(lambda k: 1e-2 / jnp.sqrt(1 + k / 1000)),
+    "Adam by trust ratios (LAMB), 0.01/√(1 + k/1000)": lambda: optax.lamb(lambda k: 1e-2 / jnp.sqrt(1 + k / 1000)),
     "Prodigy": lambda: contrib.prodigy(1.0),
     "DoWG": contrib.dowg,
     "COCOB": contrib.cocob,
@@ -67,7 +68,7 @@ def figure(names: tuple[str, ...], found: dict[str, list[float]]) -> object:
     for i, (label, values) in enumerate(found.items()):
         shown = np.clip(values, 1e-7, 1e4)
         y = np.arange(len(names)) + 0.1 * (i - (len(found) - 1) / 2)
-        ax.plot(shown, y, "osDv^P"[i % 6], label=label, ms=8 if i == 0 else 6)
+        ax.plot(shown, y, "osDv^PX"[i % 7], label=label, ms=8 if i == 0 else 6)
     ax.axvline(0.01, color="C3", lw=1)
     ax.text(0.01, -0.62, " target", color="C3", va="center")
     ax.set(
