@@ -83,28 +83,42 @@ def of_score(score: np.ndarray, num_particles: int) -> list[Check]:
     The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); its mean is the
     slope of the log likelihood, its covariance the Fisher information. Both are known along as many directions as there
     are parameter arrays: what is left, half the Newton decrement, is a lower bound for the whole space, and all there
-    is for scalars. What was gained is to second order.
+    is for scalars. What was gained is to second order. Two halves of the particles tell the noise of their means.
 
     Args:
         score: ``[2, M', L]``, see :attr:`.Draws.score`, with log normalisers.
         num_particles: N.
     """
     score = score.astype(np.float64)
-    along = score.sum(-1).mean(0)
-    gained = along.mean() + 0.5 * along.var()
+    along = score.sum(-1)
+    gained, gained_error = along.mean() + 0.5 * _common(along), np.sqrt(_noise(along[..., None])[0, 0])
     scale = score.mean(0).std(0)
     score = score[:, :, scale > 0] / scale[scale > 0]
     num, moving = score.shape[1:]
     fisher = np.cov(score.mean(0).T, bias=True).reshape(moving, moving)
     fisher += (1e-6 + moving / num) * np.eye(moving)  # few data know little of many directions
     first, second = score.mean(1)
-    left = 0.5 * first @ np.linalg.solve(fisher, second) if moving else 0.0
+    left, noise = 0.5 * first @ np.linalg.solve(fisher, second), np.linalg.solve(fisher, 2 * _noise(score))
+    # Of half the product of two independent means; each has twice the noise of both together.
+    left_error = 0.5 * np.sqrt(np.trace(noise @ noise) + 4 * max(left, 0.0) * np.trace(noise)) if moving else 0.0
     level = ("the likelihood is level where the run ended", "the likelihood still rises in the direction of the run")
     slack = 3 * np.sqrt(moving) / (num * num_particles)
     return [
-        at_most(GAINED, gained, SETTLED, MOVING, MORE_STEPS, slack),
-        at_most("nats to gain", left, SETTLED, level, f"{MORE_STEPS}, or a higher rate", slack),
+        at_most(GAINED, gained, SETTLED, MOVING, MORE_STEPS, slack + 2 * gained_error),
+        at_most("nats to gain", left, SETTLED, level, f"{MORE_STEPS}, or a higher rate", slack + 2 * left_error),
     ]
+
+
+def _common(halves: np.ndarray) -> float:
+    """Variance over the data ``[2, M']`` of what both halves agree on: their particles' noise is no information."""
+    first, second = halves - halves.mean(1, keepdims=True)
+    return float((first * second).mean())
+
+
+def _noise(halves: np.ndarray) -> np.ndarray:
+    """Covariance ``[L, L]`` of the mean of ``[2, M', L]`` that is the particles' noise, from how the halves differ."""
+    apart = 0.5 * (halves[0] - halves[1])
+    return apart.T @ apart / len(apart) ** 2
 
 
 @partial(jax.jit, static_argnums=0)

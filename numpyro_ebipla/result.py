@@ -175,7 +175,8 @@ class Fit:
         log_z = {name: Estimate(*self.log_normalizer(name, rng_key)) for name in model.energies}
         batch = self._batch(None, self.state.rng_key)
         found = weighted_log_marginal(model, self.params, self.state.posterior, batch, log_z)
-        if not np.isfinite(found.value):
+        # Inside jit there are no numbers to look at.
+        if not isinstance(found.value, jax.core.Tracer) and not np.isfinite(found.value):
             raise ValueError(f"the weights are not finite, so they say nothing of the likelihood: {self.stopped}.")
         return found
 

@@ -10,6 +10,7 @@ from jax import random
 from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent, recipes
 from numpyro_ebipla.diagnostics import of_history
 from numpyro_ebipla.fresh import Fresh, mmd2, of_prior
+from numpyro_ebipla.optimality import of_score
 from numpyro_ebipla.verdicts import Diagnostics
 
 
@@ -76,6 +77,33 @@ def test_a_run_that_was_too_short_is_told_from_one_that_was_not():
     assert "num_steps" in short.warnings[0] and not short.passed
     whole = ebipla.run(random.key(0), Y, num_steps=1500, progress_bar=False).diagnostics()
     assert whole.passed, str(whole)
+
+
+@pytest.mark.parametrize("num", [8, 500])
+@pytest.mark.parametrize("moving", [1, 3])
+def test_noise_of_the_particles_is_not_taken_for_nats(num, moving):
+    """Scores known from a few last positions. It gave fits of the suite's factor models nats to gain."""
+    rng = np.random.default_rng(0)
+    verdicts, values = [], []
+    for _ in range(400):
+        at_rest = rng.normal(size=(num, moving))
+        at_rest -= at_rest.mean(0)  # the slope is zero, the information one
+        checks = of_score(0.01 * at_rest + 0.3 * rng.normal(size=(2, num, moving)), 4)
+        verdicts.append([check.passed for check in checks])
+        values.append([check.value for check in checks])
+    # One in forty is beyond two errors, if it were normal; three standard deviations of the count on top.
+    assert np.mean(verdicts, 0).min() > 1 - 1 / 40 - 3 * np.sqrt(0.025 / 400) - 0.02
+    gained = np.array(values)[:, 0]
+    assert abs(gained.mean() - 0.5e-4 * moving) < 4 * gained.std() / np.sqrt(400)
+
+
+def test_nats_are_seen_above_that_noise():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        score = 0.3 * (0.3 + rng.normal(size=(500, 2))) + 0.1 * rng.normal(size=(2, 500, 2))
+        gained, left = of_score(score, 4)
+        assert not gained.passed and not left.passed
+        assert left.value == pytest.approx(2 * 0.3**2 / 2, rel=0.6)
 
 
 def test_global_latents_and_observed_energies_have_their_gain():

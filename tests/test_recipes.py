@@ -1,7 +1,9 @@
 """The papers' systems: closed forms that each must reach, and models that each must refuse."""
 
 import inspect
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -91,6 +93,9 @@ def test_weighted_particles_give_the_marginal_likelihood():
     value, error = fit.log_marginal_likelihood()
     exact = dist.Normal(fit.params["theta"], np.sqrt(2)).log_prob(Y).sum()
     assert float(error) < 2 and abs(float(value - exact)) < 3 * float(error)
+    # A refusal of weights that are not finite once needed numbers, so it could not be compiled (as 100 trials want).
+    compiled = jax.jit(lambda params: replace(fit, params=params).log_marginal_likelihood())
+    np.testing.assert_allclose(compiled(fit.params), (value, error), rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [None, 15])
