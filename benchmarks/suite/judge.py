@@ -31,7 +31,7 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
         start, cpu = time.perf_counter(), time.process_time()
         fit = ebipla.run(random.key(seed), *case.args, progress_bar=False, **case.kwargs)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        diagnosis = fit.diagnostics() if hasattr(fit, "diagnostics") else None
+        diagnosis = None if fit.stopped else fit.diagnostics()
     excess = case.optimum - case.value(fit.params)
     draws = fit.get_samples()[case.site]
     errors, frozen = posterior_errors(case, fit.params, draws), frozen_chains(draws)
@@ -49,7 +49,7 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
         "particles": fit.num_chains,
         "stopped": fit.stopped,
         "warnings": [str(w.message) for w in caught],
-        "diagnostics": diagnosis and {"passed": bool(diagnosis.passed), "warnings": list(diagnosis.warnings)},
+        "alarms": diagnosis and {check.name: check.value for check in diagnosis.checks if not check.passed},
         "extra": case.extra(fit.params) if case.extra else {},
         "params": fit.params,
     }

@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.report import Report
 from benchmarks.suite.judge import ALLOWED, LARGEST_SE, POSTERIOR_THRESHOLD
+from numpyro_ebipla.optimality import SETTLED
 
 HEADER = (
     "case",
@@ -82,21 +83,25 @@ def _unadjusted(found: dict[str, Any] | None) -> str:
 
 def told(outcomes: list[dict[str, Any]]) -> list[str]:
     """What the fits said about themselves, and whether it was right."""
-    lines, seen = [], []
+    runs = [run for outcome in outcomes for run in outcome["runs"]]
+    stopped = [f"{o['name']}, seed {r['seed']}: {r['stopped']}" for o in outcomes for r in o["runs"] if r["stopped"]]
+    judged = [run for run in runs if not run["stopped"]]
+    alarmed = [run for run in judged if run["met"] and run["alarms"]]
+    true = sum(run["excess"] > SETTLED for run in alarmed)
+    missed = sum(not run["met"] and not run["alarms"] for run in judged)
+    failed = sum(not run["met"] for run in judged)
+    lines = [
+        f"`fit.diagnostics()`: {missed} misses in {failed} failed runs that ended; {len(alarmed)} alarms in "
+        f"{len(judged) - failed} sound ones. Of these, {true} are true all the same, as the run is more than "
+        f"{SETTLED} nats from the optimum, where the diagnostics draw their line, and {len(alarmed) - true} are false."
+    ]
     for outcome in outcomes:
+        said: dict[str, list[str]] = {}
         for run in outcome["runs"]:
-            diagnosis = run["diagnostics"]
-            said = diagnosis["warnings"] if diagnosis else run["warnings"]  # which repeat the diagnosis
-            said = dict.fromkeys([*said, *filter(None, [run["stopped"]])])
-            lines += [f"{outcome['name']}, seed {run['seed']}: {' '.join(text.split())}" for text in said]
-            if diagnosis:
-                seen.append((run["met"], diagnosis["passed"]))
-    if seen:
-        alarms, misses = seen.count((True, False)), seen.count((False, True))
-        met = sum(met for met, _ in seen)
-        text = f"{alarms} false alarms in {met} sound runs, {misses} misses in {len(seen) - met} failed ones."
-        lines.insert(0, f"`fit.diagnostics()`: {text}")
-    return lines
+            for name, value in (run["alarms"] or {}).items():
+                said.setdefault(name, []).append(f"{value:.2g} (seed {run['seed']})")
+        lines += [f"{outcome['name']}: {name} {', '.join(values)}" for name, values in said.items()]
+    return lines + stopped
 
 
 def _nats(value: float) -> str:
@@ -123,7 +128,7 @@ def figure(outcomes: list[dict[str, Any]]) -> Any:
                 _dots(
                     axes[0], i, [outcome[key]["excess"]], marker, 26, facecolors="none", edgecolors="0.4", label=label
                 )
-    titles = "Nats per datum above the optimum", "Posterior error in sds beyond Monte Carlo error (hollow: with it)"
+    titles = "Nats per datum above the optimum", "Posterior error in sds (hollow: with Monte Carlo error)"
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xscale="log", xlim=(LEAST / 1.5, 1.5 * MOST), title=title)
         axis.set_xlabel(f"what is below {LEAST:g} or above {MOST:g} is shown there")
