@@ -81,13 +81,13 @@ def test_the_seed_moves_the_fits_and_not_the_data_alone(monkeypatch):
         assert len(keys) == 2
 
 
-def test_speed_is_compared_at_the_rivals_best_quality():
-    """At the first look at which each is as good as LEBM ever is, for the default and for the paper's form."""
+def test_speed_is_compared_where_quality_stays():
+    """A lucky look in a course that fluctuates once counted as having got there."""
     course = lambda seconds, quality: Course(seconds, quality, 0.1, {}, 0.0, None)
     courses = {
-        latent.BEST: course([10.0, 20.0, 30.0], [3.0, 1.0, 2.0]),
-        latent.DEFAULT: course([1.0, 2.0, 3.0], [4.0, 0.9, 0.1]),
-        latent.PLAIN: course([1.0, 2.0, 3.0], [4.0, 3.0, 1.5]),
+        latent.BEST: course([10.0, 20.0, 30.0], [3.0, 0.9, 1.0]),
+        latent.DEFAULT: course([1.0, 2.0, 3.0], [4.0, 1.05, 0.1]),
+        latent.PLAIN: course([1.0, 2.0, 3.0], [4.0, 0.5, 1.5]),
     }
     default, plain = latent.speed_rows("roll", courses)
     assert default[1] == "10.0 ×" and "default" in default[0]

@@ -29,7 +29,7 @@ PUBLISHED = {"PGD": "4.74 (0.34)", "SOUL": "9.20 (1.27)", "JALA-EM": "9.24 (0.93
 
 
 class Settings(NamedTuple):
-    """App. C.3's: one step for particles and parameters; the reduced form has fewer particles, steps and repeats."""
+    """App. C.3's: one step for particles and parameters; the reduced form has fewer particles and repeats."""
 
     num_images: int = 2500
     num_hidden: int = 40
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 
 FULL = Settings()
-REDUCED = Settings(num_particles=10, num_steps=200, repeats=2)
+REDUCED = Settings(num_particles=10, repeats=2)
 
 
 def model(images, labels, num_hidden):
@@ -166,7 +166,7 @@ def run(full: bool, seed: int, data_dir: str | None, settings: Settings | None =
     paths = {name: jax.tree.map(lambda *x: np.stack(x), *each) for name, each in paths.items()}
     where = (
         f"{s.num_images} images, {s.num_hidden} units, N = {s.num_particles}, K = {s.num_steps}, {s.repeats} repeats"
-        + ("" if s[:5] == FULL[:5] else "; published: 2500 images, N = 50, K = 500")
+        + ("" if s[:5] == FULL[:5] else "; published: N = 50, 10 repeats")
     )  # fmt: skip
     rows: list[tuple[str, Any, Any, str]] = []
     for name, path in paths.items():

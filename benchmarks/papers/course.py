@@ -115,9 +115,11 @@ def traced(model: Callable, params: dict[str, Any], *args: Any, **kwargs: Any) -
     return trace["x"]
 
 
-def first_below(course: Course, level: float) -> float | None:
-    """Seconds until the quality is first at ``level`` or below."""
-    return next((s for s, q in zip(course.seconds, course.quality, strict=True) if q <= level), None)
+def settled_below(course: Course, level: float) -> float | None:
+    """Seconds from which on the quality stays at ``level`` or below."""
+    above = [i for i, quality in enumerate(course.quality) if quality > level]
+    first = above[-1] + 1 if above else 0
+    return course.seconds[first] if first < len(course.seconds) and not course.ended else None
 
 
 def mse(course: Course) -> str:

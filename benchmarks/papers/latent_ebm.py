@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax import lax, random
 from numpyro.contrib.module import flax_module
 
-from benchmarks.papers.course import Course, Plan, first_below, follow, follow_svi, mse, timing, traced
+from benchmarks.papers.course import Course, Plan, follow, follow_svi, mse, settled_below, timing, traced
 from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, ULA, recipes
 from numpyro_ebipla.marginal import Estimate
@@ -28,6 +28,8 @@ PAPER, BEST, PLAIN = "LEBM, paper's rates", "LEBM, best rates", "EBIPLA, ULA"
 SVI_NAME = "SVI, encoder, Gaussian prior"
 DEFAULT = "default"
 COLOURS = {name: f"C{i}" for i, name in enumerate((PAPER, BEST, PLAIN, DEFAULT, SVI_NAME))}
+#: Quality this much worse counts as equal: it fluctuates.
+EQUAL = 0.1
 #: Folded into the seed's key for the fits, so that the data of a seed stay what they were.
 FITS = 1
 
@@ -46,7 +48,7 @@ REDUCED = Settings(
     4000,
     {PAPER: 300, BEST: 1000, PLAIN: 3000, DEFAULT: 3000, SVI_NAME: 3000},
     {BEST: 400, PLAIN: 2000, DEFAULT: 900, SVI_NAME: 2000},
-    10,
+    20,
     50,
 )
 FULL = Settings(
@@ -59,7 +61,7 @@ FULL = Settings(
 
 
 class Rates(NamedTuple):
-    """Of LEBM's energy and generator, and its posterior step ``s``, where ``h = s²/2``."""
+    """Of the energy and the generator; and LEBM's posterior step ``s``, where ``h = s²/2``, or EBIPLA's step ``h``."""
 
     energy: float
     generator: float
@@ -69,16 +71,16 @@ class Rates(NamedTuple):
 #: The best of those tried here on each problem: see the notes of the report.
 ROLL_RATES = Rates(1e-4, 1e-2, 0.05)
 DIGIT_RATES = Rates(1e-4, 1e-2, 0.1)
-EBIPLA_RATES = (2e-4, 1e-2)
+EBIPLA_RATES = Rates(5e-5, 1e-2, 3e-3)
 
 
-def systems(model: Callable, h: float, best: Rates) -> dict[str, EBIPLA]:
-    """The systems to compare; ``h`` is the step of the unadjusted EBIPLA, below the posterior's stability limit."""
+def systems(model: Callable, best: Rates) -> dict[str, EBIPLA]:
+    """The systems to compare, LEBM at the rates that are best for the problem."""
     adam = lambda energy, rest, b1=0.9: {"energy": optax.adam(energy, b1=b1), "rest": optax.adam(rest, b1=b1)}
     return {
         PAPER: recipes.lebm(model),
         BEST: recipes.lebm(model, kernel=ULA(best.step**2 / 2), optim=adam(best.energy, best.generator, b1=0.5)),
-        PLAIN: recipes.ebipla(model, step_size=h, num_particles=4, optim=adam(*EBIPLA_RATES)),
+        PLAIN: recipes.ebipla(model, step_size=EBIPLA_RATES.step, num_particles=4, optim=adam(*EBIPLA_RATES[:2])),
         DEFAULT: EBIPLA(model),
     }
 
@@ -108,7 +110,7 @@ def swiss_roll(settings: Settings, seed: int) -> tuple[dict[str, Course], dict[s
     plan = Plan(y, 500, settings.looks, lambda params: float(gap(params)), decode)
     courses = {
         name: follow(ebipla, key_fit, settings.steps[name], plan)
-        for name, ebipla in systems(roll.model, 1e-3, ROLL_RATES).items()
+        for name, ebipla in systems(roll.model, ROLL_RATES).items()
     }
     scores = {name: draws(course.params) for name, course in courses.items()}
     svi_gap = lambda params: float(truth - roll.gaussian_log_likelihood(held_out, params).mean())
@@ -151,7 +153,7 @@ def digits(settings: Settings, seed: int) -> tuple[dict[str, Course], dict[str, 
     plan = Plan(train, 256, settings.looks, judge, decode)
     courses = {
         name: follow(ebipla, key_fit, settings.digit_steps[name], plan)
-        for name, ebipla in systems(model, 1e-3, DIGIT_RATES).items()
+        for name, ebipla in systems(model, DIGIT_RATES).items()
         if name in settings.digit_steps
     }
     gaussian = ex.make_model(d, False)
@@ -236,13 +238,17 @@ def run(full: bool, seed: int, data_dir: str | None) -> Report:
         f"LEBM's best rates on the roll, of three tried: {r.energy:g} (energy) and {r.generator:g} (generator), "
         f"posterior steps of {r.step:g}²/2. With the published 0.1²/2 its posterior chains are unstable there (h "
         "times the curvature is 2.5 at the start), and the gap stayed above 100 nats at generator rates of 3e-3 and "
-        "1e-2. The published rates are for much longer trainings. EBIPLA's rates were not searched.",
+        "1e-2. The published rates are for much longer trainings.",
+        f"EBIPLA in the paper's form: the best on both of six tried, {EBIPLA_RATES.energy:g} and "
+        f"{EBIPLA_RATES.generator:g}, h = {EBIPLA_RATES.step:g}. With the energy at 2e-4 the roll ended at 1.15 (h = "
+        "1e-3) and 1.02 and the digits at 0.045 and 0.022, at 1e-3 the roll between 2.3 and 6.5: its walkers, one "
+        "move a step, do not follow.",
         f"On the digits: {s.energy:g}, {s.generator:g} and {s.step:g}²/2, the best in MMD² of five tried for 400 "
         "steps (MMD² and nats per digit at the end): the roll's 0.021 and −39; with the generator at 3e-3 0.038 and "
         "−43; that with 0.1²/2 0.026 and −12, the best in nats; 1e-2 with 0.1²/2 0.013 and −22; that with the energy "
         "at 1e-3 0.018 and −22.",
-        "Equal quality is the lowest gap (roll) or MMD² (digits) of LEBM at any look, and the time when each is "
-        "first as good at one of its looks. Seconds leave compilation and looks out.",
+        f"Equal quality: the gap (roll) or MMD² (digits) of LEBM at its end, or {EQUAL:.0%} more; and the time from "
+        "which on each stays as good. Seconds leave compilation and looks out.",
         "Reconstruction: 200 training points by the posterior mean over each system's own particles, the parameters "
         "held; for SVI by the mean of its encoder. On the roll LEBM's published step diverges in chains of more than "
         "20 moves.",
@@ -263,17 +269,17 @@ def run(full: bool, seed: int, data_dir: str | None) -> Report:
 
 
 def speed_rows(problem: str, courses: dict[str, Course], rival: str = BEST) -> list[tuple[str, Any, Any, str]]:
-    """How much sooner EBIPLA, in the paper's form and as the default, reaches the rival's best quality."""
+    """How much sooner EBIPLA, in the paper's form and as the default, is as good as the rival at its end."""
     other, rows = courses[rival], []
     if not other.quality:
         return []
-    best = min(other.quality)
-    theirs = first_below(other, best)
+    level = (1 + EQUAL) * other.quality[-1]
+    theirs = settled_below(other, level)
     for name in (DEFAULT, PLAIN):
-        mine = first_below(courses[name], best)
+        mine = settled_below(courses[name], level)
         factor = "not reached" if mine is None else f"{theirs / mine:.1f} ×"
-        when = f"never so good in {courses[name].seconds[-1]:.0f} s" if mine is None else f"as good after {mine:.1f} s"
-        text = f"{rival}: {best:.2g} first after {theirs:.1f} s; {name}: {when}"
+        when = f"does not stay there in {courses[name].seconds[-1]:.0f} s" if mine is None else f"from {mine:.1f} s on"
+        text = f"at most {level:.2g}: {rival} from {theirs:.1f} s on; {name} {when}"
         rows.append((f"{problem}: at equal quality, {name} is faster by", factor, "substantially faster", text))
     return rows
 
