@@ -304,6 +304,7 @@ def figure(curves: dict[str, Curve], settings: Settings) -> Any:
     right.plot(own.step, own.bias, color="tab:red", ls="--", label="bias predicted for them")
     right.plot(jarzynski.step, jarzynski.log_z_estimate - jarzynski.log_z, color="tab:blue", label="by passive walkers")
     right.axhline(0, color="grey", ls=":")
+    right.set_ylim(bottom=1.6 * min(own.bias.min(), (own.log_z_estimate - own.log_z).min()))  # room for the legend
     right.set(title="Jarzynski: error of the running log Z", ylabel="estimate − closed form (nats)")
     for ax in (left, middle, right):
         ax.set_xlabel("training step")
