@@ -1,9 +1,10 @@
 """The checkpoints of a run: where they lie, which one it goes on from, and whether that is of the same run."""
 
+import contextlib
 import os
-import sys
 import warnings
 import zlib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,12 @@ def open_store(
 
 
 def _releases() -> dict[str, str]:
-    """Of what decides the text of a compiled model."""
-    names = ("jax", "numpyro", "flax", "equinox", "numpyro_ebipla")
-    return {name: sys.modules[name].__version__ for name in names if hasattr(sys.modules.get(name), "__version__")}
+    """Of what decides the text of a compiled model: what is installed, imported or not."""
+    found = {}
+    for name in ("jax", "numpyro", "flax", "equinox", "numpyro_ebipla"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _differing(releases: dict[str, str]) -> str:
