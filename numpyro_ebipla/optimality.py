@@ -100,7 +100,7 @@ def of_score(score: np.ndarray, num_particles: int) -> list[Check]:
     first, second = score.mean(1)
     left, noise = 0.5 * first @ np.linalg.solve(fisher, second), np.linalg.solve(fisher, 2 * _noise(score))
     # Of half the product of two independent means; each has twice the noise of both together.
-    left_error = 0.5 * np.sqrt(np.trace(noise @ noise) + 4 * max(left, 0.0) * np.trace(noise)) if moving else 0.0
+    left_error = 0.5 * np.sqrt(np.trace(noise @ noise) + 4 * max(left, 0.0) * np.trace(noise))
     level = ("the likelihood is level where the run ended", "the likelihood still rises in the direction of the run")
     slack = 3 * np.sqrt(moving) / (num * num_particles)
     return [
