@@ -109,7 +109,7 @@ def test_bias_and_coverage(case):
     Data of one repetition have errors of their own but for log Z; 5 data count as 300 independent intervals here, and
     the limits are three standard deviations of a binomial count.
     """
-    value, error, totals, truth = estimates(case, 100, num_moves=4)
+    value, error, totals, truth = estimates(case, 100)
     assert np.abs(np.mean(value - truth, 0)).max() < 0.02
     covered = np.mean(np.abs(value - truth) < 1.645 * error)
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 300)
