@@ -246,7 +246,7 @@ def programs(config: Config, chunk: Any, state: TrainState, data: Any) -> dict[s
     return {
         "model": model.as_text(),
         "program": chunk.lower(state, data, jnp.zeros((), jnp.int32)).as_text(),
-    }  # fmt: skip
+    }
 
 
 def _postfix(info: dict[str, np.ndarray]) -> dict[str, str]:

@@ -68,9 +68,7 @@ def follow(ebipla: EBIPLA, rng_key: Any, steps: int, plan: Plan) -> Course:
     ended = f"diverged at step {done(state) + 1}" if len(quality) < plan.looks else None
     print(f"{ended or 'done'}: {quality[-1:]} after {seconds[-1]:.0f} s", flush=True)
     few = np.arange(RECONSTRUCTED)
-    fit = ebipla.run(
-        key_draws, *args, **kwargs, num_steps=0, init_state=state, indices=few, progress_bar=False
-    )  # fmt: skip
+    fit = ebipla.run(key_draws, *args, **kwargs, num_steps=0, init_state=state, indices=few, progress_bar=False)
     means = plan.decode(fit.params, jnp.asarray(fit.get_samples()["x"][:, ::20])).mean((0, 1))
     error = float(((means - plan.y[few]) ** 2).mean())
     return Course(seconds[: len(quality)], quality, seconds[-1] / max(done(state), 1), fit.params, error, ended)

@@ -4,9 +4,7 @@ LEBM is 2006.08205, EBIPLA 2510.12311. All share data, decoder and energy networ
 by what does not come from the walkers: the held-out log-likelihood with log Z on a grid, exact draws of the prior.
 """
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +19,8 @@ from numpyro.contrib.module import flax_module
 
 from benchmarks.papers.course import Course, Plan, follow, follow_svi, mse, settled_below, timing, traced
 from benchmarks.report import Report
+from examples import digits as ex
+from examples import rotated_swiss_roll as roll
 from numpyro_ebipla import EBIPLA, ULA, recipes
 from numpyro_ebipla.marginal import Estimate
 
@@ -90,7 +90,6 @@ def systems(model: Callable, best: Rates) -> dict[str, EBIPLA]:
 
 def swiss_roll(settings: Settings, seed: int) -> tuple[dict[str, Course], dict[str, float]]:
     """Courses of the held-out gap in nats per point, and MMD² of exact draws."""
-    roll = example("rotated_swiss_roll")
     keys = random.split(random.key(seed), 4)
     key_fit, key_draws = random.split(random.fold_in(random.key(seed), FITS))
     rotation = jnp.linalg.qr(random.normal(keys[0], (10, 10)))[0][:, :2]
@@ -104,7 +103,7 @@ def swiss_roll(settings: Settings, seed: int) -> tuple[dict[str, Course], dict[s
     def grid(params: dict[str, Any]) -> Any:
         return roll.Grid(traced(roll.model, params, num_data=1)["fn"], params)
 
-    gap = jax.jit(lambda params: truth - grid_likelihood(roll, params, held_out))
+    gap = jax.jit(lambda params: truth - grid_likelihood(params, held_out))
     draws = lambda params: roll.mmd2(grid(params).draw(key_draws, 2000), clean)
     decode = lambda params, x: x @ params["decoder$params"]["kernel"] + params["decoder$params"]["bias"]
     plan = Plan(y, 500, settings.looks, lambda params: float(gap(params)), decode)
@@ -122,7 +121,7 @@ def swiss_roll(settings: Settings, seed: int) -> tuple[dict[str, Course], dict[s
     return courses, scores
 
 
-def grid_likelihood(roll: Any, params: dict[str, Any], held_out: Any) -> Any:
+def grid_likelihood(params: dict[str, Any], held_out: Any) -> Any:
     """Mean held-out log-likelihood with log Z on a grid, under jit."""
     axis = jnp.linspace(-5, 5, 251)
     points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
@@ -140,7 +139,7 @@ def grid_likelihood(roll: Any, params: dict[str, Any], held_out: Any) -> Any:
 
 def digits(settings: Settings, seed: int) -> tuple[dict[str, Course], dict[str, Estimate]]:
     """Courses of MMD² of decoded fresh draws to held-out digits, d = 16, and held-out log-likelihoods per digit."""
-    ex, d = example("digits"), 16
+    d = 16
     key_fit, key_draws, key_score = random.split(random.fold_in(random.key(seed), FITS), 3)
     train, held_out = ex.load(seed)
     model = ex.make_model(d, True)
@@ -190,15 +189,6 @@ def per_datum(judge: EBIPLA, rng_key: Any, params: dict[str, Any], y: Any) -> Es
     """Mean log-likelihood of the data, log Z included, and its standard error."""
     total = judge.log_likelihood(rng_key, params, y, num_particles=64, num_populations=2).total
     return Estimate(float(total.value) / len(y), float(total.std_error) / len(y))
-
-
-def example(name: str) -> Any:
-    """A module of ``examples/``, which is no package."""
-    path = Path(__file__).resolve().parents[2] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- the report ---------------------------------------------------------------------------------------
