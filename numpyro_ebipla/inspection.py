@@ -11,9 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer.inspect import get_dependencies
 from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebipla._errors import ModelError
@@ -21,9 +19,10 @@ from numpyro_ebipla._static import is_array, join_static, split_static
 from numpyro_ebipla._tracing import from_base, no_latents_in_loops, sound_plates, trace_model
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params
-from numpyro_ebipla.energy import EnergyPrior, unwrap
+from numpyro_ebipla.energy import unwrap
+from numpyro_ebipla.layout import Layout, constraints_of, lay_out
 from numpyro_ebipla.missing import nan_masked
-from numpyro_ebipla.model import Batch, DataPlate, EnergySite, LatentModel, LatentSite
+from numpyro_ebipla.model import Batch, LatentModel
 
 #: JAX's errors where a number of Python is wanted and a traced array found.
 NEEDS_A_NUMBER = (
@@ -49,16 +48,6 @@ class Start(NamedTuple):
     energies: dict[str, Array]
     constraints: Any
     outside: dict[str, Array]
-
-
-class Layout(NamedTuple):
-    """What a trace says besides numbers: fields of :class:`LatentModel`, and names."""
-
-    latents: dict[str, LatentSite]
-    energies: dict[str, EnergySite]
-    plate: DataPlate | None
-    constraints: Any
-    deterministic: tuple[str, ...]
 
 
 class Inspection(NamedTuple):
@@ -115,7 +104,8 @@ def inspect_model(
             init_params = _check_init_params(init_params, trace)
             bound = handlers.substitute(model, data=init_params)
             trace = trace_model(from_base(handlers.seed(bound, rng_key)), args, kwargs)
-        layout = _lay_out(model, trace, args, kwargs)
+        _check_types(trace)
+        layout = lay_out(model, trace, args, kwargs)
         found.append(layout)
         return _numbers(trace, layout)
 
@@ -156,42 +146,9 @@ def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str,
         raise ModelError(f"argument '{empty[0]}' of the model is empty, and so it cannot be run: {e}.") from e
 
 
-def _lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Layout:
-    """The layout of a traced model.
-
-    Raises:
-        ModelError: for all that the sites alone show to be impossible.
-    """
-    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
-    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
-    for name, site in latent.items():
-        if site["fn"].support is not None and site["fn"].support.is_discrete:
-            raise ModelError(
-                f"latent site '{name}' is discrete ({type(unwrap(site['fn'])).__name__}); Langevin particles "
-                "need continuous latents: marginalise it (e.g. dist.MixtureSameFamily) or observe it."
-            )
-    _check_types(trace)
-    energies = {name: s for name, s in sites.items() if isinstance(unwrap(s["fn"]), EnergyPrior)}
-    if not latent and not any(energies[name]["is_observed"] for name in energies):
-        raise ModelError(
-            "nothing to do: the model has no latent site and no observed EnergyPrior. Give it a "
-            "numpyro.sample site without obs=, or obs= on an EnergyPrior; parameters alone are fitted by SVI."
-        )
-    plate = _data_plate(trace, sites, latent)
-    dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
-    _check_energies(energies, dependencies)
-    return Layout(
-        _latent_sites(latent, plate, dependencies),
-        {name: _energy_site(name, site, plate) for name, site in energies.items()},
-        plate,
-        split_static(_constraints(trace))[1],
-        tuple(n for n, s in trace.items() if s["type"] == "deterministic"),
-    )
-
-
 def _numbers(trace: dict[str, Any], layout: Layout) -> Start:
     """What of a trace are numbers."""
-    constrained = _constraints(trace)
+    constrained = constraints_of(trace)
     transforms = _param_transforms(constrained)
     values = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
     values = strong_type(jax.tree.map(jnp.asarray, values))
@@ -336,101 +293,6 @@ def _named_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> di
         raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
     except ValueError:  # no signature, e.g. a callable from C
         return {**{str(i): x for i, x in enumerate(args)}, **kwargs}
-
-
-def _dependencies(model: Callable, trace: dict, args: tuple, kwargs: dict) -> dict[str, Any]:
-    known = {n: s["value"] for n, s in trace.items() if s["type"] in ("param", "mutable", "plate")}
-    return get_dependencies(handlers.substitute(model, data=known), args, kwargs)
-
-
-def _check_energies(energies: dict, dependencies: dict) -> None:
-    prior = dependencies.get("prior_dependencies", {})
-    for name in energies:
-        upstream = sorted(set(prior.get(name, ())) - {name})
-        if upstream:
-            kind = "another energy prior" if upstream[0] in energies else "the latent"
-            raise ModelError(
-                f"the energy prior at '{name}' depends on {kind} '{upstream[0]}', so its normaliser would "
-                f"depend on '{upstream[0]}' too and is not estimated. Put both into one site with a joint "
-                "energy, or make the dependence part of the likelihood (numpyro.factor with a normalised "
-                "prior)."
-            )
-
-
-def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
-    """The plate to treat as data: the subsampled one, else the one with most latent values in it."""
-    sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
-    dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
-    subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
-    if len(subsampled) > 1:
-        raise ModelError(
-            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the others."
-        )
-
-    def count(name: str, among: dict) -> int:
-        inside = [s for s in among.values() if any(f.name == name for f in s["cond_indep_stack"])]
-        return sum(int(np.size(s["value"])) for s in inside)
-
-    candidates = subsampled or sorted(
-        dims, key=lambda n: (count(n, latent), count(n, sites), sizes[n][0]), reverse=True
-    )
-    if not candidates:
-        return None
-    name = candidates[0]
-    return DataPlate(name, *sizes[name], dims[name])
-
-
-def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> dict[str, LatentSite]:
-    """Which latents are local, and where their data axis is."""
-    inside = {n for n, s in latent.items() if plate and _in_plate(s, plate)}
-    posterior = dependencies.get("posterior_dependencies", {})
-    coupled = sorted({u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())})
-    if coupled and plate and plate.batch_size < plate.size:
-        raise ModelError(
-            f"latent '{coupled[0]}' in the subsampled plate '{plate.name}' is coupled across its elements by "
-            "a site outside the plate, so its particles cannot be updated batch by batch: pass "
-            "subsample_size=None."
-        )
-    if coupled:  # one block: particles of all data are accepted or refused together
-        inside = set()
-    result = {}
-    for name, site in latent.items():
-        transform = biject_to(site["fn"].support)
-        shrink = transform.codomain.event_dim - transform.domain.event_dim
-        event_dim = site["fn"].event_dim
-        dim = plate.dim if plate else -1
-        result[name] = LatentSite(name in inside, dim - event_dim + shrink, dim - event_dim)
-    return result
-
-
-def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
-    shape = unwrap(site["fn"]).batch_shape
-    per_datum = (
-        plate is not None
-        and _in_plate(site, plate)
-        and len(shape) >= -plate.dim
-        and shape[plate.dim] == plate.batch_size
-    )
-    if per_datum and int(np.prod(shape)) != plate.batch_size:
-        raise ModelError(
-            f"the energy prior at '{name}' is conditional on the data plate and on another plate at once "
-            f"(batch shape {shape}): put the other plate's dimension into the event with .to_event()."
-        )
-    return EnergySite(bool(site["is_observed"]), per_datum)
-
-
-def _in_plate(site: dict, plate: DataPlate) -> bool:
-    return any(frame.name == plate.name for frame in site["cond_indep_stack"])
-
-
-def _constraints(trace: dict[str, Any]) -> dict[str, Any]:
-    """``{param: constraint}`` for all that are constrained."""
-    found = {
-        name: site["kwargs"].get("constraint", constraints.real)
-        for name, site in trace.items()
-        if site["type"] == "param"
-    }
-    return {name: constraint for name, constraint in found.items() if constraint is not constraints.real}
 
 
 def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ ORDER = [
     "_tracing",
     "missing",
     "model",
+    "layout",
     "inspection",
     "marginal",
     "likelihood",
@@ -59,7 +60,7 @@ ORDER = [
 
 #: Modules that must know NumPyro; the others are a library for plain JAX.
 KNOW_NUMPYRO = {
-    *("optim", "energy", "_tracing", "missing", "model", "inspection"),
+    *("optim", "energy", "_tracing", "missing", "model", "layout", "inspection"),
     *("fresh", "diagnostics", "_sites", "_arviz", "summary"),
 }
 
