@@ -19,6 +19,8 @@ FULL_COVARIANCE = 1000
 #: The paper's steps, as fractions of 2 × the smallest posterior variance, above which ULA diverges on a normal target;
 #: each for a trial, and the best of them for the rest.
 FRACTIONS, TRIAL_STEPS, ALL_STEPS = (0.5, 0.1, 0.02, 0.004), 500, 5000
+#: Of unadjusted EBIPLA, as many as the default has.
+NUM_PARTICLES = 4
 
 
 def svi(case: Case, seed: int) -> dict[str, Any]:
@@ -65,19 +67,13 @@ def unadjusted(case: Case, seed: int, smallest_variance: float) -> dict[str, Any
 
 
 def _paper(case: Case, step_size: float) -> EBIPLA:
-    last_state_only = dict(num_samples=1, warmup=0, thinning=1)
+    options = dict(num_particles=NUM_PARTICLES, num_samples=1, warmup=0, thinning=1)
     try:
-        system = recipes.ebipla(case.model, step_size=step_size, **last_state_only)
+        system = recipes.ebipla(case.model, step_size=step_size, **options)
         system.init(random.key(0), *case.args, **case.kwargs)
     except ModelError:  # no energy prior, or one that persistent walkers cannot serve
-        system = EBIPLA(
-            case.model,
-            num_particles=10,
-            kernel=ULA(step_size),
-            optim=langevin(step_size),
-            averaging=None,
-            **last_state_only,
-        )
+        move = langevin(step_size)
+        system = EBIPLA(case.model, kernel=ULA(step_size), optim=move, averaging=None, **options)
     return system
 
 
