@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax, random
+from jax.scipy.linalg import solve_triangular
 
 from numpyro_ebipla.minibatch import minibatch
 
@@ -97,29 +98,43 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
 
 
 def mala(key, log_density, x, value, grad, adapt, by_datum=None):
-    """One adapted, preconditioned MALA move of all chains; ``adapt`` is (log step, curvature, count).
+    """One adapted, preconditioned MALA move of all chains; ``adapt`` is (log step, curvature, factor, count).
 
     ``by_datum`` is (log step over the shared one, count) of the chains of each datum.
     """
-    log_step, curvature, count = adapt
-    h, variance, k = jnp.exp(log_step), 1 / curvature, count.astype(log_step.dtype)
+    log_step, curvature, factor, count = adapt
+    h, scale, k = jnp.exp(log_step), 1 / jnp.sqrt(curvature), count.astype(log_step.dtype)
     if by_datum is not None:
-        variance = jnp.exp(by_datum[0])[:, None] * variance
+        scale = jnp.exp(0.5 * by_datum[0])[:, None] * scale
+    dim, axes = x.shape[-1], tuple(range(x.ndim - 1))
+    inverse = solve_triangular(factor, jnp.eye(dim), lower=True)
     key_noise, key_accept = random.split(key)
     noise = noise_for(key_noise, x)
-    sd = jnp.sqrt(2 * h * variance)
-    drift = lambda g: jnp.clip(h * variance * g, -4 * sd, 4 * sd)
-    new = x + drift(grad) + sd * noise
+    sd = jnp.sqrt(2 * h)
+    drift = lambda u: jnp.clip(h * u, -4 * sd, 4 * sd)
+    u = (scale * grad) @ inverse.T
+    w = drift(u) + sd * noise
+    new = x + scale * (w @ inverse)
     (_, new_value), new_grad = jax.value_and_grad(lambda z: (lambda v: (v.sum(), v))(log_density(z)), has_aux=True)(new)
-    backward = ((x - new - drift(new_grad)) ** 2 / (4 * h * variance)).sum(-1)
+    new_u = (scale * new_grad) @ inverse.T
+    backward = ((w + drift(new_u)) ** 2 / (4 * h)).sum(-1)
     prob = jnp.exp(jnp.minimum(new_value - value + 0.5 * (noise**2).sum(-1) - backward, 0.0))
     accept = random.uniform(key_accept, prob.shape) < prob
-    axes = tuple(range(x.ndim - 1))
-    secant = jnp.sqrt(((new_grad - grad) ** 2).sum(axes) / ((new - x) ** 2).sum(axes))
+    turned = (new_u - u).reshape(-1, dim)
+    w2 = w.reshape(-1, dim)
+    ratio = jnp.sqrt((turned**2).sum(-1, keepdims=True) / (w2**2).sum(-1, keepdims=True))
+    product = -(turned / (1 + ratio)).T @ w2
+    coupled = factor @ (product + product.T) @ factor.T
+    mean = factor @ factor.T
+    mean = mean + jnp.maximum(1 / (10 + k), 0.01) * (coupled * dim / jnp.trace(coupled) - mean)
+    sd = jnp.sqrt(jnp.diag(mean))
+    cholesky = jnp.linalg.cholesky(mean / (sd[:, None] * sd))
+    factor = jnp.where(jnp.diag(cholesky).min() > 3e-4, cholesky, factor)
+    secant = jnp.sqrt(((new_grad - grad) ** 2).sum(axes) / ((scale * w) ** 2).sum(axes))
     square = jnp.minimum((grad**2).mean(axes), secant)
     curvature = curvature + jnp.maximum(1 / (1 + k), 0.01) * (square - curvature)
     log_step = log_step + jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02) * (prob.mean() - 0.65)
     if by_datum is not None:
         own, visits = by_datum
         by_datum = own + 0.5 / (1 + visits) ** 0.5 * (prob.mean(0) - prob.mean()), visits + 1
-    return jnp.where(accept[..., None], new, x), (log_step, curvature, count + 1), by_datum
+    return jnp.where(accept[..., None], new, x), (log_step, curvature, factor, count + 1), by_datum

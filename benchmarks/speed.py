@@ -114,7 +114,7 @@ def two_loops(y, num_latents, decoder, sigma, batch_size, adjusted):
 
     run = make_run(energy, generate, sigma, optim, batch_size, adjusted, h)
     walkers = state.prior["x"]
-    curvature = jnp.ones(num_latents)
+    fresh = jnp.ones(num_latents), jnp.eye(num_latents), jnp.zeros((), jnp.int32)
     start = {
         "step": state.step,
         "key": state.rng_key,
@@ -124,8 +124,8 @@ def two_loops(y, num_latents, decoder, sigma, batch_size, adjusted):
         "x": state.posterior.local["x"],
         "walkers": walkers.position,
         "by_datum": tuple(state.posterior.adapt_local.by_datum) if adjusted else None,
-        "adapt_x": (state.posterior.adapt_local.log_step, curvature, jnp.zeros((), jnp.int32)),
-        "adapt_w": (walkers.adapt.log_step, curvature, jnp.zeros((), jnp.int32)),
+        "adapt_x": (state.posterior.adapt_local.log_step, *fresh),
+        "adapt_w": (walkers.adapt.log_step, *fresh),
     }
     mine = lambda s, n: system.run_chunk(s, data, jnp.asarray(n, jnp.int32))[0]
     hand = lambda s, n: run(s, y, n)[0]

@@ -40,12 +40,15 @@ class Adaptation(NamedTuple):
             information of the target; its inverse is the proposal's covariance. Empty if unused.
         count: number of adaptations so far.
         by_datum: for chains that belong to data, or None.
+        coupling: ``[D, D]`` lower Cholesky factor of the curvature's correlations, over the coordinates of all sites;
+            None if unused.
     """
 
     log_step: Array
     curvature: Latents
     count: Array  # type: ignore[assignment]
     by_datum: DatumSteps | None = None
+    coupling: Array | None = None
 
 
 class PosteriorState(NamedTuple):

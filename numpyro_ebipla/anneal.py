@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax, random
 
 from numpyro_ebipla._tree import batched_value_and_grad, chain_select
-from numpyro_ebipla.kernels import metropolis
+from numpyro_ebipla.proposals import Shape, metropolis
 from numpyro_ebipla.weights import ess, log_mean_exp, normalised, resample
 
 #: Step sizes are kept at this many temperatures, equally spaced.
@@ -160,7 +160,7 @@ def anneal(
             walkers, log_step = carry
             x, base, energy, grad_base, grad_energy = walkers
             here = (x, base - t * energy, grad_base - t * grad_energy)
-            accept, new, prob = metropolis(key, tempered, here, jnp.exp(log_step[knot]), variance)
+            accept, new, prob = metropolis(key, tempered, here, jnp.exp(log_step[knot]), Shape(variance))
             walkers = chain_select(accept, (new[0], *new[3]), walkers)
             return (walkers, log_step.at[knot].add(rate * (prob.mean() - TARGET_ACCEPT))), prob.mean()
 

@@ -19,7 +19,6 @@ from numpyro_ebipla._tracing import Observe
 from numpyro_ebipla._tree import batched_value_and_grad, chain_select
 from numpyro_ebipla._types import Latents, Params
 from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity, population_variance
-from numpyro_ebipla.kernels import metropolis
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
     check_proper,
@@ -29,6 +28,7 @@ from numpyro_ebipla.likelihood import (
 )  # fmt: skip
 from numpyro_ebipla.marginal import anneal_posterior, posterior_density
 from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.proposals import Shape, metropolis
 from numpyro_ebipla.weights import log_mean_exp, resample
 
 #: Of the adaptation of step sizes, in the run that learns them.
@@ -147,7 +147,7 @@ def _moved(
         return *value_and_grad(x), None
 
     def move(here: Any, key: Array) -> tuple[Any, Array]:
-        accept, new, prob = metropolis(key, target, here, jnp.exp(log_step), variance)
+        accept, new, prob = metropolis(key, target, here, jnp.exp(log_step), Shape(variance))
         return chain_select(accept, new[:3], here), prob.mean()
 
     start: Any = (x, *value_and_grad(x))

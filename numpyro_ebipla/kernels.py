@@ -38,11 +38,13 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._options import check_number
-from numpyro_ebipla._tree import chain_select, chain_sum, normal_like
+from numpyro_ebipla._tree import chain_select, normal_like
 from numpyro_ebipla._types import Adaptation, DatumSteps, Latents
+from numpyro_ebipla.proposals import Proposal, Shape, coupled, learned, metropolis
 
-#: Largest drift of a proposal, in standard deviations of its noise.
-MAX_DRIFT = 4.0
+#: Coordinates of a chain up to which their coupling is learned, where chains belong to data and where they are few:
+#: beyond, its matrices would cost more than they save.
+MAX_COUPLED, MAX_COUPLED_FEW = 32, 128
 
 Target = Callable[[Latents], tuple[Array, Latents]]
 Schedule = Callable[[Array], Array]
@@ -72,11 +74,13 @@ class MoveInfo(NamedTuple):
         by_datum: ``[B]`` the same by datum, where chains belong to data and the kernel adapts to them; else None.
         secant: ``{site: [*event]}`` change of the gradient over change of the position along the proposals,
             root mean squares over chains; None for kernels that do not use it.
+        coupling: ``[D, D]`` see :func:`.coupled`; None where it is not learned.
     """
 
     accept_prob: Array
     secant: Latents | None = None
     by_datum: Array | None = None
+    coupling: Array | None = None
 
 
 def evaluated(target: Target, point: Point) -> Point:
@@ -93,58 +97,6 @@ def start(kernel: "Kernel", target: Target, position: Latents) -> tuple[Point, A
     chain_ndim = value.ndim
     momentum = jax.tree.map(jnp.zeros_like, position) if kernel.has_momentum else None
     return Point(position, value, gradient, momentum), kernel.init(position, chain_ndim)
-
-
-def metropolis(
-    rng_key: Array,
-    target: Callable[[Any], tuple[Array, Any, Any]],
-    here: tuple[Any, Array, Any],
-    step_size: Array,
-    variance: Any,
-) -> tuple[Array, tuple[Any, Array, Any, Any], Array]:
-    """A Metropolis-adjusted Langevin proposal of every chain, and whether each accepts it.
-
-    The drift is cut off at four standard deviations of the noise (MALTA; Roberts and Tweedie, 1996): far out in a tail
-    with a steep gradient it would overshoot, always be refused, and the chain never move again.
-
-    Args:
-        rng_key: a PRNG key.
-        target: position -> ``(log density [*C], gradient, anything else known there)``.
-        here: ``(position, log density, gradient)``.
-        step_size: ``h``.
-        variance: per-coordinate variances ``s²`` of the proposal, leaves broadcasting to the positions.
-
-    Returns:
-        ``(accept, proposal, prob)``: booleans ``[*C]``, what ``target`` knows at the proposal with the
-        position before it, and acceptance probabilities ``[*C]``.
-    """
-    position, log_density, gradient = here
-    h = step_size
-    key_noise, key_accept = random.split(rng_key)
-    noise = normal_like(key_noise, position)
-
-    def drift(g: Array, v: Array) -> Array:
-        limit = MAX_DRIFT * jnp.sqrt(2 * h * v)
-        return jnp.clip(h * v * g, -limit, limit)
-
-    proposed = jax.tree.map(
-        lambda x, g, xi, v: x + drift(g, v) + jnp.sqrt(2 * h * v) * xi, position, gradient, noise, variance
-    )
-    value, new_gradient, extra = target(proposed)
-    # log q(x | x') − log q(x' | x); the forward residual is the noise itself.
-    backward = jax.tree.map(
-        lambda x, y, g, v: jnp.square(x - y - drift(g, v)) / (4 * h * v),
-        position, proposed, new_gradient, variance,
-    )  # fmt: skip
-    forward = jax.tree.map(lambda xi: 0.5 * jnp.square(xi), noise)
-    shape = value.shape
-    log_ratio = value - log_density + chain_sum(forward, shape) - chain_sum(backward, shape)
-    # A proposal where anything is not finite is refused; a chain that stands in such a place may leave.
-    leave = jnp.isfinite(value) & ~jnp.isfinite(log_density)
-    prob = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
-    prob = jnp.where(leave, 1.0, prob)
-    accept = random.uniform(key_accept, shape, prob.dtype) < prob
-    return accept, (proposed, value, new_gradient, extra), prob
 
 
 class Kernel:
@@ -209,7 +161,9 @@ class MALA(Kernel):
     are, not how curved the target is, and scales from these would hold them there; there the change of the
     gradient along the proposals is the smaller of the two and is taken instead. Scales are shared by all chains of
     the family, and so is the step, but where chains belong to data, with a factor of its own for each datum: some
-    posteriors are much narrower than others.
+    posteriors are much narrower than others. The coordinates of a chain, of all its sites, are decorrelated as well, if
+    they are at most 32 (128 where chains do not belong to data), by the mean curvature along the proposals: see
+    :func:`.coupled`.
 
     Args:
         step_size: the first ``h`` (in units of the scales, so of order one whatever the data).
@@ -238,12 +192,15 @@ class MALA(Kernel):
         if not self.precondition:
             return adapt
         ones = {k: jnp.ones(x.shape[chain_ndim:], x.dtype) for k, x in position.items()}
-        return adapt._replace(curvature=ones)
+        size = sum(x.size for x in ones.values())
+        limit = MAX_COUPLED if chain_ndim == 2 else MAX_COUPLED_FEW
+        factor = jnp.eye(size, dtype=_dtype(position)) if 1 < size <= limit else None
+        return adapt._replace(curvature=ones, coupling=factor)
 
     def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
         """As :meth:`Kernel.adapt`."""
         k = adapt.count.astype(adapt.log_step.dtype)
-        log_step, curvature, by_datum = adapt.log_step, adapt.curvature, adapt.by_datum
+        log_step, curvature, by_datum, coupling = adapt.log_step, adapt.curvature, adapt.by_datum, adapt.coupling
         if self.adapt_step:
             rate = jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02)
             log_step = log_step + rate * (info.accept_prob - self.target_accept)
@@ -252,32 +209,34 @@ class MALA(Kernel):
             curvature = jax.tree.map(
                 lambda c, g, s: _running_mean(c, g, s, rate), curvature, point.gradient, info.secant
             )
+        if coupling is not None:
+            coupling = learned(coupling, info.coupling, jnp.maximum(1 / (10 + k), 0.01))
         if by_datum is not None:
             rate = 0.5 / (1 + by_datum.count) ** 0.5  # it vanishes: few chains adapt it to themselves
             steps = by_datum.log_step + rate * (info.by_datum - info.accept_prob)
             by_datum = DatumSteps(steps.astype(log_step.dtype), by_datum.count + 1)
-        return Adaptation(log_step, curvature, adapt.count + 1, by_datum)
+        return Adaptation(log_step, curvature, adapt.count + 1, by_datum, coupling)
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
         """As :meth:`Kernel.move`."""
         point = evaluated(target, point)
-        h = jnp.exp(adapt.log_step)
-        variance = proposal_variance(adapt, point.position)
-        accept, proposal, prob = metropolis(rng_key, lambda x: (*target(x), ()), point[:3], h, variance)
-        ends = (point.position, proposal[0], point.gradient, proposal[2], adapt.curvature)
-        secant = jax.tree.map(_secant, *ends) if adapt.curvature else None
+        shape = proposal_shape(adapt, point.position)
+        accept, new, prob = metropolis(rng_key, lambda x: (*target(x), ()), point[:3], jnp.exp(adapt.log_step), shape)
+        secant = _secants(point.gradient, new, shape, adapt.curvature) if adapt.curvature else None
+        coupling = None if adapt.coupling is None else coupled(new, adapt.coupling)
         by_datum = None if adapt.by_datum is None else prob.mean(0)
-        return Point(*chain_select(accept, proposal[:3], point[:3])), MoveInfo(prob.mean(), secant, by_datum)
+        return Point(*chain_select(accept, new[:3], point[:3])), MoveInfo(prob.mean(), secant, by_datum, coupling)
 
 
-def proposal_variance(adapt: Adaptation, position: Latents) -> Latents:
-    """``s²`` of every coordinate, relative to the shared step size; broadcasts to ``{site: [*C, *event]}``."""
+def proposal_shape(adapt: Adaptation, position: Latents) -> Shape:
+    """Of the proposals, relative to the shared step size; the variance broadcasts to ``{site: [*C, *event]}``."""
     variance = {name: 1 / c for name, c in adapt.curvature.items()}
     variance = variance or {name: jnp.ones((), x.dtype) for name, x in position.items()}
-    if adapt.by_datum is None:
-        return variance
-    factor = jnp.exp(adapt.by_datum.log_step)
-    return {name: factor.reshape((-1,) + (1,) * (x.ndim - 2)) * variance[name] for name, x in position.items()}
+    if adapt.by_datum is not None:
+        factor = jnp.exp(adapt.by_datum.log_step)
+        own = {name: factor.reshape((-1,) + (1,) * (x.ndim - 2)) for name, x in position.items()}
+        variance = {name: own[name] * variance[name] for name in position}
+    return Shape(variance, adapt.coupling)
 
 
 @dataclass(frozen=True)
@@ -343,13 +302,17 @@ def kinetic_move(terms: KineticTerms, velocity: Any, gradient: Any, noise: Any, 
     return moved, terms.decay * velocity + terms.drift * gradient + terms.noise_v * noise
 
 
-def _secant(x: Array, y: Array, gradient: Array, new_gradient: Array, like: Array) -> Array:
-    """Root mean square change of the gradient over that of the position; ``like`` has the event's shape."""
-    axes = tuple(range(x.ndim - like.ndim))
-    moved, turned = jnp.square(y - x), jnp.square(new_gradient - gradient)
-    known = jnp.isfinite(turned) & jnp.isfinite(moved)
-    moved, turned = (jnp.sum(jnp.where(known, a, 0.0), axis=axes) for a in (moved, turned))
-    return jnp.sqrt(turned / moved)
+def _secants(gradient: Latents, proposal: Proposal, shape: Shape, like: Latents) -> Latents:
+    """Root mean square change of the gradient over the step by scale along it; ``like`` has the events' shapes."""
+
+    def secant(v: Array, w: Array, g: Array, new: Array, like: Array) -> Array:
+        axes = tuple(range(g.ndim - like.ndim))
+        moved, turned = v * jnp.square(w), jnp.square(new - g)
+        known = jnp.isfinite(turned) & jnp.isfinite(moved)
+        moved, turned = (jnp.sum(jnp.where(known, a, 0.0), axis=axes) for a in (moved, turned))
+        return jnp.sqrt(turned / moved)
+
+    return jax.tree.map(secant, shape.variance, proposal.moved, gradient, proposal.gradient, like)
 
 
 def _running_mean(curvature: Array, gradient: Array, secant: Array, rate: Array) -> Array:

@@ -22,7 +22,7 @@ from jax import Array, lax, random
 from numpyro_ebipla._options import check_counts, check_type
 from numpyro_ebipla._tree import batched_value_and_grad, normal_like, take
 from numpyro_ebipla._types import Adaptation, Latents, PosteriorState
-from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated, proposal_variance
+from numpyro_ebipla.kernels import MALA, ULA, Kernel, Point, Target, evaluated, proposal_shape
 
 LogJoint = Callable[[Latents, Latents], tuple[Array, Array]]
 Draw = Callable[[Array], tuple[Latents, Latents]]
@@ -93,6 +93,11 @@ class Particles:
     def __post_init__(self) -> None:
         check_counts(self, "num_moves")
         check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
+
+    @property
+    def recalls(self) -> bool:
+        """Whether particles that were left behind are moved to the others, see :func:`.recalled`."""
+        return type(self) is Particles and self.kernel.adjusted
 
     def prepare(
         self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
@@ -307,6 +312,6 @@ def _unadjusted(rng_key: Array, here: Point, adapt: Adaptation, ratio: float) ->
     """A stochastic-gradient Langevin move with MALA's step, shortened as :class:`Particles` says."""
     h = jnp.exp(adapt.log_step) * _SUBSAMPLING_STEP / ratio
     noise = normal_like(random.fold_in(rng_key, 1), here.position)
-    variance = proposal_variance(adapt, here.position)
-    move = lambda x, g, xi, v: x + h * v * g + jnp.sqrt(2 * h * v) * xi
-    return Point(jax.tree.map(move, here.position, here.gradient, noise, variance), None, None)
+    shape = proposal_shape(adapt, here.position)
+    moved = jax.tree.map(lambda u, xi: h * u + jnp.sqrt(2 * h) * xi, shape.white(here.gradient), noise)
+    return Point(jax.tree.map(jnp.add, here.position, shape.back(moved)), None, None)

@@ -11,7 +11,7 @@ from numpyro_ebipla._options import check_counts, check_number, count
 from numpyro_ebipla._tree import batched_value_and_grad, chain_select
 from numpyro_ebipla._types import WalkerState
 from numpyro_ebipla.anneal import TARGET_ACCEPT, TiltedDensity
-from numpyro_ebipla.kernels import metropolis
+from numpyro_ebipla.proposals import Shape, metropolis
 from numpyro_ebipla.walkers import Info, Restraint, Walkers, WalkerStrategy
 from numpyro_ebipla.weights import log_mean_exp, normalised
 
@@ -175,7 +175,7 @@ class Tempered(WalkerStrategy):
         x = known[0]
         # A step size per rung: fold it into the proposal's variance.
         scale = by_rung(jnp.exp(log_step), x.ndim) * variance
-        accept, new, prob = metropolis(rng_key, target, (x, *tempered(known)), jnp.ones((), x.dtype), scale)
+        accept, new, prob = metropolis(rng_key, target, (x, *tempered(known)), jnp.ones((), x.dtype), Shape(scale))
         return chain_select(accept, new[3], known), prob.reshape(prob.shape[0], -1).mean(1)
 
 
