@@ -14,6 +14,7 @@ from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.inspection import Inspection
 from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.outliers import recalled
 from numpyro_ebipla.particles import Block, Particles, evaluated_at, gather
 
 
@@ -208,6 +209,9 @@ def _run_block(
         return block, (values, density, info, gain)
 
     if warmup:
+        if particles.recalls:
+            known = evaluated_at(log_joint, 1.0, block.local, block.glob)
+            block, *_ = recalled(block, known, jnp.ones((), bool))
         block, adapt, _ = advance(key_warmup, block, adapt, warmup)
     block, (values, density, info, gain) = lax.scan(draw, block, random.split(key_draws, num_samples))
     values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)

@@ -26,6 +26,8 @@ from numpyro_ebipla.verdicts import MORE_STEPS, Check, Diagnostics, at_least, at
 JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
 #: Draws after which a particle that has not moved is taken to be stuck.
 FROZEN_DRAWS = 50
+#: Share of draws that may have the value of another particle, see :func:`_ties`.
+MOST_TIES = 1e-3
 #: Scalars of a site over which R-hat and ESS are computed, at most.
 MAX_DIAGNOSED = 1000
 
@@ -137,15 +139,44 @@ def of_draws(draws: Draws, kernel: Kernel, latents: Collection[str]) -> list[Che
         checks.append(at_most(f"{name}: R-hat", r_hat, 1.1, verdicts, remedy))
         verdicts = ("enough for means and sds", "too few for a posterior mean")
         checks.append(at_least(f"{name}: ESS", n_eff, 50, verdicts, remedy))
-        frozen = int((flat == flat[:, :1]).all(1).sum()) if flat.shape[1] >= FROZEN_DRAWS else 0
         verdicts = ("every particle moves", "as many scalars of particles never changed")
-        checks.append(at_most(f"{name}: frozen", frozen, 0, verdicts, "more num_steps, or larger warmup"))
+        checks.append(at_most(f"{name}: frozen", _frozen(flat), 0, verdicts, "more num_steps, or larger warmup"))
+        verdicts = (
+            "values are told apart",
+            "particles share values that this precision cannot tell apart, and are biased",
+        )
+        remedy = "double precision (numpyro.enable_x64() and float64 data), or other units of this latent"
+        checks.append(at_most(f"{name}: ties", _ties(some), MOST_TIES, verdicts, remedy))
     if isinstance(kernel, MALA):
         verdicts = ("moves are taken", "moves are refused: the particles stand still")
         for block, values in draws.accept.items():
             name = block.replace("accept_", "acceptance, ")
             checks.append(at_least(name, values.mean(), 0.3, verdicts, "warmup=500"))
     return checks
+
+
+def _frozen(draws: np.ndarray) -> int:
+    """Chains ``[particle, draw, scalar]`` that never moved, but for scalars that are the same in all particles.
+
+    Those are constants by construction, as the first element of a Cholesky factor of correlations is.
+    """
+    if draws.shape[1] < FROZEN_DRAWS:
+        return 0
+    chains = (draws == draws[:, :1]).all(1)
+    if len(draws) > 1:
+        chains = chains & ~(chains.all(0) & (draws[:, 0] == draws[:1, 0]).all(0))
+    return int(chains.sum())
+
+
+def _ties(draws: np.ndarray) -> float:
+    """Share of the draws ``[particle, draw, scalar]`` at which another particle has the very same value.
+
+    Close to the edge of a support single precision has few values left: there are none between 1 − 6e-8 and 1.
+    """
+    if len(draws) < 2 or not draws.size:
+        return 0.0
+    ordered = np.sort(draws, axis=0)
+    return float((ordered[1:] == ordered[:-1]).mean())
 
 
 # --- all of them --------------------------------------------------------------------------------------

@@ -352,6 +352,8 @@ class Fit:
         nats to gain                    what a Newton step along the way that the run was going would gain
         R-hat, ESS                      the worst of up to 1000 scalars of each collected site
         frozen                          scalars of particles that are the same in all draws
+        ties                            share of draws that are equal to another particle's: values at an edge
+                                        of the support that the precision cannot resolve
         acceptance                      of the last moves of the particles (MALA)
         walkers' acceptance, ESS, …     what the strategy reports, averaged over the last tenth of the steps
         energy gap                      between walkers and particles, over the last tenth; it is zero at the

@@ -18,6 +18,7 @@ from numpyro_ebipla._types import Params, PosteriorState, TrainState, WalkerStat
 from numpyro_ebipla.contrast import Contrast, EnergyGap, contrast, cross_entropy
 from numpyro_ebipla.minibatch import minibatch
 from numpyro_ebipla.model import Batch, LatentModel
+from numpyro_ebipla.outliers import due, recalled
 from numpyro_ebipla.particles import Adaptations, Block, LogJoint, Particles, Prepared, gather
 from numpyro_ebipla.walkers import Walkers, WalkerStrategy
 
@@ -135,7 +136,11 @@ def advance_particles(
     model = config.model
     log_joint = log_joint_at(model, state.params, batch, now.log_z if ready.known is None else {})
     ratio = model.num_data / model.batch_size
-    return config.particles.advance(rng_key, log_joint, ratio, ready.block, now.particles, ready.adapt)
+    block, known, info = ready.block, now.particles, {}
+    if config.particles.recalls and not (block.glob and model.subsampled):  # no minibatch tells how good these are
+        block, known, info["recalled"] = recalled(block, known, due(ready.adapt, block))
+    block, adapt, moved = config.particles.advance(rng_key, log_joint, ratio, block, known, ready.adapt)
+    return block, adapt, info | moved
 
 
 def log_joint_at(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Array]) -> LogJoint:

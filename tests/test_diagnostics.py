@@ -8,7 +8,7 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent, recipes
-from numpyro_ebipla.diagnostics import of_history
+from numpyro_ebipla.diagnostics import _frozen, of_history
 from numpyro_ebipla.fresh import Fresh, mmd2, of_prior
 from numpyro_ebipla.optimality import of_score
 from numpyro_ebipla.verdicts import Diagnostics
@@ -36,6 +36,42 @@ def quadratic_model(y):
 def mixture_energy(shift):
     """Tilts N(0, 1) to an even mixture of N(±shift, 0.4²), less its normaliser."""
     return lambda x: -jnp.logaddexp(-3.125 * (x - shift) ** 2, -3.125 * (x + shift) ** 2) - x**2 / 2
+
+
+# --- what the draws show ------------------------------------------------------------------------------
+
+
+def test_constants_by_construction_are_not_frozen_particles():
+    """The first element of a Cholesky factor of correlations is one, in every particle."""
+
+    def model(y):
+        with numpyro.plate("data", 10):
+            factor = numpyro.sample("factor", dist.LKJCholesky(2, 2.0))
+            numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(2), scale_tril=factor), obs=y)
+
+    fit = EBIPLA(model, num_steps=300, num_samples=100).run(random.key(0), jnp.zeros((10, 2)), progress_bar=False)
+    assert np.all(fit.get_samples()["factor"][..., 0, 0] == 1)
+    assert fit.diagnostics()["factor: frozen"].passed
+    draws = np.random.default_rng(0).normal(size=(4, 60, 3))
+    draws[..., 0], draws[1, :, 1] = 1.0, 2.0
+    assert _frozen(draws) == 1 and _frozen(draws[1:2]) == 2
+
+
+@pytest.mark.parametrize(("shape", "passes"), [(2.0, True), (0.1, False)])
+def test_values_beyond_single_precision_are_told(shape, passes):
+    """Of Beta(0.1, 0.1) a tenth lies closer to one than single precision resolves: a and b came out 40 % too large."""
+    y = np.random.default_rng(41).binomial(20, np.random.default_rng(40).beta(shape, shape, 200)).astype(np.float32)
+
+    def model(y):
+        a, b = (numpyro.param(name, 1.0, constraint=dist.constraints.positive) for name in "ab")
+        with numpyro.plate("data", len(y)):
+            p = numpyro.sample("p", dist.Beta(a, b))
+            numpyro.sample("y", dist.Binomial(20, p), obs=y)
+
+    fit = EBIPLA(model, num_steps=800).run(random.key(0), y, progress_bar=False)
+    check = fit.diagnostics()["p: ties"]
+    assert check.passed == passes
+    assert passes or "double precision" in str(check)
 
 
 # --- what the run was still worth ---------------------------------------------------------------------
