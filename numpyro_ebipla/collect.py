@@ -50,7 +50,7 @@ class Draws(NamedTuple):
             the log likelihood has gained since then.
         score: ``[2, M', L]`` where the chains of different data are independent, else None: how the log density of
             each datum changes if one of the L parameter arrays goes on by as much as it has gone since
-            ``state.slow_average``; means over the first and over the second half of the particles' last positions.
+            ``state.slow_average``; means of some of the draws, of the first and of the second half of the particles.
             ``-log Z`` of energy priors is in neither of the two.
     """
 
@@ -213,15 +213,28 @@ def _run_block(
             known = evaluated_at(log_joint, 1.0, block.local, block.glob)
             block, *_ = recalled(block, known, jnp.ones((), bool))
         block, adapt, _ = advance(key_warmup, block, adapt, warmup)
-    block, (values, density, info, gain) = lax.scan(draw, block, random.split(key_draws, num_samples))
-    values = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), values)
+
+    def draws(block: Block, keys: Array) -> tuple[Block, Any]:
+        block, out = lax.scan(draw, block, keys)
+        if not _by_datum(model):
+            return block, (out, None)
+        score = slopes(lambda p: log_density(*block[:2], model.constrain_params(p)), *theta)
+        return block, (out, jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
+
+    parts = _score_times(num_samples, len(jax.tree.leaves(params)))
+    block, (out, score) = lax.scan(draws, block, random.split(key_draws, num_samples).reshape(parts, -1))
+    values, density, info, gain = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    values, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (values, density))
     if not _by_datum(model):
-        return values, jnp.swapaxes(density, 0, 1), info, gain.mean(0), None
-    score = slopes(lambda p: log_density(*block[:2], model.constrain_params(p)), *theta)
-    halves = (
-        jnp.stack([half.mean(0) for half in jnp.array_split(score, 2)]) if len(score) > 1 else jnp.stack([score[0]] * 2)
-    )
-    return values, jnp.swapaxes(density, 0, 1), info, None, halves
+        return values, density, info, gain.mean(0), None
+    score = score.mean(0)
+    return values, density, info, None, jnp.broadcast_to(score, (2, *score.shape[1:]))
+
+
+def _score_times(num_samples: int, num_arrays: int) -> int:
+    """At how many of the draws scores are taken: a divisor of their number, so that this costs less than the moves."""
+    most = max(1, num_samples // (2 * max(1, num_arrays)))
+    return max(n for n in range(1, most + 1) if num_samples % n == 0)
 
 
 def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:

@@ -227,12 +227,15 @@ class EBIPLA:
             of at least 1000 steps whose cheap diagnostics fail gives an ``EBIPLAWarning`` that says which.
 
         Raises:
+            ValueError: for both ``init_state`` and ``init_params``.
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
             CheckpointError: for a damaged checkpoint.
         """
         ends = limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
+        if init_state is not None and init_params is not None:
+            raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
         found = store.read(rng_key, num_steps) if store else None
         if init_state is None:
@@ -249,7 +252,8 @@ class EBIPLA:
         state = start()
 
         if store:
-            state, found = store.start(found, state, data, programs(config, system.run_chunk, state, data))
+            given = init_params if init_state is None else init_state
+            state, found = store.start(found, state, data, programs(config, system.run_chunk, state, data), given)
         state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar, ends, store, found)
         estimate = self._estimate(state)
         key_draws = random.fold_in(rng_key, 1)

@@ -13,7 +13,7 @@ from numpyro_ebipla.verdicts import Check, at_most, spaced
 from numpyro_ebipla.weights import log_mean_exp
 
 #: Populations of fresh draws, and draws of each.
-POPULATIONS, POPULATION = 4, 256
+POPULATIONS, POPULATION = 8, 1000
 #: Draws of a kernel two-sample statistic, at most.
 MAX_COMPARED = 1000
 

@@ -58,7 +58,7 @@ class Inspection(NamedTuple):
         data: the model's array arguments.
         params: initial parameters, unconstrained.
         mutable: initial values at ``mutable`` sites.
-        energy_params: names of the parameters on which an energy prior depends.
+        energy_params: names of the parameters on which an energy depends, but no base distribution.
         deterministic: names of the deterministic sites.
         start: ``(rng_key, init_params, data) -> Start``, compiled: for other keys and initial values.
     """
@@ -300,14 +300,16 @@ def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
 
 
 def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
-    """Parameters that an energy prior's own arrays depend on."""
+    """Parameters that energies depend on, but no base: a base has no walkers that must follow it."""
 
     def arrays(**params: Any) -> Any:
         batch = Batch(layout.blocks(joint=False)[0], data, jax.random.key(0), mutable)
         priors = layout.energy_priors(layout.constrain_params(params), batch)
         densities = [prior.tilted() for prior in priors.values()]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
-        return [d.log_density(x) for d, x in zip(densities, draws, strict=True)]
+        at = list(zip(densities, draws, strict=True))
+        return [d.log_base(x) for d, x in at], [d.energy(x) for d, x in at]
 
-    provenance = eval_provenance(arrays, **params)
-    return tuple(sorted(set().union(*jax.tree.leaves(provenance, is_leaf=lambda x: isinstance(x, frozenset)))))
+    base, energy = eval_provenance(arrays, **params)
+    names = lambda found: set().union(*jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, frozenset)))
+    return tuple(sorted(names(energy) - names(base)))

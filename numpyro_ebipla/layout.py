@@ -48,9 +48,16 @@ def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[st
     plate = _data_plate(trace, sites, latent)
     dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
     _check_energies(energies, dependencies)
+    latents = _latent_sites(latent, plate, dependencies)
+    energy_sites = {name: _energy_site(name, site, plate) for name, site in energies.items()}
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ModelError(
+            f"the model observes nothing, so nothing says where '{next(iter(latent))}' is: pass the data, which go to "
+            "obs=. To draw from the model as it is, use numpyro.infer.Predictive."
+        )
     return Layout(
-        _latent_sites(latent, plate, dependencies),
-        {name: _energy_site(name, site, plate) for name, site in energies.items()},
+        latents,
+        energy_sites,
         plate,
         split_static(constraints_of(trace))[1],
         tuple(n for n, s in trace.items() if s["type"] == "deterministic"),

@@ -19,6 +19,7 @@ from numpyro_ebipla.bounds import Bounds
 from numpyro_ebipla.bounds import bidirectional as _bidirectional
 from numpyro_ebipla.checks import check_key, count
 from numpyro_ebipla.likelihood import (
+    TOO_SHORT,
     AnnealOptions,
     LogLikelihood,
     check_proper,
@@ -46,6 +47,8 @@ def infer(
     sites: Sequence[str] | None = None,
     indices: Any = None,
     max_bytes: int = 2 * 2**30,
+    stage_ess: float = 0.9,
+    max_temps: int = 200,
     **kwargs: Any,
 ) -> Fit:
     """Posterior particles for data never seen, the parameters held.
@@ -63,6 +66,8 @@ def infer(
         sites: see :meth:`run`.
         indices: see :meth:`run`.
         max_bytes: see :meth:`run`.
+        stage_ess: see :func:`~numpyro_ebipla.anneal.anneal`.
+        max_temps: likewise; where they were too few, a warning names the data.
         **kwargs: of the model.
 
     Returns:
@@ -83,6 +88,7 @@ def infer(
     >>> x.shape, bool(abs(x.mean((0, 1)) - jnp.array([2.0, 0.0])).max() < 0.1)
     ((50, 200, 2), True)
     """
+    options = _options(POPULATION, 1, 5, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
     if not model.latents:
@@ -93,9 +99,11 @@ def infer(
     state, faults = system.start(key_state, model.unconstrain_params(params), batch.mutable, batch.data)
     check_faults(faults)
     if not config.particles.weighted:  # which have been annealed already
-        state = _annealed(model, config.num_particles, state, params, batch._replace(rng_key=key_anneal))
-    options = {"progress_bar": progress_bar, "sites": sites, "indices": indices, "max_bytes": max_bytes}
-    return self.run(key_run, *args, num_steps=0, init_state=state, **options, **kwargs)
+        batch = batch._replace(rng_key=key_anneal)
+        state, left = _annealed(model, config.num_particles, state, params, batch, options)
+        _warn_of_short_ladders("infer", left, max_temps, "their particles may not have arrived")
+    wanted = {"progress_bar": progress_bar, "sites": sites, "indices": indices, "max_bytes": max_bytes}
+    return self.run(key_run, *args, num_steps=0, init_state=state, **wanted, **kwargs)
 
 
 def log_likelihood(
@@ -153,15 +161,8 @@ def log_likelihood(
     if isinstance(found.value, jax.core.Tracer):  # inside jit or vmap there are no numbers to look at
         return found
     _check_finite("log_likelihood", found.value)
-    lost = np.flatnonzero(np.isinf(np.atleast_1d(found.std_error)))
-    if len(lost):
-        which = "all data together" if found.value.ndim == 0 else f"{len(lost)} data, the first is {lost[0]}"
-        warnings.warn(
-            f"log_likelihood: {max_temps} temperatures were too few for {which}, far from where the model expects "
-            "data; std_error is infinite there. Raise max_temps, or num_particles.",
-            EBIPLAWarning,
-            stacklevel=2,
-        )
+    left = np.where(np.isinf(found.std_error), 0.0, 1.0)
+    _warn_of_short_ladders("log_likelihood", left, max_temps, "std_error is infinite there")
     return found
 
 
@@ -231,7 +232,8 @@ def reconstruct(
     num_draws = None if num_draws is None else count("num_draws", num_draws)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     chosen = None if sites is None else tuple(sites)
-    found = _reconstruct(model, params, batch, num_draws, chosen, options)
+    found, left = _reconstruct(model, params, batch, num_draws, chosen, options)
+    _warn_of_short_ladders("reconstruct", left, max_temps, "what is said of them may be far off")
     for name, value in found.items():
         if not np.isfinite(value).all():
             raise ModelError(
@@ -336,6 +338,19 @@ def _held(
     return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
 
 
+def _warn_of_short_ladders(what: str, stage_ess: Any, max_temps: int, so: str) -> None:
+    """Name the data, if any, that ``max_temps`` temperatures did not reach."""
+    lost = np.flatnonzero(np.atleast_1d(stage_ess) < TOO_SHORT)
+    if len(lost):
+        which = f"{len(lost)} data, the first is {lost[0]}" if np.ndim(stage_ess) else "all data together"
+        warnings.warn(
+            f"{what}: {max_temps} temperatures were too few for {which}, far from where the model expects data; "
+            f"{so}. Raise max_temps.",
+            EBIPLAWarning,
+            stacklevel=3,
+        )
+
+
 def _check_finite(what: str, value: Array) -> None:
     """Refuse an answer that is none.
 
@@ -363,20 +378,25 @@ def _options(*values: Any) -> AnnealOptions:
     )
 
 
-def _annealed(model: LatentModel, num_particles: int, state: TrainState, params: Params, batch: Batch) -> TrainState:
-    """The state with posterior particles in the place of those drawn from the prior."""
+def _annealed(
+    model: LatentModel, num: int, state: TrainState, params: Params, batch: Batch, options: AnnealOptions
+) -> tuple[TrainState, np.ndarray]:
+    """The state with posterior particles in the place of those drawn from the prior; and how the ladders did."""
     parts = []
     for i, indices in enumerate(model.blocks()):
         here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
-        parts.append(_of_block(model, num_particles, params, here))
-    glob = parts[0][1]
-    local = jax.tree.map(lambda *x: jnp.concatenate(x, 1)[:, : model.num_data], *(part[0] for part in parts))
-    return state._replace(posterior=state.posterior._replace(local=local, glob=glob))
+        parts.append(_of_block(model, num, options, params, here))
+    (_, glob), left = parts[0]
+    local = jax.tree.map(lambda *x: jnp.concatenate(x, 1)[:, : model.num_data], *(part[0][0] for part in parts))
+    if left.ndim:
+        left = np.concatenate([part[1] for part in parts])[: model.num_data]
+    return state._replace(posterior=state.posterior._replace(local=local, glob=glob)), np.asarray(left)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _of_block(model: LatentModel, num: int, params: Params, batch: Batch) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_block(model: LatentModel, num: int, options: AnnealOptions, params: Params, batch: Batch) -> Any:
     key_anneal, key_draw = random.split(batch.rng_key)
-    size = max(num, POPULATION)
-    population = anneal_posterior(model.proper(), params, batch._replace(rng_key=key_anneal), size)
-    return equal_draws(key_draw, population, num)
+    size = max(num, options.num_particles)
+    at = batch._replace(rng_key=key_anneal)
+    population = anneal_posterior(model.proper(), params, at, size, **options.anneal())
+    return equal_draws(key_draw, population, num), population.stage_ess

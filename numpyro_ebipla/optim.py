@@ -311,7 +311,7 @@ def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTran
     No horizon enters, so a run may be continued at any time; the tail average does the rest.
 
     Args:
-        energy_params: names of the parameters on which an energy prior depends.
+        energy_params: names of the parameters on which an energy depends, but no base distribution.
     """
     rate = lambda k: 1e-2 / jnp.sqrt(1 + k / 1000)
     return by_role({"energy": reaching_adam(rate, orthogonal=True), "rest": reaching_adam(rate)})(energy_params)

@@ -24,8 +24,11 @@ def reconstruct(
     num_draws: int | None,
     sites: tuple[str, ...] | None,
     options: AnnealOptions,
-) -> dict[str, np.ndarray]:
-    """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`.
+
+    Also :attr:`.Population.stage_ess`, ``[M]`` or a scalar: how the ladders of temperatures did.
+    """
     whole = model.blocks()
     batch = batch._replace(indices=whole[0])
     check_proper(model, params, batch, scaled=True)
@@ -38,12 +41,11 @@ def reconstruct(
     if len(parts) == 1:
         return parts[0]
 
-    def join(name: str, axis: int | None) -> np.ndarray:
-        if axis is None:
-            return parts[0][name]
-        return np.take(np.concatenate([part[name] for part in parts], axis), np.arange(model.num_data), axis)
+    def join(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
+        return arrays[0] if axis is None else np.take(np.concatenate(arrays, axis), np.arange(model.num_data), axis)
 
-    return {name: join(name, axis) for name, axis in axes.items()}
+    found = {name: join([part[0][name] for part in parts], axis) for name, axis in axes.items()}
+    return found, join([part[1] for part in parts], 0 if parts[0][1].ndim else None)
 
 
 def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ...] | None) -> dict[str, int | None]:
@@ -81,7 +83,7 @@ def _of_block(
     options: AnnealOptions,
     params: Params,
     batch: Batch,
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], Array]:
     model = model.proper()
     key_anneal, key_draw = random.split(batch.rng_key)
     names = tuple(name for name, _ in axes)
@@ -91,12 +93,12 @@ def _of_block(
 
     if not model.latents:
         only = means({}, {})
-        return only if num_draws is None else jax.tree.map(lambda x: jnp.stack([x] * num_draws), only)
+        return (only if num_draws is None else jax.tree.map(lambda x: jnp.stack([x] * num_draws), only)), jnp.ones(())
     num = options.num_particles * options.num_populations
     population = anneal_posterior(model, params, batch._replace(rng_key=key_anneal), num, **options.anneal())
     if num_draws is not None:
         draws = equal_draws(key_draw, population, num_draws)
-        return lax.map(lambda latents: means(*latents), draws)
+        return lax.map(lambda latents: means(*latents), draws), population.stage_ess
     weight = normalised(population.log_weight)
 
     def add(total: dict[str, Array], particle: Any) -> tuple[dict[str, Array], None]:
@@ -114,4 +116,4 @@ def _of_block(
     one = jax.tree.map(lambda x: x[0], (population.local, population.glob))
     shapes = jax.eval_shape(means, *one)
     start = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-    return lax.scan(add, start, (population.local, population.glob, weight))[0]
+    return lax.scan(add, start, (population.local, population.glob, weight))[0], population.stage_ess

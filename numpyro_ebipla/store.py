@@ -16,6 +16,9 @@ from numpyro_ebipla._errors import CheckpointError, EBIPLAWarning, ModelError
 from numpyro_ebipla.checkpoint import Checkpoint, clean, file_name, fingerprint, held, latest, load, restore, save
 from numpyro_ebipla.checks import count
 
+#: What the header of a run's checkpoint says.
+HEADER = ("step", "started_at", "start", "data", "model", "program", "releases")
+
 
 class Store:
     """The checkpoints of one run, in a directory of their own.
@@ -88,7 +91,7 @@ class Store:
         return found
 
     def start(
-        self, found: Checkpoint | None, state: Any, data: Any, programs: dict[str, str]
+        self, found: Checkpoint | None, state: Any, data: Any, programs: dict[str, str], given: Any = None
     ) -> tuple[Any, Checkpoint | None]:
         """The state to go on from, that of ``found`` or ``state``; and ``found``, rid of its copy of it.
 
@@ -97,12 +100,14 @@ class Store:
             state: the state at the start of the run, with a ``step``.
             data: the model's array arguments.
             programs: ``"model"`` and ``"program"``, texts of the model's log density and of the steps.
+            given: the run's ``init_state`` or ``init_params``, if any.
 
         Raises:
             ModelError: if the checkpoint is of another model, shapes or start.
         """
         self.identity |= {
             "started_at": int(state.step),
+            "start": fingerprint(jax.tree.leaves(given)),
             "data": fingerprint(jax.tree.leaves(data)),
             **{name: f"{zlib.crc32(text.encode()):08x}" for name, text in programs.items()},
             "releases": _releases(),
@@ -115,6 +120,11 @@ class Store:
             raise ModelError(
                 f"checkpoint_dir: the run of '{found.path}' began at step {header['started_at']}, but this one "
                 f"begins at step {ours['started_at']}: pass that run's init_state, or use another directory."
+            )
+        if header["start"] != ours["start"]:
+            raise ModelError(
+                f"checkpoint_dir: the run of '{found.path}' began with another init_state or init_params: pass that "
+                "run's, or use another directory."
             )
         changed = {name for name in ("data", "model", "program") if header[name] != ours[name]}
         updated = header["releases"] != ours["releases"]  # which changes the texts as well
@@ -154,11 +164,7 @@ class Store:
         for path in reversed(held(self.directory)):
             try:
                 found = load(path)
-                lacking = [
-                    name
-                    for name in ("step", "started_at", "data", "model", "program", "releases")
-                    if name not in found.header
-                ]
+                lacking = [name for name in HEADER if name not in found.header]
                 if lacking:
                     raise CheckpointError(f"'{path}' is not the checkpoint of a run: it lacks {lacking}.")
             except CheckpointError as error:

@@ -7,6 +7,8 @@ import numpy as np
 
 MORE_STEPS = "more num_steps (run(init_state=fit.state) goes on)"
 
+MORE_DRAWS = "larger num_particles or num_samples"
+
 
 class Check(NamedTuple):
     """One diagnostic.
@@ -63,10 +65,24 @@ class Diagnostics:
         return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)
 
 
-def at_most(name: str, value: float, limit: float, verdicts: tuple[str, str], remedy: str, slack: float = 0.0) -> Check:
-    """A check that ``value ≤ limit + slack``; the slack is for the figure's own Monte Carlo error."""
+def at_most(
+    name: str,
+    value: float,
+    limit: float,
+    verdicts: tuple[str, str],
+    remedy: str,
+    slack: float = 0.0,
+    most_slack: float = np.inf,
+) -> Check:
+    """A check that ``value ≤ limit + slack``; the slack is for the figure's own Monte Carlo error.
+
+    One that would need more slack than ``most_slack`` has failed, too: it says nothing.
+    """
     passed = bool(value <= limit + slack)  # NaN fails
-    return Check(name, float(value), f"at most {limit:.3g}", passed, verdicts[not passed], remedy)
+    shown = f"at most {limit:.3g}" + (f" (+ {slack:.2g} of noise)" if slack > 0.1 * limit else "")
+    if passed and slack > most_slack:
+        return Check(name, float(value), shown, False, "the particles' noise hides how much it is", MORE_DRAWS)
+    return Check(name, float(value), shown, passed, verdicts[not passed], remedy)
 
 
 def at_least(name: str, value: float, limit: float, verdicts: tuple[str, str], remedy: str) -> Check:

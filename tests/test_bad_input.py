@@ -109,7 +109,15 @@ def batch_too_large(y):
 
 def parameter_outside_its_constraint(y):
     s = numpyro.param("s", -1.0, constraint=dist.constraints.positive)
-    numpyro.sample("x", dist.Normal(s, 1))
+    x = numpyro.sample("x", dist.Normal(s, 1))
+    numpyro.sample("y", dist.Normal(x, 1), obs=y.sum())
+
+
+def forgotten_data(y):
+    """It took all its steps, with the data as a latent."""
+    with numpyro.plate("data", M):
+        x = numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1))
+        numpyro.sample("y", dist.Normal(x, 1), obs=None)
 
 
 def data_outside_the_support(y):
@@ -158,6 +166,7 @@ def latent_in_a_cond(y):
         (latent_in_a_cond, "'x' is inside .*scan or cond"),
         (discrete_latent, "'z' is discrete .* marginalise"),
         (nothing_to_do, "nothing to do.*SVI"),
+        (forgotten_data, "observes nothing.*pass the data"),
         (infinite_energy, "energy at 'y' is not finite"),
         (energy_on_a_latent, "'x' depends on the latent 'w'"),
         (base_on_a_latent, "'y' depends on the latent 'w'"),

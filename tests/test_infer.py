@@ -230,8 +230,21 @@ def test_what_is_too_far_away_to_be_reached_is_said_to_be_unknown():
     assert np.all(np.abs(found.value - density(y))[:2] < 4 * found.std_error[:2])
 
 
-def test_more_temperatures_reach_it():
+@pytest.mark.parametrize("method", ["infer", "reconstruct"])
+def test_so_are_particles_and_reconstructions(method):
+    """At y = 10⁴ they were 77 and 1113 in place of 5000, without a word."""
+    y, params = jnp.array([0.5, 1e4, 5.0]), {"mean": jnp.array(0.5)}
+    ebipla = EBIPLA(shifted, num_particles=8, num_samples=10, warmup=10)
+    with pytest.warns(EBIPLAWarning, match=rf"{method}: 200 temperatures were too few for 1 data, the first is 1"):
+        getattr(ebipla, method)(random.key(0), params, y)
+
+
+def test_more_temperatures_reach_it(recwarn):
     y = jnp.array([100.0])
+    far = EBIPLA(shifted, num_particles=64, num_samples=20)
+    new = far.infer(random.key(1), {"mean": jnp.array(0.5)}, 10 * y, max_temps=20_000)
+    assert abs(new.get_samples()["x"].mean() - 500.25) < 4 * 0.5**0.5 / 8
+    assert not [w for w in recwarn.list if w.category is EBIPLAWarning]
     found = EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, y, max_temps=2000)
     assert float(found.std_error[0]) < 0.3
     assert abs(float(found.value[0] - density(y)[0])) < 4 * float(found.std_error[0])

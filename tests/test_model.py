@@ -413,7 +413,8 @@ def test_double_precision():
 def test_constraints_that_depend_on_the_data():
     def model(y):
         s = numpyro.param("s", 1.0, constraint=dist.constraints.interval(0.0, 2 * y.max()))
-        numpyro.sample("x", dist.Normal(0, s))
+        x = numpyro.sample("x", dist.Normal(0, s))
+        numpyro.sample("y", dist.Normal(x, 1).expand([len(y)]), obs=y)
 
     found = inspect_model(model, random.key(0), (Y,), {})
     np.testing.assert_allclose(found.model.constrain_params(found.params)["s"], 1.0, rtol=1e-5)
