@@ -11,3 +11,18 @@ class ModelError(ValueError):
 
 class CheckpointError(ValueError):
     """A file of a checkpoint directory cannot be used: the message names it and says what to do."""
+
+
+def x64_hint(theirs: object, ours: object) -> str:
+    """What to do where two types differ in width as ``jax_enable_x64`` makes them, else nothing.
+
+    >>> x64_hint("float64", "float32")
+    'it was made with jax_enable_x64=True: call numpyro.enable_x64(True) first'
+    >>> x64_hint("float64", "int32")
+    ''
+    """
+    for single, double in (("float32", "float64"), ("complex64", "complex128"), ("int32", "int64")):
+        if {str(theirs), str(ours)} == {single, double}:
+            was = str(theirs) == double
+            return f"it was made with jax_enable_x64={was}: call numpyro.enable_x64({was}) first"
+    return ""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._errors import ModelError, x64_hint
 from numpyro_ebipla._options import count
 from numpyro_ebipla._static import is_array
 from numpyro_ebipla._types import TrainState
@@ -28,7 +28,7 @@ def check_key(rng_key: Any) -> Array:
 
 
 def check_state(config: Config, fresh: TrainState, state: Any) -> None:
-    """Refuse a state of another model, plate size or configuration than ``fresh``, which may be shapes only.
+    """Refuse a state of another model, plate size, precision or configuration than ``fresh``, which may be shapes only.
 
     Raises:
         TypeError, ModelError
@@ -43,9 +43,6 @@ def check_state(config: Config, fresh: TrainState, state: Any) -> None:
                 f"init_state holds particles of {value.shape[1]} data at '{name}', but the plate '{plate}' now has "
                 f"{model.num_data}: a state belongs to its data; start afresh with init_params=fit.params."
             )
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        return {jax.tree_util.keystr(k): jnp.shape(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
     sites = {*state.posterior.local, *state.posterior.glob}
     if sites != {*model.latents} or {*state.prior} != {*model.energies}:
@@ -68,14 +65,26 @@ def check_state(config: Config, fresh: TrainState, state: Any) -> None:
         ("mutable values", lambda state: state.mutable),
     ]
     for what, part in parts:
-        theirs, ours = shapes(part(state)), shapes(part(fresh))
-        if theirs != ours:
-            key = next(k for k in [*theirs, *ours] if theirs.get(k) != ours.get(k))
-            raise ModelError(
-                f"init_state has other {what} than this EBIPLA and model: '{key}' of shape {theirs.get(key, 'none')} "
-                f"against {ours.get(key, 'none')}; give the arguments that it was made with, or start afresh with "
-                "init_params=fit.params."
-            )
+        theirs, ours = _described(part(state)), _described(part(fresh))
+        key = next((k for k in [*theirs, *ours] if theirs.get(k) != ours.get(k)), None)
+        if key is None:
+            continue
+        a, b = theirs.get(key, ("none", None)), ours.get(key, ("none", None))
+        said = f"shape {a[0]} against {b[0]}" if a[0] != b[0] else f"type {a[1]} against {b[1]}"
+        instead = x64_hint(a[1], b[1]) if a[0] == b[0] else ""
+        raise ModelError(
+            f"init_state has other {what} than this EBIPLA and model: '{key}' of {said}; "
+            f"{instead or 'give the arguments that it was made with'}, or start afresh with init_params=fit.params."
+        )
+
+
+def _described(tree: Any) -> dict[str, tuple[Any, Any]]:
+    """Shape and type of every leaf."""
+
+    def dtype(x: Any) -> Any:  # NumPy's double precision becomes single where JAX has no other
+        return x.dtype if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.result_type(x)
+
+    return {jax.tree_util.keystr(k): (jnp.shape(v), dtype(v)) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
