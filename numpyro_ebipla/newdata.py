@@ -323,11 +323,13 @@ def _held(
     if unknown:
         raise ModelError(f"params: the model has no parameter '{unknown[0]}'; it has {sorted({*needed, *mutable})}.")
     own = {**jax.eval_shape(model.constrain_params, needed), **mutable}
-    params = strong_type({name: params[name] for name in own})
-    for name, value in params.items():
-        ours, theirs = (jax.tree.map(jnp.shape, x) for x in (own[name], value))
+    typed = {}
+    for name in own:
+        ours, theirs = (jax.tree.map(jnp.shape, x) for x in (own[name], params[name]))
         if ours != theirs:
             raise ModelError(f"params: '{name}' has shape {theirs}, but the model's {ours}.")
+        typed[name] = jax.tree.map(lambda x, like: jnp.asarray(x).astype(like.dtype), params[name], own[name])
+    params = strong_type(typed)
     held = {name: value for name, value in params.items() if name in needed}
     for name, value in model.unconstrain_params(held).items():
         if not all_finite(value):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -43,3 +44,12 @@ def test_a_state_of_the_other_precision(x64, tmp_path):
             fitter.run(random.key(0), Y, init_state=state, progress_bar=False)
         with pytest.raises(ModelError, match=f"checkpoint_dir: .*jax_enable_x64={x64}: call numpyro.enable_x64"):
             fitter.run(random.key(0), Y, num_steps=4, progress_bar=False, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("one", [1, np.float64(1), np.ones((), np.float16), True], ids=repr)
+def test_parameters_held_in_another_type(one):
+    """An integer was refused by JAX's derivatives, after all the annealing."""
+    fitter = EBIPLA(good, **SMALL)
+    fit, like = (fitter.infer(random.key(0), {"m": m}, Y) for m in (one, jnp.array(1.0)))
+    assert fit.params["m"].dtype == jnp.float32
+    np.testing.assert_array_equal(fit.get_samples()["x"], like.get_samples()["x"])
