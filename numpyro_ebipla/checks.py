@@ -9,7 +9,7 @@ from jax import Array, random
 
 from numpyro_ebipla._errors import ModelError, x64_hint
 from numpyro_ebipla._options import count
-from numpyro_ebipla._static import is_array
+from numpyro_ebipla._static import constants_are_traced, is_array, is_traced
 from numpyro_ebipla._types import TrainState
 from numpyro_ebipla.kernels import MALA, Kernel
 from numpyro_ebipla.model import LatentModel
@@ -25,6 +25,19 @@ def check_key(rng_key: Any) -> Array:
         if rng_key.dtype == jnp.uint32 and rng_key.shape == (2,):
             return random.wrap_key_data(jnp.asarray(rng_key))
     raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
+
+
+def check_untraced(method: str, *values: Any) -> None:
+    """Refuse to run where there are no numbers to look at.
+
+    Raises:
+        ModelError: naming the method.
+    """
+    if constants_are_traced() or is_traced(values):
+        raise ModelError(
+            f"{method} looks at its numbers as it goes, and there are none inside jit, vmap or grad: call it outside. "
+            "update, evaluate, log_likelihood, anomaly_score and reconstruct may be called inside."
+        )
 
 
 def check_state(config: Config, fresh: TrainState, state: Any) -> None:

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from numpyro_ebipla import collect as collecting
 from numpyro_ebipla import newdata
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
-from numpyro_ebipla._static import split_static
+from numpyro_ebipla._static import is_traced, outside_jit, split_static
 from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.checks import check_key, check_posterior, check_state, count, parse_posterior
+from numpyro_ebipla.checks import check_key, check_posterior, check_state, check_untraced, count, parse_posterior
 from numpyro_ebipla.diagnostics import warn_of_run
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import Kernel
@@ -152,6 +152,7 @@ class EBIPLA:
             **kwargs: of the model.
             init_params: constrained values for some ``param`` sites, instead of the model's.
         """
+        check_untraced("init", rng_key, args, kwargs, init_params)
         return self._begin(check_key(rng_key), args, kwargs, init_params)[1]()
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
@@ -230,6 +231,7 @@ class EBIPLA:
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
             CheckpointError: for a damaged checkpoint.
         """
+        check_untraced("run", rng_key, args, kwargs, init_state, init_params)
         ends = limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
@@ -331,18 +333,21 @@ class EBIPLA:
         known = self._systems.get(signature)
         if known is not None and not fresh:
             return known
-        if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        if is_traced(arrays):
+            if known is not None:  # there is nothing to look at
+                return known
             raise ModelError(
                 "the model is seen for the first time inside jit: call init(...) or update(...) once outside with "
                 "arguments of these shapes."
             )
-        key = random.key(0) if rng_key is None else rng_key
-        if known is not None:
-            check_arguments(self.model, args, kwargs)
-            data = self._data(args, kwargs)
-            return known._replace(inspection=known.inspection.restarted(key, init_params, data))
-        inspection = inspect_model(self.model, key, args, kwargs, init_params)
-        config = self._configure(inspection)
+        with outside_jit():
+            key = random.key(0) if rng_key is None else rng_key
+            if known is not None:
+                check_arguments(self.model, args, kwargs)
+                data = self._data(args, kwargs)
+                return known._replace(inspection=known.inspection.restarted(key, init_params, data))
+            inspection = inspect_model(self.model, key, args, kwargs, init_params)
+            config = self._configure(inspection)
         update = partial(step, config)
         chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
         start = jax.jit(partial(initial_state, config))

@@ -12,12 +12,12 @@ from jax import Array, random
 
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
 from numpyro_ebipla._options import number
-from numpyro_ebipla._static import is_array
+from numpyro_ebipla._static import is_array, is_traced
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.bounds import Bounds
 from numpyro_ebipla.bounds import bidirectional as _bidirectional
-from numpyro_ebipla.checks import check_key, count
+from numpyro_ebipla.checks import check_key, check_untraced, count
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
     LogLikelihood,
@@ -83,6 +83,7 @@ def infer(
     >>> x.shape, bool(abs(x.mean((0, 1)) - jnp.array([2.0, 0.0])).max() < 0.1)
     ((50, 200, 2), True)
     """
+    check_untraced("infer", rng_key, params, args, kwargs)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
     if not model.latents:
@@ -150,7 +151,7 @@ def log_likelihood(
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     found = _log_likelihood(model, params, batch, options)
-    if isinstance(found.value, jax.core.Tracer):  # inside jit or vmap there are no numbers to look at
+    if is_traced(found.value):  # inside jit or vmap there are no numbers to look at
         return found
     _check_finite("log_likelihood", found.value)
     lost = np.flatnonzero(np.isinf(np.atleast_1d(found.std_error)))
@@ -233,7 +234,7 @@ def reconstruct(
     chosen = None if sites is None else tuple(sites)
     found = _reconstruct(model, params, batch, num_draws, chosen, options)
     for name, value in found.items():
-        if not np.isfinite(value).all():
+        if not is_traced(value) and not np.isfinite(value).all():
             raise ModelError(
                 f"reconstruct: the mean at '{name}' is not finite: the data are too large for the arithmetic, or lie "
                 "where the model gives them no density."
@@ -287,6 +288,7 @@ def bidirectional(
     >>> bool(abs(bounds.gap.mean()) < 0.05)
     True
     """
+    check_untraced("bidirectional", rng_key, params, args, kwargs)
     options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     return _bidirectional(model, params, batch, options)
@@ -311,7 +313,7 @@ def _held(
         if not all(is_array(x) or isinstance(x, int | float | np.number) for x in jax.tree.leaves(value)):
             raise TypeError(f"params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}.")
     ebipla._system(args, kwargs)
-    system = ebipla._system(args, kwargs, random.key(0), fresh=True)  # looks at these very data
+    system = ebipla._system(args, kwargs, fresh=True)  # looks at these very data
     model, needed, mutable = system.config.model, system.inspection.params, system.inspection.mutable
     missing = sorted({*needed, *mutable} - {*params})
     if missing:
@@ -332,7 +334,8 @@ def _held(
     params = strong_type(typed)
     held = {name: value for name, value in params.items() if name in needed}
     for name, value in model.unconstrain_params(held).items():
-        if not all_finite(value):
+        sound = all_finite(value)
+        if not is_traced(sound) and not sound:
             raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
     mutable = {name: params[name] for name in mutable}
     return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._static import is_traced
 from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla._types import Latents, Params
 from numpyro_ebipla.likelihood import AnnealOptions, check_proper
@@ -34,14 +35,16 @@ def reconstruct(
     for i, indices in enumerate(whole):
         here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
         part = _of_block(model, tuple(axes.items()), num_draws, options, params, here)
-        parts.append(jax.tree.map(np.asarray, part))
+        parts.append(part if is_traced(part) else jax.tree.map(np.asarray, part))
     if len(parts) == 1:
         return parts[0]
 
-    def join(name: str, axis: int | None) -> np.ndarray:
+    numpy = jnp if is_traced(parts) else np
+
+    def join(name: str, axis: int | None) -> Any:
         if axis is None:
             return parts[0][name]
-        return np.take(np.concatenate([part[name] for part in parts], axis), np.arange(model.num_data), axis)
+        return numpy.take(numpy.concatenate([part[name] for part in parts], axis), np.arange(model.num_data), axis)
 
     return {name: join(name, axis) for name, axis in axes.items()}
 

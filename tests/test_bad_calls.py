@@ -53,3 +53,49 @@ def test_parameters_held_in_another_type(one):
     fit, like = (fitter.infer(random.key(0), {"m": m}, Y) for m in (one, jnp.array(1.0)))
     assert fit.params["m"].dtype == jnp.float32
     np.testing.assert_array_equal(fit.get_samples()["x"], like.get_samples()["x"])
+
+
+# --- inside jit and vmap ----------------------------------------------------------------------------------
+
+HELD = {
+    "log_likelihood": lambda e, k, p, y, **o: e.log_likelihood(k, p, y, **QUICK, **o).value,
+    "anomaly_score": lambda e, k, p, y, **o: e.anomaly_score(k, p, y, **QUICK, **o),
+    "reconstruct": lambda e, k, p, y, **o: e.reconstruct(k, p, y, num_particles=16, **o)["y"],
+}
+
+
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 4}], ids=["all", "batches"])
+@pytest.mark.parametrize("name", HELD)
+def test_held_parameters_inside_jit(name, batch):
+    """Only a model that had not been called before got through; now all do, with the same numbers."""
+    fitter, f, key = EBIPLA(good, **SMALL), HELD[name], random.key(0)
+    closed = jax.jit(lambda k: f(fitter, k, P, Y, **batch))(key)
+    eager = f(fitter, key, P, Y, **batch)
+    open_ = jax.jit(lambda k, p, y: f(fitter, k, p, y, **batch))(key, P, Y)
+    mapped = jax.vmap(lambda m: f(fitter, key, {"m": m}, Y, **batch))(jnp.array([0.5, 2.0]))
+    again = jax.jit(lambda k: f(fitter, k, P, Y, **batch))(key)
+    for found in (closed, open_, mapped[0], again):
+        np.testing.assert_allclose(found, eager, rtol=1e-3, atol=1e-3)  # rounding, which may tip a draw over
+    assert np.all(np.abs(mapped[1] - mapped[0]) > 1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("init", lambda e, k, m: e.init(k, Y, init_params={"m": m}).step),
+        ("run", lambda e, k, m: e.run(k, Y, init_params={"m": m}, progress_bar=False).losses),
+        ("infer", lambda e, k, m: e.infer(k, {"m": m}, Y).state.step),
+        ("bidirectional", lambda e, k, m: e.bidirectional(k, {"m": m}, Y).gap),
+    ],
+)
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda k, m: jax.vmap(f, (None, 0))(k, m[None])])
+def test_what_looks_at_numbers_stays_outside(fitted, name, call, transform):
+    with pytest.raises(ModelError, match=f"{name} looks at its numbers.*call it outside"):
+        transform(lambda k, m: call(fitted[0], k, m))(random.key(0), P["m"])
+
+
+def test_steps_of_a_new_fitter_inside_jit():
+    """What is closed over has its numbers even there."""
+    state = EBIPLA(good, **SMALL).init(random.key(0), Y)
+    eager = EBIPLA(good, **SMALL).update(state, Y)[1]
+    np.testing.assert_allclose(jax.jit(lambda s: EBIPLA(good, **SMALL).update(s, Y)[1])(state), eager, rtol=1e-5)
