@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from numpyro_ebipla import collect as collecting
 from numpyro_ebipla import newdata
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
+from numpyro_ebipla._options import scalar
 from numpyro_ebipla._static import is_traced, outside_jit, split_static
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checks import check_key, check_posterior, check_state, check_untraced, count, parse_posterior
@@ -130,13 +131,17 @@ class EBIPLA:
                 f"prior must be a walker strategy such as Tempered(), or {{site: strategy}}, got {prior!r}."
             )
         self.prior = prior
-        if averaging is not None and not averaging >= 0:
-            raise ValueError(f"averaging must be None or at least 0, got {averaging!r}.")
+        if averaging is not None:
+            scalar("averaging", averaging, lambda x: 0 <= x < np.inf, "None or a number of at least 0")
         self.averaging = averaging
-        if not max_energy > 0:
-            raise ValueError(f"max_energy must be positive, got {max_energy!r}.")
+        scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
         self.max_energy = max_energy
-        self.optim = None if optim is None else by_role(optim) if isinstance(optim, dict) else as_optax(optim)
+        if refuse is not None and not callable(refuse):
+            raise TypeError(f"refuse must be a function of the model's layout, got {refuse!r}.")
+        optim = default_optimizer if optim is None else optim
+        if optim is not default_optimizer:
+            optim = by_role(optim) if isinstance(optim, dict) else as_optax(optim)
+        self.optim = optim
         self.refuse = refuse
         self.static_kwargs = static_kwargs
         self._systems: dict[Any, System] = {}
@@ -316,6 +321,8 @@ class EBIPLA:
 
     def _data(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         arrays, _ = split_static((args, {**kwargs, **self.static_kwargs}))
+        if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
+            check_arguments(self.model, args, {**kwargs, **self.static_kwargs})
         return jax.tree.map(jnp.asarray, arrays)
 
     def _system(
@@ -378,8 +385,7 @@ class EBIPLA:
             for name in self.prior:
                 if name not in model.energies:
                     raise ModelError(f"prior: there is no energy prior at '{name}'; there are {list(walkers)}.")
-        optim = default_optimizer if self.optim is None else self.optim
-        optim = optim(inspection.energy_params) if callable(optim) else optim
+        optim = self.optim(inspection.energy_params) if callable(self.optim) else self.optim
         check_optimiser(optim, inspection.params)
         return Config(
             model=model,

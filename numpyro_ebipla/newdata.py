@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._errors import EBIPLAWarning, ModelError
-from numpyro_ebipla._options import number
+from numpyro_ebipla._options import number, site_names
 from numpyro_ebipla._static import is_array, is_traced
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params, TrainState
@@ -231,7 +231,7 @@ def reconstruct(
     options = _options(num_particles, 1, num_moves, stage_ess, max_temps)
     num_draws = None if num_draws is None else count("num_draws", num_draws)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
-    chosen = None if sites is None else tuple(sites)
+    chosen = None if sites is None else site_names("sites", sites)
     found = _reconstruct(model, params, batch, num_draws, chosen, options)
     for name, value in found.items():
         if not is_traced(value) and not np.isfinite(value).all():

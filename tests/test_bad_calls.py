@@ -8,7 +8,8 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, ModelError
+from numpyro_ebipla import EBIPLA, EnergyPrior, ModelError, nan_masked, recipes
+from numpyro_ebipla.optim import default_optimizer
 
 M = 6
 Y = jnp.linspace(-1.0, 2.0, M)
@@ -22,6 +23,12 @@ def good(y, batch_size=None):
     with numpyro.plate("data", len(y), subsample_size=batch_size) as idx:
         x = numpyro.sample("x", dist.Normal(m, 1))
         numpyro.sample("y", dist.Normal(x, 1), obs=y[idx])
+
+
+def prior_of_data(y):
+    a = numpyro.param("a", 0.1)
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", EnergyPrior(lambda x: a * x**2, dist.Normal(0, 1)), obs=y)
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +106,87 @@ def test_steps_of_a_new_fitter_inside_jit():
     state = EBIPLA(good, **SMALL).init(random.key(0), Y)
     eager = EBIPLA(good, **SMALL).update(state, Y)[1]
     np.testing.assert_allclose(jax.jit(lambda s: EBIPLA(good, **SMALL).update(s, Y)[1])(state), eager, rtol=1e-5)
+
+
+# --- arguments of another type ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: EBIPLA(good, averaging="a"), ValueError, "averaging must be None or a number of at least 0, got 'a'"),
+        (lambda: EBIPLA(good, averaging=np.inf), ValueError, "averaging must be"),
+        (lambda: EBIPLA(good, max_energy="a"), ValueError, "max_energy must be a number above 0"),
+        (lambda: EBIPLA(good, max_energy=None), ValueError, "max_energy must be a number above 0, got None"),
+        (lambda: EBIPLA(good, refuse=3), TypeError, "refuse must be a function"),
+        (lambda: recipes.ipla(good, step_size=0.1, refuse=3), TypeError, "refuse is the recipe's own"),
+        (lambda: nan_masked(3), TypeError, "nan_masked: model must be a function"),
+        (lambda: nan_masked(good, sites=3), TypeError, "nan_masked: sites must be names"),
+    ],
+)
+def test_types_of_options(call, error, message):
+    """They ended in comparisons that Python does not have, with no word of the argument."""
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"max_bytes": "a"}, ValueError, "max_bytes must be a number above 0, got 'a'"),
+        ({"max_bytes": None}, ValueError, "max_bytes must be a number"),
+        ({"sites": 3}, TypeError, "sites must be names of sites"),
+        ({"sites": [3]}, TypeError, "sites must be names of sites"),
+        ({"sites": "latent"}, ModelError, "site 'latent'"),
+        ({"init_params": {"m": "a"}}, TypeError, "init_params: the value of 'm' must be an array"),
+    ],
+    ids=str,
+)
+def test_types_of_options_of_run(fitted, options, error, message):
+    with pytest.raises(error, match=message):
+        fitted[0].run(random.key(0), Y, progress_bar=False, **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fit: fit.diagnostics(3),
+        lambda fit: fit.log_normalizer(rng_key=3),
+        lambda fit: fit.prior_samples(3),
+        lambda fit: fit.to_arviz(rng_key=3),
+    ],
+)
+def test_keys_of_a_fit(call):
+    fit = EBIPLA(prior_of_data, **SMALL).run(random.key(0), Y, progress_bar=False)
+    with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
+        call(fit)
+
+
+def test_masked_arrays_of_numpy(fitted):
+    y = np.ma.masked_array(np.asarray(Y), np.arange(M) == 2)
+    for model in (good, nan_masked(good)):
+        with pytest.raises(ModelError, match=r"argument 'y' .* masked array.*y.filled\(np.nan\).*nan_masked"):
+            EBIPLA(model, **SMALL).run(random.key(0), y, progress_bar=False)
+    with pytest.raises(ModelError, match=r"argument 'y' .* masked array"):
+        fitted[0].update(fitted[1].state, y)
+
+
+def test_a_lone_string_is_one_site():
+    def model(y):
+        with numpyro.plate("data", len(y)):
+            latent = numpyro.sample("latent", dist.Normal(numpyro.param("m", 0.0), 1))
+            numpyro.sample("image", dist.Normal(latent, 1), obs=y)
+
+    fitter = EBIPLA(model, **SMALL)
+    assert [*fitter.run(random.key(0), Y, sites="latent", progress_bar=False).get_samples()] == ["latent"]
+    assert [*fitter.reconstruct(random.key(0), P, Y, sites="image", num_particles=4)] == ["image"]
+
+
+@pytest.mark.parametrize(
+    "optim", [default_optimizer, {"energy": default_optimizer, "rest": default_optimizer}], ids=["itself", "by role"]
+)
+def test_the_default_optimiser_by_its_name(optim):
+    """The name that the docstring gives was refused as no optimiser."""
+    fits = [EBIPLA(prior_of_data, optim=o, **SMALL).run(random.key(0), Y, progress_bar=False) for o in (None, optim)]
+    np.testing.assert_array_equal(fits[0].losses, fits[1].losses)
+    assert fits[0].params["a"] == fits[1].params["a"] != 0.1
