@@ -1,7 +1,8 @@
 """What a fitted model says of data, the parameters held: methods of :class:`~numpyro_ebipla.EBIPLA`, its ``self``."""
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.bounds import Bounds
 from numpyro_ebipla.bounds import bidirectional as _bidirectional
-from numpyro_ebipla.checks import check_key, check_untraced, count
+from numpyro_ebipla.checks import check_key, check_options, check_untraced, count
 from numpyro_ebipla.likelihood import (
     AnnealOptions,
     LogLikelihood,
@@ -148,7 +149,7 @@ def log_likelihood(
     >>> bool((abs(value - exact) < 4 * std_error).all())
     True
     """
-    options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
+    options = _options(self, log_likelihood, num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     found = _log_likelihood(model, params, batch, options)
     if is_traced(found.value):  # inside jit or vmap there are no numbers to look at
@@ -228,7 +229,8 @@ def reconstruct(
     Raises:
         ModelError: naming a site whose distribution has no mean; for improper priors.
     """
-    options = _options(num_particles, 1, num_moves, stage_ess, max_temps)
+    check_options(self.model, reconstruct, {"num_draws": num_draws, "sites": sites})
+    options = _options(self, reconstruct, num_particles, 1, num_moves, stage_ess, max_temps)
     num_draws = None if num_draws is None else count("num_draws", num_draws)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     chosen = None if sites is None else site_names("sites", sites)
@@ -289,7 +291,7 @@ def bidirectional(
     True
     """
     check_untraced("bidirectional", rng_key, params, args, kwargs)
-    options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
+    options = _options(self, bidirectional, num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     return _bidirectional(model, params, batch, options)
 
@@ -356,8 +358,11 @@ def _check_finite(what: str, value: Array) -> None:
         )
 
 
-def _options(*values: Any) -> AnnealOptions:
+def _options(self: Any, method: Callable, *values: Any) -> AnnealOptions:
     num_particles, num_populations, num_moves, stage_ess, max_temps = values
+    given = dict(zip(AnnealOptions.__dataclass_fields__, values, strict=True))
+    known = inspect.signature(method).parameters
+    check_options(self.model, method, {name: value for name, value in given.items() if name in known})
     number("stage_ess", stage_ess, below=1.0)
     return AnnealOptions(
         count("num_particles", num_particles, least=2),

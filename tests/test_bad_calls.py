@@ -190,3 +190,83 @@ def test_the_default_optimiser_by_its_name(optim):
     fits = [EBIPLA(prior_of_data, optim=o, **SMALL).run(random.key(0), Y, progress_bar=False) for o in (None, optim)]
     np.testing.assert_array_equal(fits[0].losses, fits[1].losses)
     assert fits[0].params["a"] == fits[1].params["a"] != 0.1
+
+
+# --- stepping by hand -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("method", ["update", "evaluate"])
+def test_states_of_other_data_by_hand(fitted, method, wrap):
+    """They ended in shapes that do not fit, somewhere in the model."""
+    fitter, fit = fitted
+    fitter.init(random.key(0), Y[:5])
+    call = getattr(fitter, method)
+    with pytest.raises(ModelError, match=r"^state holds particles of 6 data at 'x', but the plate 'data' now has 5"):
+        wrap(call)(fit.state, Y[:5])
+    with pytest.raises(ModelError, match=r"^state has 2 particles, this EBIPLA 3: pass num_particles=2"):
+        getattr(EBIPLA(good, num_particles=3), method)(fit.state, Y)
+    for other in (fit, fit.params):
+        with pytest.raises(TypeError, match=r"^state must be the state of a fit \(fit.state\), got (Fit|dict)"):
+            call(other, Y)
+
+
+def test_parameters_of_what_is_no_state(fitted):
+    with pytest.raises(TypeError, match="state must be the state of a fit"):
+        fitted[0].get_params(fitted[1])
+
+
+def test_steps_are_checked_inside_scan_too(fitted):
+    fitter, fit = fitted
+    alone = []
+    state = fit.state
+    for _ in range(3):
+        state, value = fitter.update(state, Y)
+        alone.append(value)
+    together = jax.lax.scan(lambda s, _: fitter.update(s, Y), fit.state, None, length=3)[1]
+    np.testing.assert_allclose(together, np.array(alone), rtol=1e-5)
+
+
+# --- keywords of the model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run", "init", "infer", "log_likelihood", "update"])
+def test_a_keyword_given_twice(fitted, name):
+    """The constructor's won without a word."""
+    fitter = EBIPLA(good, batch_size=4, **SMALL)
+    first = {"update": (fitted[1].state,), "run": (random.key(0),), "init": (random.key(0),)}
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'batch_size'"):
+        getattr(fitter, name)(*first.get(name, (random.key(0), P)), Y, batch_size=5)
+
+
+def clashing(y, sites=None, num_particles=3, num_steps=2, stage_ess=0.5):
+    good(y)
+    numpyro.deterministic("wide", jnp.zeros(num_particles))
+
+
+@pytest.mark.parametrize(
+    "option, call",
+    [
+        ("sites", lambda e, **o: e.run(random.key(0), Y, progress_bar=False, **o)),
+        ("num_steps", lambda e, **o: e.run(random.key(0), Y, progress_bar=False, **o)),
+        ("sites", lambda e, **o: e.infer(random.key(0), P, Y, **o)),
+        ("num_particles", lambda e, **o: e.log_likelihood(random.key(0), P, Y, **o)),
+        ("num_particles", lambda e, **o: e.anomaly_score(random.key(0), P, Y, **o)),
+        ("sites", lambda e, **o: e.reconstruct(random.key(0), P, Y, **o)),
+        ("stage_ess", lambda e, **o: e.bidirectional(random.key(0), P, Y, **o)),
+    ],
+)
+def test_an_option_that_the_model_has_as_well(option, call):
+    """The method took it, and the model never saw it."""
+    value = {"sites": ["x"], "num_steps": 5, "num_particles": 5, "stage_ess": 0.8}[option]
+    with pytest.raises(ModelError, match=f"'{option}' is an option of .* rename the model's"):
+        call(EBIPLA(clashing, **SMALL), **{option: value})
+
+
+def test_what_only_the_model_is_given_stays_its_own():
+    fitter = EBIPLA(clashing, **SMALL)
+    fitter.run(random.key(0), Y, progress_bar=False)
+    fitter.run(random.key(0), Y, None, 4, progress_bar=False)
+    fit = fitter.infer(random.key(0), P, Y, None, 4)
+    assert fit.get_samples()["x"].shape == (2, 2, M)
+    fitter.log_likelihood(random.key(0), P, Y, None, 4)
