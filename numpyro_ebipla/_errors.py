@@ -1,5 +1,8 @@
 """The project's own warning category and exceptions."""
 
+import sys
+import warnings
+
 
 class EBIPLAWarning(UserWarning):
     """Something about a fit deserves a look: the message says what, and which argument to change."""
@@ -11,6 +14,14 @@ class ModelError(ValueError):
 
 class CheckpointError(ValueError):
     """A file of a checkpoint directory cannot be used: the message names it and says what to do."""
+
+
+def warn(message: str) -> None:
+    """An :class:`EBIPLAWarning` that points at the line outside this package from which it was called."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, EBIPLAWarning, stacklevel=level)
 
 
 def x64_hint(theirs: object, ours: object) -> str:

@@ -1,7 +1,6 @@
 """``EBIPLA``: fit a NumPyro model with an energy-based prior by maximum marginal likelihood."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from numpyro_ebipla import collect as collecting
 from numpyro_ebipla import newdata
-from numpyro_ebipla._errors import EBIPLAWarning, ModelError
+from numpyro_ebipla._errors import ModelError, warn
 from numpyro_ebipla._options import scalar
 from numpyro_ebipla._static import is_traced, outside_jit, split_static
 from numpyro_ebipla._types import Params, TrainState
@@ -285,7 +284,7 @@ class EBIPLA:
                     )
             except KeyboardInterrupt:
                 stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
-                warnings.warn(stopped, EBIPLAWarning, stacklevel=2)
+                warn(stopped)
         fit = Fit.build(
             model=self.model,
             args=args,

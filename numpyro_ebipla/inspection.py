@@ -225,10 +225,10 @@ def _check_types(trace: dict[str, Any]) -> None:
         if site["type"] == "sample" and site["is_observed"]:
             value = site["value"]
             if not isinstance(value, int | float | np.number | np.bool_) and not is_array(value):
-                raise ModelError(
-                    f"observed values at '{name}' are a {type(value).__name__}, not an array of numbers: pass "
-                    "jnp.asarray(…)."
-                )
+                kind, remedy = f"a {type(value).__name__}", "pass jnp.asarray(…)"
+                if isinstance(value, np.ndarray):
+                    kind, remedy = f"of NumPy's type {value.dtype}", "make numbers of them first"
+                raise ModelError(f"observed values at '{name}' are {kind}, not an array of numbers: {remedy}.")
             if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
                 raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
 

@@ -1,7 +1,6 @@
 """What a fitted model says of data, the parameters held: methods of :class:`~numpyro_ebipla.EBIPLA`, its ``self``."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._errors import EBIPLAWarning, ModelError
+from numpyro_ebipla._errors import ModelError, warn
 from numpyro_ebipla._options import number, site_names
 from numpyro_ebipla._static import is_array, is_traced
 from numpyro_ebipla._tree import all_finite, strong_type
@@ -158,11 +157,9 @@ def log_likelihood(
     lost = np.flatnonzero(np.isinf(np.atleast_1d(found.std_error)))
     if len(lost):
         which = "all data together" if found.value.ndim == 0 else f"{len(lost)} data, the first is {lost[0]}"
-        warnings.warn(
+        warn(
             f"log_likelihood: {max_temps} temperatures were too few for {which}, far from where the model expects "
-            "data; std_error is infinite there. Raise max_temps, or num_particles.",
-            EBIPLAWarning,
-            stacklevel=2,
+            "data; std_error is infinite there. Raise max_temps, or num_particles."
         )
     return found
 

@@ -12,6 +12,7 @@ from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._static import is_traced
 from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla._types import Latents, Params
+from numpyro_ebipla.energy import unwrap
 from numpyro_ebipla.likelihood import AnnealOptions, check_proper
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
 from numpyro_ebipla.model import Batch, LatentModel
@@ -67,9 +68,15 @@ def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ..
             try:
                 _ = site["fn"].mean
             except (NotImplementedError, AttributeError) as e:
+                others = [other for other in observed if other != name]
+                remedy = (
+                    f"leave it out, as by sites={others}"
+                    if others
+                    else "the model observes nothing else to reconstruct"
+                )
                 raise ModelError(
-                    f"reconstruct: the distribution at '{name}' ({type(site['fn']).__name__}) has no mean: leave it "
-                    "out of sites=[…]."
+                    f"reconstruct: the distribution at '{name}' ({type(unwrap(site['fn'])).__name__}) has no mean: "
+                    f"{remedy}."
                 ) from e
 
     jax.eval_shape(look, batch)

@@ -424,6 +424,8 @@ class Fit:
 
     def _energy_site(self, site: str | None) -> str:
         names = list(self.config.model.energies)
+        if not names:
+            raise ValueError("the model has no energy prior, so there is none to evaluate, normalise or plot.")
         if site is None and len(names) == 1:
             return names[0]
         if site not in names:

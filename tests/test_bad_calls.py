@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, EnergyPrior, ModelError, nan_masked, recipes
+from numpyro_ebipla import EBIPLA, EBIPLAWarning, EnergyPrior, ModelError, nan_masked, recipes
 from numpyro_ebipla.optim import default_optimizer
 
 M = 6
@@ -270,3 +270,46 @@ def test_what_only_the_model_is_given_stays_its_own():
     fit = fitter.infer(random.key(0), P, Y, None, 4)
     assert fit.get_samples()["x"].shape == (2, 2, M)
     fitter.log_likelihood(random.key(0), P, Y, None, 4)
+
+
+# --- messages ---------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_energy_prior(fitted):
+    """It was to be "one of the model's energy priors []"."""
+    plots = pytest.importorskip("numpyro_ebipla.plots", exc_type=ImportError)
+    for call in (fitted[1].energy_prior, fitted[1].log_normalizer, lambda: plots.plot_energy(fitted[1])):
+        with pytest.raises(ValueError, match="the model has no energy prior"):
+            call()
+
+
+def test_words_as_data():
+    with pytest.raises(ModelError, match="observed values at 'y' are of NumPy's type <U1, not an array of numbers"):
+        EBIPLA(lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0, 1)), 1), obs=y)).init(
+            random.key(0), np.array(["a", "b"])
+        )
+
+
+def test_a_check_of_another_name(fitted):
+    with pytest.raises(KeyError, match=r"no check 'log Z, std error'; there are .*'non-finite steps'"):
+        fitted[1].diagnostics()["log Z, std error"]
+
+
+@pytest.mark.parametrize("name", ["log_likelihood", "anomaly_score"])
+def test_warnings_point_at_the_line_of_the_call(name):
+    with pytest.warns(EBIPLAWarning, match="temperatures were too few") as caught:
+        getattr(EBIPLA(good), name)(random.key(0), P, Y + 1e3, num_particles=4, num_populations=1, max_temps=2)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_reconstruction_of_what_has_no_mean():
+    """It was to be left out of the sites, where there was no other."""
+    with pytest.raises(ModelError, match=r"'y' .EnergyPrior. has no mean: the model observes nothing else"):
+        EBIPLA(prior_of_data).reconstruct(random.key(0), {"a": 0.1}, Y)
+
+    def model(y):
+        prior_of_data(y)
+        numpyro.sample("z", dist.Normal(0, 1), obs=1.0)
+
+    with pytest.raises(ModelError, match=r"has no mean: leave it out, as by sites=\['z'\]"):
+        EBIPLA(model).reconstruct(random.key(0), {"a": 0.1}, Y)
