@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax, random
 from numpyro import handlers
 
+from numpyro_ebipla._options import scalar
 from numpyro_ebipla._sites import (
     Site,
     Variable,
@@ -65,8 +66,9 @@ def convert(
 ) -> Any:
     """See :meth:`numpyro_ebipla.result.Fit.to_arviz`."""
     az = import_arviz()
+    scalar("max_bytes", max_bytes, lambda x: x > 0, "a number above 0")
     chosen = chosen_indices(fit, indices)
-    key = random.fold_in(fit.state.rng_key, 0xA2) if rng_key is None else rng_key
+    key = fit._key(0xA2, rng_key)
     sites, observed = trace_sites(fit, chosen, dims)
     key_prior, key_likelihood, key_predictive = random.split(key, 3)
     groups: dict[str, dict[str, Variable]] = {}

@@ -1,5 +1,6 @@
 """Options of kernels and strategies refused by name, where they are given."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -25,12 +26,37 @@ def number(name: str, value: Any, above: float = 0.0, below: float = np.inf) -> 
     Raises:
         ValueError: naming it.
     """
-    if callable(value):
-        return
-    a_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
-    if not (a_number and np.ndim(value) == 0 and above < value < below):
+    if not callable(value):
         bounds = f"above {above:g}" if np.isinf(below) else f"between {above:g} and {below:g}"
-        raise ValueError(f"{name} must be a number {bounds}, got {value!r}.")
+        scalar(name, value, lambda x: above < x < below, f"a number {bounds}")
+
+
+def scalar(name: str, value: Any, sound: Callable[[Any], Any], wanted: str) -> None:
+    """Refuse what is no number, or not ``sound``.
+
+    Raises:
+        ValueError: naming it, and what is wanted.
+    """
+    a_number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not (a_number and np.ndim(value) == 0 and sound(value)):
+        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def site_names(name: str, value: Any) -> tuple[str, ...]:
+    """Names of sites; a lone string is one.
+
+    Raises:
+        TypeError: naming the argument.
+
+    >>> site_names("sites", "latent")
+    ('latent',)
+    """
+    if isinstance(value, str):
+        return (value,)
+    found = tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(x, str) for x in found):
+        raise TypeError(f'{name} must be names of sites, such as ["x"], got {value!r}.')
+    return found
 
 
 def check_number(options: Any, name: str, above: float = 0.0, below: float = np.inf) -> None:

@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -59,6 +61,21 @@ def hashable(value: Any, seen: tuple[int, ...] = ()) -> Any:
 def is_array(x: Any) -> bool:
     """Whether JAX should trace it; Python numbers stay static, as shapes depend on them, and so do words and dates."""
     return isinstance(x, jax.Array | jax.core.Tracer) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSUMm")
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether some of these arrays have no numbers to look at, as inside ``jax.jit``, ``vmap`` or ``grad``."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+
+
+def constants_are_traced() -> bool:
+    """Whether JAX, here, traces even what is made of constants: inside ``jax.jit``."""
+    return is_traced(jnp.zeros(()))
+
+
+def outside_jit() -> AbstractContextManager:
+    """Inside, what is made of constants has its numbers, even where this runs inside ``jax.jit``."""
+    return jax.ensure_compile_time_eval() if constants_are_traced() else nullcontext()
 
 
 def split_static(tree: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

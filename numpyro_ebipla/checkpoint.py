@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._errors import CheckpointError, ModelError
+from numpyro_ebipla._errors import CheckpointError, ModelError, x64_hint
 
 FORMAT = "numpyro_ebipla checkpoint"
 VERSION = 1
@@ -161,10 +161,12 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     saved = checkpoint.header["state"]
     for name in [*wanted, *saved]:
         if wanted.get(name) != saved.get(name):
+            there, here = saved.get(name), wanted.get(name)
+            hint = x64_hint(there["dtype"], here["dtype"]) if there and here else ""
             raise ModelError(
                 f"checkpoint_dir: '{checkpoint.path}' is of another model, data or settings: at '{name}' it holds "
-                f"{_say(saved.get(name))}, but this fit has {_say(wanted.get(name))}. Use another directory, or the "
-                "model, data and EBIPLA(...) of that run."
+                f"{_say(there)}, but this fit has {_say(here)}. Use another directory, or the "
+                f"model, data and EBIPLA(...) of that run{hint and f'; {hint}'}."
             )
     return jax.tree.unflatten(treedef, [_to_jax(checkpoint.state[name], about) for name, about in wanted.items()])
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._options import scalar, site_names
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.inspection import Inspection
 from numpyro_ebipla.model import Batch, LatentModel
@@ -80,14 +81,16 @@ def with_sites(
     """
     model = inspection.model
     known = [*model.latents, *inspection.deterministic]
-    for name in sites or ():
+    chosen = tuple(model.latents) if sites is None else site_names("sites", sites)
+    scalar("max_bytes", plan.max_bytes, lambda x: x > 0, "a number above 0")
+    for name in chosen:
         if name not in known:
             raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
     if indices is not None:
         indices = np.atleast_1d(np.asarray(indices))
         if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
             raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
-    plan = plan._replace(sites=tuple(model.latents if sites is None else sites), indices=indices)
+    plan = plan._replace(sites=chosen, indices=indices)
     layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
     _check_memory(model, plan, num_particles, layout)
     return plan, layout

@@ -5,7 +5,6 @@ gone wrong. So the parameters are judged in nats (:mod:`~numpyro_ebipla.optimali
 a log Z of its own (:mod:`~numpyro_ebipla.fresh`).
 """
 
-import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from jax import Array, random
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
-from numpyro_ebipla._errors import EBIPLAWarning, ModelError
+from numpyro_ebipla._errors import ModelError, warn
 from numpyro_ebipla.collect import Draws
 from numpyro_ebipla.fresh import Fresh, fresh, of_prior
 from numpyro_ebipla.kernels import MALA, Kernel
@@ -202,7 +201,7 @@ def warn_of_run(fit: Any) -> None:
         checks += _parameters(fit, _batch(fit, random.key(0)), {})
     if failed := Diagnostics(tuple(checks)).warnings:
         said = "\n".join(f"- {sentence}" for sentence in failed)
-        warnings.warn(f"the fit may be wrong, see fit.diagnostics():\n{said}", EBIPLAWarning, stacklevel=3)
+        warn(f"the fit may be wrong, see fit.diagnostics():\n{said}")
 
 
 def of_fit(fit: Any, rng_key: Array) -> Diagnostics:

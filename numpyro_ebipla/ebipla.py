@@ -1,9 +1,8 @@
 """``EBIPLA``: fit a NumPyro model with an energy-based prior by maximum marginal likelihood."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +13,21 @@ from tqdm.auto import tqdm
 
 from numpyro_ebipla import collect as collecting
 from numpyro_ebipla import newdata
-from numpyro_ebipla._errors import EBIPLAWarning, ModelError
-from numpyro_ebipla._static import split_static
+from numpyro_ebipla._errors import ModelError, warn
+from numpyro_ebipla._options import scalar
+from numpyro_ebipla._static import is_traced, outside_jit, split_static
 from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.checks import check_key, check_posterior, check_state, count, parse_posterior
+from numpyro_ebipla.checks import (
+    check_is_state,
+    check_key,
+    check_options,
+    check_posterior,
+    check_state,
+    check_untraced,
+    count,
+    parse_posterior,
+    walkers_of,
+)
 from numpyro_ebipla.diagnostics import warn_of_run
 from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
 from numpyro_ebipla.kernels import Kernel
@@ -29,8 +39,7 @@ from numpyro_ebipla.result import Fit
 from numpyro_ebipla.start import check_faults, initial_state
 from numpyro_ebipla.step import Config, contrast_at, step
 from numpyro_ebipla.store import open_store
-from numpyro_ebipla.tempering import Tempered
-from numpyro_ebipla.walkers import Annealed, WalkerStrategy
+from numpyro_ebipla.walkers import WalkerStrategy
 
 
 class System(NamedTuple):
@@ -41,6 +50,7 @@ class System(NamedTuple):
     run_chunk: Callable
     update: Callable
     start: Callable
+    shapes: Callable[[], TrainState]
 
 
 class EBIPLA:
@@ -130,13 +140,17 @@ class EBIPLA:
                 f"prior must be a walker strategy such as Tempered(), or {{site: strategy}}, got {prior!r}."
             )
         self.prior = prior
-        if averaging is not None and not averaging >= 0:
-            raise ValueError(f"averaging must be None or at least 0, got {averaging!r}.")
+        if averaging is not None:
+            scalar("averaging", averaging, lambda x: 0 <= x < np.inf, "None or a number of at least 0")
         self.averaging = averaging
-        if not max_energy > 0:
-            raise ValueError(f"max_energy must be positive, got {max_energy!r}.")
+        scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
         self.max_energy = max_energy
-        self.optim = None if optim is None else by_role(optim) if isinstance(optim, dict) else as_optax(optim)
+        if refuse is not None and not callable(refuse):
+            raise TypeError(f"refuse must be a function of the model's layout, got {refuse!r}.")
+        optim = default_optimizer if optim is None else optim
+        if optim is not default_optimizer:
+            optim = by_role(optim) if isinstance(optim, dict) else as_optax(optim)
+        self.optim = optim
         self.refuse = refuse
         self.static_kwargs = static_kwargs
         self._systems: dict[Any, System] = {}
@@ -152,6 +166,7 @@ class EBIPLA:
             **kwargs: of the model.
             init_params: constrained values for some ``param`` sites, instead of the model's.
         """
+        check_untraced("init", rng_key, args, kwargs, init_params)
         return self._begin(check_key(rng_key), args, kwargs, init_params)[1]()
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
@@ -159,19 +174,20 @@ class EBIPLA:
 
         A step that would leave the finite numbers is not taken: the state stays as it was, and the contrast is NaN.
         """
-        system = self._system(args, kwargs)
+        system = self._system_of(state, args, kwargs)
         state, info = system.update(state, self._data(args, kwargs))
         return state, jnp.where(info["sound"], info["contrast"], jnp.nan)
 
     def evaluate(self, state: TrainState, *args: Any, **kwargs: Any) -> Array:
         """The contrast at ``state``, on its next minibatch, without an update."""
-        return contrast_at(self._system(args, kwargs).config, state, self._data(args, kwargs)).value
+        return contrast_at(self._system_of(state, args, kwargs).config, state, self._data(args, kwargs)).value
 
     def get_params(self, state: TrainState, *args: Any, **kwargs: Any) -> Params:
         """Constrained parameters: the running average, or the last ones if ``averaging`` is None.
 
         A new object needs the model's arguments, from which it learns the constraints.
         """
+        check_is_state(state)
         if not self._systems or args or kwargs:
             config = self._system(args, kwargs).config
         else:
@@ -231,6 +247,9 @@ class EBIPLA:
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
             CheckpointError: for a damaged checkpoint.
         """
+        check_untraced("run", rng_key, args, kwargs, init_state, init_params)
+        own = {"sites": sites, "indices": indices, "max_bytes": max_bytes, "max_time": max_time, "resume": resume}
+        check_options(self.model, self.run, own | {"num_steps": num_steps or None, "stop_at_r_hat": stop_at_r_hat})
         ends = limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
@@ -241,10 +260,8 @@ class EBIPLA:
         if init_state is None:
             system, start = self._begin(rng_key, args, kwargs, init_params)
         else:
-            check_arguments(self.model, args, {**kwargs, **self.static_kwargs})
-            system = self._system(args, kwargs)
-            _, data, params, mutable, *_ = system.inspection
-            check_state(system.config, jax.eval_shape(system.start, rng_key, params, mutable, data)[0], init_state)
+            check_arguments(self.model, args, self._with_static(kwargs))
+            system = self._system_of(init_state, args, kwargs, "init_state")
             start = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
         config, data = system.config, self._data(args, kwargs)
         plan = collecting.Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
@@ -271,11 +288,11 @@ class EBIPLA:
                     )
             except KeyboardInterrupt:
                 stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
-                warnings.warn(stopped, EBIPLAWarning, stacklevel=2)
+                warn(stopped)
         fit = Fit.build(
             model=self.model,
             args=args,
-            kwargs={**kwargs, **self.static_kwargs},
+            kwargs=self._with_static(kwargs),
             config=config,
             params=config.model.constrain_params(estimate),
             state=state,
@@ -316,8 +333,28 @@ class EBIPLA:
     def _estimate(self, state: TrainState) -> Params:
         return state.params if self.averaging is None else state.average
 
+    def _with_static(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of a call with the constructor's, as of SVI.
+
+        Raises:
+            TypeError: naming one that both have.
+        """
+        for name in kwargs:
+            if name in self.static_kwargs:
+                raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
+        return {**kwargs, **self.static_kwargs}
+
+    def _system_of(self, state: Any, args: tuple, kwargs: dict[str, Any], argument: str = "state") -> System:
+        """:meth:`_system`, for which a state is checked."""
+        system = self._system(args, kwargs)
+        check_state(system.config, system.shapes(), state, argument)
+        return system
+
     def _data(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        arrays, _ = split_static((args, {**kwargs, **self.static_kwargs}))
+        kwargs = self._with_static(kwargs)
+        arrays, _ = split_static((args, kwargs))
+        if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
+            check_arguments(self.model, args, kwargs)
         return jax.tree.map(jnp.asarray, arrays)
 
     def _system(
@@ -329,28 +366,33 @@ class EBIPLA:
         fresh: bool = False,
     ) -> System:
         """The compiled functions for these arguments' shapes; a cache, nothing that a state depends on."""
-        kwargs = {**kwargs, **self.static_kwargs}
-        arrays, static = split_static((args, kwargs))
+        merged = self._with_static(kwargs)
+        arrays, static = split_static((args, merged))
         signature = (static, tuple((x.shape, jnp.result_type(x)) for x in arrays), jax.config.read("jax_enable_x64"))
         known = self._systems.get(signature)
         if known is not None and not fresh:
             return known
-        if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        if is_traced(arrays):
+            if known is not None:  # there is nothing to look at
+                return known
             raise ModelError(
                 "the model is seen for the first time inside jit: call init(...) or update(...) once outside with "
                 "arguments of these shapes."
             )
-        key = random.key(0) if rng_key is None else rng_key
-        if known is not None:
-            check_arguments(self.model, args, kwargs)
-            data = self._data(args, kwargs)
-            return known._replace(inspection=known.inspection.restarted(key, init_params, data))
-        inspection = inspect_model(self.model, key, args, kwargs, init_params)
-        config = self._configure(inspection)
+        with outside_jit():
+            key = random.key(0) if rng_key is None else rng_key
+            if known is not None:
+                check_arguments(self.model, args, merged)
+                data = self._data(args, kwargs)
+                return known._replace(inspection=known.inspection.restarted(key, init_params, data))
+            inspection = inspect_model(self.model, key, args, merged, init_params)
+            config = self._configure(inspection)
         update = partial(step, config)
         chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
         start = jax.jit(partial(initial_state, config))
-        system = System(config, inspection, chunk, jax.jit(update), start)
+        start_at = (inspection.params, inspection.mutable, inspection.data)
+        shapes = cache(lambda: jax.eval_shape(start, random.key(0), *start_at)[0])
+        system = System(config, inspection, chunk, jax.jit(update), start, shapes)
         self._systems[signature] = system
         return system
 
@@ -362,23 +404,8 @@ class EBIPLA:
         posterior = self.posterior
         if not model.latents:
             num_particles, posterior = 1, Particles()  # there are none to keep, in whatever way
-        walkers = {}
-        for name, site in model.energies.items():
-            chosen = self.prior.get(name) if isinstance(self.prior, dict) else self.prior
-            if chosen is None:
-                chosen = Annealed(num_walkers=64) if site.per_datum else Tempered()
-            if site.per_datum and not chosen.per_datum:
-                raise ModelError(
-                    f"the energy prior at '{name}' is conditional on covariates of the data, so each datum has a "
-                    f"normaliser of its own; {type(chosen).__name__} cannot serve it: use prior=Annealed()."
-                )
-            walkers[name] = chosen
-        if isinstance(self.prior, dict):
-            for name in self.prior:
-                if name not in model.energies:
-                    raise ModelError(f"prior: there is no energy prior at '{name}'; there are {list(walkers)}.")
-        optim = default_optimizer if self.optim is None else self.optim
-        optim = optim(inspection.energy_params) if callable(optim) else optim
+        walkers = walkers_of(model, self.prior)
+        optim = self.optim(inspection.energy_params) if callable(self.optim) else self.optim
         check_optimiser(optim, inspection.params)
         return Config(
             model=model,

@@ -225,10 +225,10 @@ def _check_types(trace: dict[str, Any]) -> None:
         if site["type"] == "sample" and site["is_observed"]:
             value = site["value"]
             if not isinstance(value, int | float | np.number | np.bool_) and not is_array(value):
-                raise ModelError(
-                    f"observed values at '{name}' are a {type(value).__name__}, not an array of numbers: pass "
-                    "jnp.asarray(…)."
-                )
+                kind, remedy = f"a {type(value).__name__}", "pass jnp.asarray(…)"
+                if isinstance(value, np.ndarray):
+                    kind, remedy = f"of NumPy's type {value.dtype}", "make numbers of them first"
+                raise ModelError(f"observed values at '{name}' are {kind}, not an array of numbers: {remedy}.")
             if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
                 raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
 
@@ -257,16 +257,30 @@ def _check_init_params(init_params: Params, trace: dict[str, Any]) -> Params:
 def _arrays(init_params: Params | None) -> Params:
     if not isinstance(init_params, dict | None):
         raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
-    return jax.tree.map(jnp.asarray, init_params or {})
+    arrays = {}
+    for name, value in (init_params or {}).items():
+        try:  # JAX would read a word as the name of a type
+            arrays[name] = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) if isinstance(x, str) else x), value)
+        except (TypeError, ValueError) as e:
+            raise TypeError(
+                f"init_params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
+            ) from e
+    return arrays
 
 
 def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Refuse NaN and unbindable arguments by name.
+    """Refuse NaN, masked arrays and unbindable arguments by name.
 
     Raises:
         ModelError: naming the argument.
     """
     bound = _named_arguments(model, args, kwargs)
+    for name, value in bound.items():
+        if any(isinstance(leaf, np.ma.MaskedArray) for leaf in jax.tree.leaves(value)):
+            raise ModelError(
+                f"argument '{name}' of the model is a masked array of NumPy, whose mask JAX would not see: pass "
+                f"{name}.filled(np.nan) and wrap the model in nan_masked, or remove these data."
+            )
     if isinstance(model, nan_masked):
         bound = {}
     for name, value in bound.items():

@@ -3,7 +3,6 @@
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 from tqdm.auto import tqdm
 
-from numpyro_ebipla._errors import EBIPLAWarning
+from numpyro_ebipla._errors import warn
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.checkpoint import Checkpoint
 from numpyro_ebipla.model import Batch
@@ -116,7 +115,7 @@ def run_steps(
                 bar.set_postfix(_postfix(part), refresh=False)
                 if not sound.all():
                     stopped = _reason(part, int(state.step))
-                    warnings.warn(stopped, EBIPLAWarning, stacklevel=3)
+                    warn(stopped)
                     break
                 if looking and done % PROBE_EVERY == 0:
                     record.probes.append(_look(state.params))
@@ -126,7 +125,7 @@ def run_steps(
             if state.step.is_deleted():  # a second Ctrl-C, just when a chunk took the buffers
                 raise
             stopped = f"interrupted after step {int(state.step)}"
-            warnings.warn(f"{stopped}; the fit holds what was reached.", EBIPLAWarning, stacklevel=3)
+            warn(f"{stopped}; the fit holds what was reached.")
         # Neither after a divergence, nor where a second Ctrl-C came between a chunk and its record.
         if store and saved < done == int(state.step) - first:
             store.save(state, *record.joined())

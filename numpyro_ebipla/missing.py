@@ -9,6 +9,7 @@ from jax import Array
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._options import site_names
 from numpyro_ebipla.energy import unwrap
 
 
@@ -44,8 +45,12 @@ class nan_masked(Messenger):
     """
 
     def __init__(self, model: Callable, sites: Sequence[str] | None = None) -> None:
+        if not callable(model):
+            raise TypeError(
+                f"nan_masked: model must be a function with NumPyro primitives, got {type(model).__name__}."
+            )
         super().__init__(model)
-        self.sites = sites
+        self.sites = None if sites is None else site_names("nan_masked: sites", sites)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mask an observed site."""

@@ -1,7 +1,7 @@
 """What a fitted model says of data, the parameters held: methods of :class:`~numpyro_ebipla.EBIPLA`, its ``self``."""
 
-import warnings
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._errors import EBIPLAWarning, ModelError
-from numpyro_ebipla._options import number
-from numpyro_ebipla._static import is_array
+from numpyro_ebipla._errors import ModelError, warn
+from numpyro_ebipla._options import number, site_names
+from numpyro_ebipla._static import is_array, is_traced
 from numpyro_ebipla._tree import all_finite, strong_type
 from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.bounds import Bounds
 from numpyro_ebipla.bounds import bidirectional as _bidirectional
-from numpyro_ebipla.checks import check_key, count
+from numpyro_ebipla.checks import check_key, check_options, check_untraced, count
 from numpyro_ebipla.likelihood import (
     TOO_SHORT,
     AnnealOptions,
@@ -88,7 +88,8 @@ def infer(
     >>> x.shape, bool(abs(x.mean((0, 1)) - jnp.array([2.0, 0.0])).max() < 0.1)
     ((50, 200, 2), True)
     """
-    options = _options(POPULATION, 1, 5, stage_ess, max_temps)
+    check_untraced("infer", rng_key, params, args, kwargs)
+    options = _options(self, infer, POPULATION, 1, 5, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
     if not model.latents:
@@ -155,10 +156,10 @@ def log_likelihood(
     >>> bool((abs(value - exact) < 4 * std_error).all())
     True
     """
-    options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
+    options = _options(self, log_likelihood, num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     found = _log_likelihood(model, params, batch, options)
-    if isinstance(found.value, jax.core.Tracer):  # inside jit or vmap there are no numbers to look at
+    if is_traced(found.value):  # inside jit or vmap there are no numbers to look at
         return found
     _check_finite("log_likelihood", found.value)
     left = np.where(np.isinf(found.std_error), 0.0, 1.0)
@@ -228,14 +229,15 @@ def reconstruct(
     Raises:
         ModelError: naming a site whose distribution has no mean; for improper priors.
     """
-    options = _options(num_particles, 1, num_moves, stage_ess, max_temps)
+    check_options(self.model, reconstruct, {"num_draws": num_draws, "sites": sites})
+    options = _options(self, reconstruct, num_particles, 1, num_moves, stage_ess, max_temps)
     num_draws = None if num_draws is None else count("num_draws", num_draws)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
-    chosen = None if sites is None else tuple(sites)
+    chosen = None if sites is None else site_names("sites", sites)
     found, left = _reconstruct(model, params, batch, num_draws, chosen, options)
     _warn_of_short_ladders("reconstruct", left, max_temps, "what is said of them may be far off")
     for name, value in found.items():
-        if not np.isfinite(value).all():
+        if not is_traced(value) and not np.isfinite(value).all():
             raise ModelError(
                 f"reconstruct: the mean at '{name}' is not finite: the data are too large for the arithmetic, or lie "
                 "where the model gives them no density."
@@ -289,7 +291,8 @@ def bidirectional(
     >>> bool(abs(bounds.gap.mean()) < 0.05)
     True
     """
-    options = _options(num_particles, num_populations, num_moves, stage_ess, max_temps)
+    check_untraced("bidirectional", rng_key, params, args, kwargs)
+    options = _options(self, bidirectional, num_particles, num_populations, num_moves, stage_ess, max_temps)
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     return _bidirectional(model, params, batch, options)
 
@@ -313,7 +316,7 @@ def _held(
         if not all(is_array(x) or isinstance(x, int | float | np.number) for x in jax.tree.leaves(value)):
             raise TypeError(f"params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}.")
     ebipla._system(args, kwargs)
-    system = ebipla._system(args, kwargs, random.key(0), fresh=True)  # looks at these very data
+    system = ebipla._system(args, kwargs, fresh=True)  # looks at these very data
     model, needed, mutable = system.config.model, system.inspection.params, system.inspection.mutable
     missing = sorted({*needed, *mutable} - {*params})
     if missing:
@@ -325,14 +328,17 @@ def _held(
     if unknown:
         raise ModelError(f"params: the model has no parameter '{unknown[0]}'; it has {sorted({*needed, *mutable})}.")
     own = {**jax.eval_shape(model.constrain_params, needed), **mutable}
-    params = strong_type({name: params[name] for name in own})
-    for name, value in params.items():
-        ours, theirs = (jax.tree.map(jnp.shape, x) for x in (own[name], value))
+    typed = {}
+    for name in own:
+        ours, theirs = (jax.tree.map(jnp.shape, x) for x in (own[name], params[name]))
         if ours != theirs:
             raise ModelError(f"params: '{name}' has shape {theirs}, but the model's {ours}.")
+        typed[name] = jax.tree.map(lambda x, like: jnp.asarray(x).astype(like.dtype), params[name], own[name])
+    params = strong_type(typed)
     held = {name: value for name, value in params.items() if name in needed}
     for name, value in model.unconstrain_params(held).items():
-        if not all_finite(value):
+        sound = all_finite(value)
+        if not is_traced(sound) and not sound:
             raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
     mutable = {name: params[name] for name in mutable}
     return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
@@ -340,14 +346,14 @@ def _held(
 
 def _warn_of_short_ladders(what: str, stage_ess: Any, max_temps: int, so: str) -> None:
     """Name the data, if any, that ``max_temps`` temperatures did not reach."""
+    if is_traced(stage_ess):
+        return
     lost = np.flatnonzero(np.atleast_1d(stage_ess) < TOO_SHORT)
     if len(lost):
         which = f"{len(lost)} data, the first is {lost[0]}" if np.ndim(stage_ess) else "all data together"
-        warnings.warn(
+        warn(
             f"{what}: {max_temps} temperatures were too few for {which}, far from where the model expects data; "
-            f"{so}. Raise max_temps.",
-            EBIPLAWarning,
-            stacklevel=3,
+            f"{so}. Raise max_temps."
         )
 
 
@@ -366,8 +372,11 @@ def _check_finite(what: str, value: Array) -> None:
         )
 
 
-def _options(*values: Any) -> AnnealOptions:
+def _options(self: Any, method: Callable, *values: Any) -> AnnealOptions:
     num_particles, num_populations, num_moves, stage_ess, max_temps = values
+    given = dict(zip(AnnealOptions.__dataclass_fields__, values, strict=True))
+    known = inspect.signature(method).parameters
+    check_options(self.model, method, {name: value for name, value in given.items() if name in known})
     number("stage_ess", stage_ess, below=1.0)
     return AnnealOptions(
         count("num_particles", num_particles, least=2),

@@ -166,7 +166,7 @@ def by_role(optims: dict[str, Any]) -> Callable[[tuple[str, ...]], optax.Gradien
     """
     if set(optims) != {"energy", "rest"}:
         raise ValueError(f'optim: a dictionary must have the keys "energy" and "rest", got {sorted(optims)}.')
-    parts = {role: as_optax(optim) for role, optim in optims.items()}
+    parts = {role: _default(role) if optim is default_optimizer else as_optax(optim) for role, optim in optims.items()}
 
     def chosen(energy_params: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
         label = lambda params: {name: "energy" if name in energy_params else "rest" for name in params}
@@ -313,5 +313,8 @@ def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTran
     Args:
         energy_params: names of the parameters on which an energy depends, but no base distribution.
     """
-    rate = lambda k: 1e-2 / jnp.sqrt(1 + k / 1000)
-    return by_role({"energy": reaching_adam(rate, orthogonal=True), "rest": reaching_adam(rate)})(energy_params)
+    return by_role({role: _default(role) for role in ("energy", "rest")})(energy_params)
+
+
+def _default(role: str) -> optax.GradientTransformationExtraArgs:
+    return reaching_adam(lambda k: 1e-2 / jnp.sqrt(1 + k / 1000), orthogonal=role == "energy")

@@ -313,6 +313,10 @@ def table() -> str:
 
 
 def _make(model: Callable, overrides: dict[str, Any], refuse: Refusal, **defaults: Any) -> EBIPLA:
+    if "refuse" in overrides:
+        raise TypeError(
+            "refuse is the recipe's own, by what its paper can fit: use EBIPLA(model, refuse=…) for another."
+        )
     if "posterior" in defaults and "posterior" not in overrides:  # which stays the paper's but for these
         own = {name: overrides.pop(name, None) for name in ("kernel", "num_moves")}
         own = {name: value for name, value in own.items() if value is not None}

@@ -9,8 +9,10 @@ import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._errors import ModelError
+from numpyro_ebipla._static import is_traced
 from numpyro_ebipla._tracing import simulated
 from numpyro_ebipla._types import Latents, Params
+from numpyro_ebipla.energy import unwrap
 from numpyro_ebipla.likelihood import AnnealOptions, check_proper
 from numpyro_ebipla.marginal import anneal_posterior, equal_draws
 from numpyro_ebipla.model import Batch, LatentModel
@@ -37,12 +39,16 @@ def reconstruct(
     for i, indices in enumerate(whole):
         here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
         part = _of_block(model, tuple(axes.items()), num_draws, options, params, here)
-        parts.append(jax.tree.map(np.asarray, part))
+        parts.append(part if is_traced(part) else jax.tree.map(np.asarray, part))
     if len(parts) == 1:
         return parts[0]
 
-    def join(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
-        return arrays[0] if axis is None else np.take(np.concatenate(arrays, axis), np.arange(model.num_data), axis)
+    numpy = jnp if is_traced(parts) else np
+
+    def join(arrays: list[Any], axis: int | None) -> Any:
+        return (
+            arrays[0] if axis is None else numpy.take(numpy.concatenate(arrays, axis), np.arange(model.num_data), axis)
+        )
 
     found = {name: join([part[0][name] for part in parts], axis) for name, axis in axes.items()}
     return found, join([part[1] for part in parts], 0 if parts[0][1].ndim else None)
@@ -66,9 +72,15 @@ def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ..
             try:
                 _ = site["fn"].mean
             except (NotImplementedError, AttributeError) as e:
+                others = [other for other in observed if other != name]
+                remedy = (
+                    f"leave it out, as by sites={others}"
+                    if others
+                    else "the model observes nothing else to reconstruct"
+                )
                 raise ModelError(
-                    f"reconstruct: the distribution at '{name}' ({type(site['fn']).__name__}) has no mean: leave it "
-                    "out of sites=[…]."
+                    f"reconstruct: the distribution at '{name}' ({type(unwrap(site['fn'])).__name__}) has no mean: "
+                    f"{remedy}."
                 ) from e
 
     jax.eval_shape(look, batch)

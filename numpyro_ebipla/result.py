@@ -14,6 +14,7 @@ from numpyro_ebipla import _arviz
 from numpyro_ebipla._sites import on_collected
 from numpyro_ebipla._static import split_static
 from numpyro_ebipla._types import Params, TrainState, WalkerState
+from numpyro_ebipla.checks import check_key
 from numpyro_ebipla.collect import Draws, Layout, Plan
 from numpyro_ebipla.diagnostics import of_fit
 from numpyro_ebipla.energy import EnergyPrior
@@ -130,7 +131,7 @@ class Fit:
             site: which, if there are several energy priors.
             rng_key: by default derived from the state's own.
         """
-        key = random.fold_in(self.state.rng_key, 0x10C2) if rng_key is None else rng_key
+        key = self._key(0x10C2, rng_key)
         return self.energy_prior(site).log_normalizer(key)
 
     def log_marginal_likelihood(self, rng_key: Array | None = None) -> Estimate:
@@ -196,7 +197,7 @@ class Fit:
 
     def _walkers(self, rng_key: Array | None, indices: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """:meth:`prior_samples`, and the log Z that the walkers know of, at the first block of data."""
-        key = random.fold_in(self.state.rng_key, 0x5EED) if rng_key is None else rng_key
+        key = self._key(0x5EED, rng_key)
         model = self.config.model
         if not model.energies:
             return {}, {}
@@ -373,7 +374,7 @@ class Fit:
             :class:`~numpyro_ebipla.verdicts.Diagnostics`: print it, or look at ``passed``, ``warnings`` and
             ``checks``.
         """
-        key = random.fold_in(self.state.rng_key, 0xD1A6) if rng_key is None else rng_key
+        key = self._key(0xD1A6, rng_key)
         return of_fit(self, key)
 
     def print_summary(
@@ -412,6 +413,10 @@ class Fit:
 
     # --- parts ----------------------------------------------------------------------------------------
 
+    def _key(self, number: int, rng_key: Any) -> Array:
+        """``rng_key``, by default derived from the state's own."""
+        return random.fold_in(self.state.rng_key, number) if rng_key is None else check_key(rng_key)
+
     def _batch(self, indices: Array | None, rng_key: Array) -> Batch:
         """What the model sees, of these data."""
         data = jax.tree.map(jnp.asarray, split_static((self.args, self.kwargs))[0])
@@ -419,6 +424,8 @@ class Fit:
 
     def _energy_site(self, site: str | None) -> str:
         names = list(self.config.model.energies)
+        if not names:
+            raise ValueError("the model has no energy prior, so there is none to evaluate, normalise or plot.")
         if site is None and len(names) == 1:
             return names[0]
         if site not in names:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import warnings
 import zlib
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._errors import CheckpointError, EBIPLAWarning, ModelError
+from numpyro_ebipla._errors import CheckpointError, ModelError, warn
 from numpyro_ebipla.checkpoint import Checkpoint, clean, file_name, fingerprint, held, latest, load, restore, save
 from numpyro_ebipla.checks import count
 
@@ -153,9 +152,7 @@ class Store:
             for old in held(self.directory)[: -self.keep]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            warnings.warn(
-                f"checkpoint_dir: no checkpoint at step {step} ({error}); the fit goes on.", EBIPLAWarning, stacklevel=4
-            )
+            warn(f"checkpoint_dir: no checkpoint at step {step} ({error}); the fit goes on.")
             return False
         return True
 
@@ -177,10 +174,8 @@ class Store:
             for file, why in bad:
                 aside = file.with_name(f"{file.name}.bad")  # else it would be the latest the next time, too
                 os.replace(file, aside)
-                warnings.warn(
-                    f"checkpoint_dir: {why} Going on from step {found.header['step']}; the file is now '{aside.name}'.",
-                    EBIPLAWarning,
-                    stacklevel=4,
+                warn(
+                    f"checkpoint_dir: {why} Going on from step {found.header['step']}; the file is now '{aside.name}'."
                 )
             return found
         if bad:
@@ -190,7 +185,7 @@ class Store:
     @staticmethod
     def _warn(found: Checkpoint, what: str) -> None:
         message = f"checkpoint_dir: {what} '{found.path}'. The fit goes on from it all the same; use another directory "
-        warnings.warn(f"{message}to start afresh.", EBIPLAWarning, stacklevel=4)
+        warn(f"{message}to start afresh.")
 
 
 def open_store(

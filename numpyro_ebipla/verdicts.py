@@ -54,7 +54,10 @@ class Diagnostics:
 
     def __getitem__(self, name: str) -> Check:
         """The check of this name."""
-        return {check.name: check for check in self.checks}[name]
+        found = {check.name: check for check in self.checks}
+        if name not in found:
+            raise KeyError(f"there is no check {name!r}; there are {list(found)}.")
+        return found[name]
 
     def __str__(self) -> str:
         rows = [("check", "value", "limit", "verdict")]
