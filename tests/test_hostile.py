@@ -106,7 +106,7 @@ def test_data_whose_squares_overflow(fitter, scale):
 
 @pytest.mark.parametrize("scale", [1e7, 1e10, 1e15])
 def test_data_whose_squares_are_just_numbers(fitter, scale):
-    """Too far to get there in a few steps (from 1e10 on no density tells two particles apart), but numbers are sound."""
+    """Too far to get there in a few steps; from 1e10 on no density tells two particles apart. But numbers are sound."""
     fit = run(fitter, Y * np.float32(scale))
     assert fit.stopped is None
     assert all(np.isfinite(x).all() for x in [fit.params["mean"], fit.losses, fit.get_samples()["x"]])
