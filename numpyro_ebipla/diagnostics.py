@@ -131,7 +131,8 @@ def of_draws(draws: Draws, kernel: Kernel, latents: Collection[str]) -> list[Che
         flat = values.reshape((*values.shape[:2], -1))
         some = flat[..., spaced(flat.shape[-1], MAX_DIAGNOSED)].astype(np.float64)
         some = some[..., np.ptp(some, axis=(0, 1)) > 0]
-        verdicts, remedy = ("the particles agree", "the particles disagree"), "larger warmup, thinning or num_samples"
+        verdicts = ("the particles agree", "the particles disagree")
+        remedy = "larger warmup, thinning or num_samples; where posteriors have several modes, EBIPLA.infer"
         with np.errstate(divide="ignore", invalid="ignore"):
             r_hat = np.max(split_gelman_rubin(some), initial=1.0)
             n_eff = np.min(effective_sample_size(some), initial=np.inf)
@@ -140,10 +141,7 @@ def of_draws(draws: Draws, kernel: Kernel, latents: Collection[str]) -> list[Che
         checks.append(at_least(f"{name}: ESS", n_eff, 50, verdicts, remedy))
         verdicts = ("every particle moves", "as many scalars of particles never changed")
         checks.append(at_most(f"{name}: frozen", _frozen(flat), 0, verdicts, "more num_steps, or larger warmup"))
-        verdicts = (
-            "values are told apart",
-            "particles share values that this precision cannot tell apart, and are biased",
-        )
+        verdicts = ("values are told apart", "this precision cannot tell values apart where particles lie: a bias")
         remedy = "double precision (numpyro.enable_x64() and float64 data), or other units of this latent"
         checks.append(at_most(f"{name}: ties", _ties(some), MOST_TIES, verdicts, remedy))
     if isinstance(kernel, MALA):

@@ -69,7 +69,7 @@ class EBIPLA:
         thinning: moves between two draws.
         warmup: moves before the first draw.
         optim: an optax transformation or NumPyro optimiser, or ``{"energy": …, "rest": …}`` for the parameters on
-            which an energy prior depends and for the others. By default
+            which an energy depends (but no base distribution) and for the others. By default
             :func:`~numpyro_ebipla.optim.default_optimizer`.
         kernel: of the posterior particles: :class:`~numpyro_ebipla.kernels.MALA` (step size and scales adapted),
             :class:`~numpyro_ebipla.kernels.ULA` or :class:`~numpyro_ebipla.kernels.Underdamped`.
