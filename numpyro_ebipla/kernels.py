@@ -40,7 +40,7 @@ from jax import Array, random
 from numpyro_ebipla._options import check_number
 from numpyro_ebipla._tree import chain_select, normal_like
 from numpyro_ebipla._types import Adaptation, DatumSteps, Latents
-from numpyro_ebipla.proposals import Proposal, Shape, coupled, learned, metropolis
+from numpyro_ebipla.proposals import Proposal, Shape, coupled, inverse, learned, metropolis
 
 #: Coordinates of a chain up to which their coupling is learned, where chains belong to data and where they are few:
 #: beyond, its matrices would cost more than they save.
@@ -194,7 +194,8 @@ class MALA(Kernel):
         ones = {k: jnp.ones(x.shape[chain_ndim:], x.dtype) for k, x in position.items()}
         size = sum(x.size for x in ones.values())
         limit = MAX_COUPLED if chain_ndim == 2 else MAX_COUPLED_FEW
-        factor = jnp.eye(size, dtype=_dtype(position)) if 1 < size <= limit else None
+        wide = jnp.promote_types(_dtype(position), jnp.float32)  # there is no factorisation of half floats
+        factor = jnp.eye(size, dtype=wide) if 1 < size <= limit else None
         return adapt._replace(curvature=ones, coupling=factor)
 
     def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
@@ -236,7 +237,7 @@ def proposal_shape(adapt: Adaptation, position: Latents) -> Shape:
         factor = jnp.exp(adapt.by_datum.log_step)
         own = {name: factor.reshape((-1,) + (1,) * (x.ndim - 2)) for name, x in position.items()}
         variance = {name: own[name] * variance[name] for name in position}
-    return Shape(variance, adapt.coupling)
+    return Shape(variance, None if adapt.coupling is None else inverse(adapt.coupling))
 
 
 @dataclass(frozen=True)

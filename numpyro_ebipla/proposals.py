@@ -27,20 +27,20 @@ class Shape(NamedTuple):
 
     Attributes:
         variance: ``S²``, leaves broadcasting to the positions.
-        factor: ``[D, D]`` lower triangular ``L``, over the coordinates of all leaves in order; None: the identity.
+        inverse: ``[D, D]`` lower triangular ``L⁻¹``, over the coordinates of all leaves in order; None: the identity.
     """
 
     variance: Any
-    factor: Array | None = None
+    inverse: Array | None = None
 
     def white(self, gradient: Any) -> Any:
         """``L⁻¹ S g`` of every chain: the gradient in white coordinates."""
         scaled = jax.tree.map(lambda v, g: jnp.sqrt(v) * g, self.variance, gradient)
-        return scaled if self.factor is None else rotated(scaled, _inverse(self.factor).T)
+        return scaled if self.inverse is None else rotated(scaled, self.inverse.T)
 
     def back(self, moved: Any) -> Any:
         """``S L⁻ᵀ w`` of every chain: a step in white coordinates as one of the position."""
-        scaled = moved if self.factor is None else rotated(moved, _inverse(self.factor))
+        scaled = moved if self.inverse is None else rotated(moved, self.inverse)
         return jax.tree.map(lambda v, w: jnp.sqrt(v) * w, self.variance, scaled)
 
 
@@ -95,7 +95,7 @@ def metropolis(
 
     before = shape.white(gradient)
     moved = jax.tree.map(lambda u, xi: drift(u) + sd * xi, before, noise)
-    proposed = jax.tree.map(jnp.add, position, shape.back(moved))
+    proposed = jax.tree.map(lambda x, d: (x + d).astype(x.dtype), position, shape.back(moved))
     value, new_gradient, extra = target(proposed)
     after = shape.white(new_gradient)
     # log q(x | x') − log q(x' | x); the forward residual is the noise itself.
@@ -115,7 +115,7 @@ def metropolis(
 
 
 def coupled(proposal: Proposal, factor: Array) -> Array:
-    """The curvature along the proposals in units of the scales, ``[D, D]`` with a mean diagonal of one.
+    """The curvature along the proposals in units of the scales, ``[D, D]`` with a mean diagonal of one (or NaN).
 
     The change of the gradient over a step is minus the Hessian times the step, wherever the chain is; so their mean
     product over the isotropic steps of white coordinates is the mean Hessian there. A chain of larger curvature
@@ -128,7 +128,8 @@ def coupled(proposal: Proposal, factor: Array) -> Array:
     ratio = jnp.sqrt(jnp.sum(jnp.square(turned), -1, keepdims=True) / jnp.where(length > 0, length, 1.0))
     product = -(turned / (1 + ratio)).T @ moved
     curvature = factor @ (product + product.T) @ factor.T
-    return curvature * len(factor) / jnp.trace(curvature)
+    size = jnp.trace(curvature) / len(factor)
+    return curvature / jnp.where(size > 0, size, jnp.nan)
 
 
 def learned(factor: Array, curvature: Array, rate: Array) -> Array:
@@ -146,8 +147,8 @@ def rotated(tree: Any, matrix: Array) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     rows = _rows(tree, len(matrix))
     ends = np.cumsum([leaf.size // len(rows) for leaf in leaves])[:-1]
-    parts = jnp.split(rows @ matrix, ends, axis=1)
-    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    parts = zip(jnp.split(rows @ matrix, ends, axis=1), leaves, strict=True)
+    return jax.tree.unflatten(treedef, [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in parts])
 
 
 def _rows(tree: Any, width: int) -> Array:
@@ -157,5 +158,6 @@ def _rows(tree: Any, width: int) -> Array:
     return jnp.concatenate([leaf.reshape(num_chains, -1) for leaf in leaves], axis=1)
 
 
-def _inverse(factor: Array) -> Array:
+def inverse(factor: Array) -> Array:
+    """Of a lower triangular matrix."""
     return solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)

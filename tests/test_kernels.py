@@ -253,6 +253,28 @@ def test_decoupled_moves_leave_the_target_as_it_is():
     assert 0.3 < float(info.accept_prob.mean()) < 0.95
 
 
+def test_sites_of_different_types_keep_them():
+    target = batched_value_and_grad(lambda p: -0.5 * (p["a"] ** 2 + 2 * (p["b"] - p["a"]) ** 2).astype(jnp.float32))
+    x = {"a": random.normal(random.key(0), (50,), jnp.float16), "b": random.normal(random.key(1), (50,))}
+    kernel = MALA()
+    point, adapt = start(kernel, target, x)
+    assert adapt.coupling.dtype == jnp.float32
+    for key in random.split(random.key(2), 3):
+        point, info = kernel.move(key, target, point, adapt)
+        adapt = kernel.adapt(adapt, info, point)
+    assert (point.position["a"].dtype, point.position["b"].dtype) == (jnp.float16, jnp.float32)
+    assert adapt.coupling.dtype == jnp.float32 and float(adapt.coupling[1, 0]) < 0
+
+
+def test_where_the_curvature_is_negative_nothing_is_learned():
+    """A Hessian of negative trace has no proposals of its shape."""
+    target = batched_value_and_grad(lambda p: 0.05 * jnp.sum(p["x"] ** 2, -1) - 0.03 * p["x"][..., 0] * p["x"][..., 1])
+    kernel = MALA(step_size=0.01)
+    point, adapt = start(kernel, target, {"x": random.normal(random.key(0), (4000, 2))})
+    _, info = kernel.move(random.key(1), target, point, adapt)
+    np.testing.assert_array_equal(kernel.adapt(adapt, info, point).coupling, np.eye(2))
+
+
 def test_coupling_is_not_learned_of_many_coordinates():
     _, adapt = start(
         MALA(), batched_value_and_grad(lambda p: -0.5 * jnp.sum(p["x"] ** 2, -1)), {"x": jnp.ones((3, 2, 33))}
