@@ -43,7 +43,7 @@ docs: $(VENV)/.installed-docs ## Build the docs into docs/_build/html; warnings 
 bench: $(VENV)/.installed-examples ## Run the speed benchmarks
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
-papers: $(VENV)/.installed-examples ## Run the papers' experiments in reduced form (about 40 minutes)
+papers: $(VENV)/.installed-examples ## Run the papers' experiments in reduced form (about 15 minutes)
 	$(BIN)/python -m benchmarks.papers all $(ARGS)
 
 suite: $(VENV)/.installed-examples ## Fit models whose optimum is known, with the defaults, in two processes (JOBS=2)
