@@ -102,7 +102,7 @@ def infer(
     if not config.particles.weighted:  # which have been annealed already
         batch = batch._replace(rng_key=key_anneal)
         state, left = _annealed(model, config.num_particles, state, params, batch, options)
-        _warn_of_short_ladders("infer", left, max_temps, "their particles may not have arrived")
+        _warn_of_short_ladders("infer", left < TOO_SHORT, max_temps, "their particles may not have arrived")
     wanted = {"progress_bar": progress_bar, "sites": sites, "indices": indices, "max_bytes": max_bytes}
     return self.run(key_run, *args, num_steps=0, init_state=state, **wanted, **kwargs)
 
@@ -162,8 +162,7 @@ def log_likelihood(
     if is_traced(found.value):  # inside jit or vmap there are no numbers to look at
         return found
     _check_finite("log_likelihood", found.value)
-    left = np.where(np.isinf(found.std_error), 0.0, 1.0)
-    _warn_of_short_ladders("log_likelihood", left, max_temps, "std_error is infinite there")
+    _warn_of_short_ladders("log_likelihood", np.isinf(found.std_error), max_temps, "std_error is infinite there")
     return found
 
 
@@ -235,7 +234,7 @@ def reconstruct(
     params, model, batch = _held(self, rng_key, params, args, kwargs)
     chosen = None if sites is None else site_names("sites", sites)
     found, left = _reconstruct(model, params, batch, num_draws, chosen, options)
-    _warn_of_short_ladders("reconstruct", left, max_temps, "what is said of them may be far off")
+    _warn_of_short_ladders("reconstruct", left < TOO_SHORT, max_temps, "what is said of them may be far off")
     for name, value in found.items():
         if not is_traced(value) and not np.isfinite(value).all():
             raise ModelError(
@@ -344,13 +343,13 @@ def _held(
     return held, model, Batch(None, ebipla._data(args, kwargs), rng_key, mutable)
 
 
-def _warn_of_short_ladders(what: str, stage_ess: Any, max_temps: int, so: str) -> None:
-    """Name the data, if any, that ``max_temps`` temperatures did not reach."""
-    if is_traced(stage_ess):
+def _warn_of_short_ladders(what: str, short: Any, max_temps: int, so: str) -> None:
+    """Name the data, if any, that ``max_temps`` temperatures did not reach: ``short`` is ``[M]``, or one for all."""
+    if is_traced(short):
         return
-    lost = np.flatnonzero(np.atleast_1d(stage_ess) < TOO_SHORT)
+    lost = np.flatnonzero(short)
     if len(lost):
-        which = f"{len(lost)} data, the first is {lost[0]}" if np.ndim(stage_ess) else "all data together"
+        which = f"{len(lost)} data, the first is {lost[0]}" if np.ndim(short) else "all data together"
         warn(
             f"{what}: {max_temps} temperatures were too few for {which}, far from where the model expects data; "
             f"{so}. Raise max_temps."

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 MORE_STEPS = "more num_steps (run(init_state=fit.state) goes on)"
-
 MORE_DRAWS = "larger num_particles or num_samples"
 
 
