@@ -16,7 +16,7 @@ from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.inspection import Inspection
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.outliers import recalled
-from numpyro_ebipla.particles import Block, Particles, evaluated_at, gather
+from numpyro_ebipla.particles import Block, Particles, Points, evaluated_at, gather, points_of, refreshed
 
 
 class Plan(NamedTuple):
@@ -192,40 +192,42 @@ def _run_block(
     batch = batch._replace(rng_key=key_model)
     block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
 
-    def log_joint(local: Any, glob: Any, params: Params = params) -> tuple[Array, Array]:
+    def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
         return model.log_joint(params, local, glob, batch, {})[:2]
 
-    def log_density(local: Any, glob: Any, params: Params = params) -> Array:
-        per_datum, rest = log_joint(local, glob, params)
+    def log_density(local: Any, glob: Any, params: Params) -> Array:
+        per_datum, rest = model.log_joint(params, local, glob, batch, {})[:2]
         return per_datum if _by_datum(model) else per_datum.sum(-1) + rest
 
-    def advance(key: Array, block: Block, adapt: Any, num_moves: int) -> tuple[Block, Any, dict[str, Array]]:
+    def advance(key: Array, points: Points, adapt: Any, num_moves: int) -> tuple[Points, Any, dict[str, Array]]:
         moved = Particles(particles.kernel, num_moves)
-        known = evaluated_at(log_joint, 1.0, block.local, block.glob)
-        return moved.advance(key, log_joint, 1.0, block, known, adapt)
+        points, adapt, info = moved.moved(key, log_joint, 1.0, points, adapt)
+        return refreshed(log_joint, 1.0, points), adapt, info
 
-    def draw(block: Block, key: Array) -> tuple[Block, Any]:
-        block, _, info = advance(key, block, adapt, thinning)
-        values = model.values(params, *block[:2], batch, sites)
-        density = log_density(*block[:2])
-        gain = None if _by_datum(model) else density - log_density(*block[:2], before)
-        return block, (values, density, info, gain)
+    def draw(points: Points, key: Array) -> tuple[Points, Any]:
+        points, _, info = advance(key, points, adapt, thinning)
+        at = (points[0].position, points[1].position)
+        density = points[0].log_density if _by_datum(model) else points[1].log_density
+        gain = None if _by_datum(model) else density - log_density(*at, before)
+        return points, (model.values(params, *at, batch, sites), density, info, gain)
 
+    known = evaluated_at(log_joint, 1.0, block.local, block.glob)
+    if warmup and particles.recalls:
+        block, known, _ = recalled(block, known, jnp.ones((), bool))
+    points = points_of(block, known)
     if warmup:
-        if particles.recalls:
-            known = evaluated_at(log_joint, 1.0, block.local, block.glob)
-            block, *_ = recalled(block, known, jnp.ones((), bool))
-        block, adapt, _ = advance(key_warmup, block, adapt, warmup)
+        points, adapt, _ = advance(key_warmup, points, adapt, warmup)
 
-    def draws(block: Block, keys: Array) -> tuple[Block, Any]:
-        block, out = lax.scan(draw, block, keys)
+    def draws(points: Points, keys: Array) -> tuple[Points, Any]:
+        points, out = lax.scan(draw, points, keys)
         if not _by_datum(model):
-            return block, (out, None)
-        score = slopes(lambda p: log_density(*block[:2], model.constrain_params(p)), *theta)
-        return block, (out, jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
+            return points, (out, None)
+        at = (points[0].position, points[1].position)
+        score = slopes(lambda p: log_density(*at, model.constrain_params(p)), *theta)
+        return points, (out, jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
 
     parts = _score_times(num_samples, len(jax.tree.leaves(params)))
-    block, (out, score) = lax.scan(draws, block, random.split(key_draws, num_samples).reshape(parts, -1))
+    _, (out, score) = lax.scan(draws, points, random.split(key_draws, num_samples).reshape(parts, -1))
     values, density, info, gain = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
     values, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (values, density))
     if not _by_datum(model):

@@ -101,7 +101,8 @@ def inspect_model(
         args, kwargs = join_static(data, static)
         trace = _first_trace(model, rng_key, args, kwargs)
         if init_params:
-            init_params = _check_init_params(init_params, trace)
+            own = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+            init_params = like_own("init_params", init_params, own)
             bound = handlers.substitute(model, data=init_params)
             trace = trace_model(from_base(handlers.seed(bound, rng_key)), args, kwargs)
         _check_types(trace)
@@ -233,25 +234,28 @@ def _check_types(trace: dict[str, Any]) -> None:
                 raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
 
 
-def _check_init_params(init_params: Params, trace: dict[str, Any]) -> Params:
-    """Initial parameters in the types of the model's own.
+def like_own(argument: str, given: Params, own: Params) -> Params:
+    """Parameters in the structures and types of the model's own, which may be shapes only.
 
     Raises:
-        ModelError: naming the parameter.
+        ModelError: naming the argument and a parameter that the model does not have, or has in other shapes.
     """
-    own = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-    for name, value in init_params.items():
+    found = {}
+    for name, value in given.items():
         if name not in own:
-            raise ModelError(f"init_params: the model has no parameter '{name}'; it has {sorted(own)}.")
+            raise ModelError(f"{argument}: the model has no parameter '{name}'; it has {sorted(own)}.")
         ours, theirs = (
-            {jax.tree_util.keystr(k): jnp.shape(x) for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+            {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
             for tree in (own[name], value)
         )
-        if ours != theirs:
-            raise ModelError(f"init_params: '{name}' has shape {theirs}, but the model's {ours}.")
-    types = {name: [jnp.result_type(x) for x in jax.tree.leaves(own[name])] for name in init_params}
-    typed = {name: map(jnp.astype, jax.tree.leaves(value), types[name]) for name, value in init_params.items()}
-    return {name: jax.tree.unflatten(jax.tree.structure(init_params[name]), leaves) for name, leaves in typed.items()}
+        wanted, shapes = (jax.tree.map(jnp.shape, leaves) for leaves in (ours, theirs))
+        if wanted != shapes:  # a lone array has an empty path
+            raise ModelError(
+                f"{argument}: '{name}' has shape {shapes.get('', shapes)}, but the model's {wanted.get('', wanted)}."
+            )
+        leaves = [jnp.asarray(theirs[path], jnp.result_type(like)) for path, like in ours.items()]
+        found[name] = jax.tree.unflatten(jax.tree.structure(own[name]), leaves)
+    return found
 
 
 def _arrays(init_params: Params | None) -> Params:

@@ -18,6 +18,7 @@ from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.bounds import Bounds
 from numpyro_ebipla.bounds import bidirectional as _bidirectional
 from numpyro_ebipla.checks import check_key, check_options, check_untraced, count
+from numpyro_ebipla.inspection import like_own
 from numpyro_ebipla.likelihood import (
     TOO_SHORT,
     AnnealOptions,
@@ -323,17 +324,8 @@ def _held(
             f"params lacks {missing}: pass all that were fitted, {{**fit.params, **fit.state.mutable}}; the model's "
             "initial values are not used."
         )
-    unknown = sorted({*params} - {*needed, *mutable})
-    if unknown:
-        raise ModelError(f"params: the model has no parameter '{unknown[0]}'; it has {sorted({*needed, *mutable})}.")
     own = {**jax.eval_shape(model.constrain_params, needed), **mutable}
-    typed = {}
-    for name in own:
-        ours, theirs = (jax.tree.map(jnp.shape, x) for x in (own[name], params[name]))
-        if ours != theirs:
-            raise ModelError(f"params: '{name}' has shape {theirs}, but the model's {ours}.")
-        typed[name] = jax.tree.map(lambda x, like: jnp.asarray(x).astype(like.dtype), params[name], own[name])
-    params = strong_type(typed)
+    params = strong_type(like_own("params", params, own))
     held = {name: value for name, value in params.items() if name in needed}
     for name, value in model.unconstrain_params(held).items():
         sound = all_finite(value)

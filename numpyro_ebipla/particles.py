@@ -29,6 +29,8 @@ Draw = Callable[[Array], tuple[Latents, Latents]]
 Adaptations = tuple[Adaptation, Adaptation]
 #: Log densities and gradients at a block: local ``[N, B]``, global ``[N]``.
 Known = tuple[Array, Latents, Array, Latents]
+#: The local block and the global one.
+Points = tuple[Point, Point]
 
 #: Of a global latent's step under subsampling, see :class:`Particles`.
 _SUBSAMPLING_STEP = 0.2
@@ -148,29 +150,27 @@ class Particles:
         Returns:
             The new block, its adaptation and ``{"accept": …}`` by block.
         """
-        points, adapt, info = self.moved(rng_key, log_joint, ratio, block, known, adapt)
+        points, adapt, info = self.moved(rng_key, log_joint, ratio, points_of(block, known), adapt)
         momenta = None if block.momentum is None else (points[0].momentum, points[1].momentum)
         return Block(points[0].position, points[1].position, momenta, block.memory), adapt, info
 
     def moved(
-        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
-    ) -> tuple[tuple[Point, Point], Adaptations, dict[str, Array]]:
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, points: Points, adapt: Adaptations
+    ) -> tuple[Points, Adaptations, dict[str, Array]]:
         """As :meth:`advance`, with what the kernels know where the particles arrive."""
-        momentum = block.momentum or (None, None)
-        points = (Point(block.local, *known[:2], momentum[0]), Point(block.glob, *known[2:], momentum[1]))
         *first, last = random.split(rng_key, self.num_moves)
 
         def sweep(carry: Any, key: Array) -> tuple[Any, Any]:
             points, adapt, info = self._sweep(key, log_joint, ratio, *carry)
-            return (_refreshed(log_joint, ratio, points), adapt), info
+            return (refreshed(log_joint, ratio, points), adapt), info
 
         if first:
             (points, adapt), _ = lax.scan(sweep, (points, adapt), jnp.stack(first))
         return self._sweep(last, log_joint, ratio, points, adapt)
 
     def _sweep(
-        self, rng_key: Array, log_joint: LogJoint, ratio: float, points: tuple[Point, Point], adapt: Any
-    ) -> tuple[tuple[Point, Point], Any, dict[str, Array]]:
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, points: Points, adapt: Any
+    ) -> tuple[Points, Any, dict[str, Array]]:
         """One move of the local block and one of the global block."""
         key_local, key_global = random.split(rng_key)
         (local, glob), (adapt_local, adapt_global) = points, adapt
@@ -284,6 +284,12 @@ def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latent
     return per_datum, grads[0], ratio * per_datum.sum(-1) + rest, jax.tree.map(lambda g: ratio * g, grads[1])
 
 
+def points_of(block: Block, known: Known) -> Points:
+    """The block with what is known there."""
+    momentum = block.momentum or (None, None)
+    return Point(block.local, *known[:2], momentum[0]), Point(block.glob, *known[2:], momentum[1])
+
+
 def _local_target(log_joint: LogJoint, glob: Latents) -> Target:
     return batched_value_and_grad(lambda local: log_joint(local, glob)[0])
 
@@ -296,7 +302,7 @@ def _global_target(log_joint: LogJoint, ratio: float, local: Latents) -> Target:
     return batched_value_and_grad(whole)
 
 
-def _refreshed(log_joint: LogJoint, ratio: float, points: tuple[Point, Point]) -> tuple[Point, Point]:
+def refreshed(log_joint: LogJoint, ratio: float, points: Points) -> Points:
     """Points with log densities and gradients at their present positions."""
     local, glob = points
     if local.position and not glob.position:

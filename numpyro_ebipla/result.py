@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,11 @@ from numpyro_ebipla.collect import Draws, Layout, Plan
 from numpyro_ebipla.diagnostics import of_fit
 from numpyro_ebipla.energy import EnergyPrior
 from numpyro_ebipla.marginal import Estimate, weighted_log_marginal
-from numpyro_ebipla.model import Batch
+from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.step import Config
 from numpyro_ebipla.summary import summary_lines
 from numpyro_ebipla.verdicts import Diagnostics
+from numpyro_ebipla.walkers import WalkerStrategy
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -202,34 +204,22 @@ class Fit:
         if not model.energies:
             return {}, {}
         wanted = np.arange(model.num_data) if indices is None else np.atleast_1d(indices)
-        axis: dict[str, int] = {}
-
-        @jax.jit
-        def walk(batch: Batch, params: Params, last: Params, walkers: dict[str, WalkerState]) -> Any:
-            priors, before = model.energy_priors(params, batch), model.tilted(last, batch)
-            out, said = {}, {}
-            for i, (name, prior) in enumerate(priors.items()):
-                strategy, at = self.config.walkers[name], (before[name], prior.tilted())
-                axis[name] = model.plate.dim - prior.event_dim if model.plate else 0
-                walked, said[name] = strategy.replay(random.fold_in(batch.rng_key, i), *at, walkers[name])
-                out[name] = prior.constrain_walkers(walked)
-            return out, said
-
-        last = model.constrain_params(self.state.params)
+        how, last = tuple(self.config.walkers.items()), model.constrain_params(self.state.params)
         per_datum = any(site.per_datum for site in model.energies.values())
         shown = wanted if per_datum else wanted[:1]
         shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         parts = []
         for i, block in enumerate(model.blocks(shown, joint=False)):
             batch = self._batch(block, random.fold_in(key, i))
-            parts.append(jax.tree.map(np.asarray, walk(batch, self.params, last, self.state.prior)))
+            parts.append(jax.tree.map(np.asarray, _walked(model, how, batch, self.params, last, self.state.prior)))
         result = {}
         for name, site in model.energies.items():
             result[name] = parts[0][0][name]
             if site.per_datum:
-                joined = np.concatenate([part[0][name] for part in parts], axis[name])
+                axis = model.plate.dim - self.energy_prior(name).event_dim
+                joined = np.concatenate([part[0][name] for part in parts], axis)
                 kept = np.arange(len(wanted)) if model.subsampled else wanted
-                result[name] = np.take(joined, kept, axis[name])
+                result[name] = np.take(joined, kept, axis)
         return result, {name: float(info["log_z"]) for name, info in parts[0][1].items() if "log_z" in info}
 
     # --- ArviZ ----------------------------------------------------------------------------------------
@@ -431,3 +421,22 @@ class Fit:
         if site not in names:
             raise ValueError(f"site must be one of the model's energy priors {names}, got {site!r}.")
         return site
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _walked(
+    model: LatentModel,
+    strategies: tuple[tuple[str, WalkerStrategy], ...],
+    batch: Batch,
+    params: Params,
+    last: Params,
+    walkers: dict[str, WalkerState],
+) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
+    """See :meth:`Fit.prior_samples`: the walkers, constrained, and what their strategies report."""
+    priors, before = model.energy_priors(params, batch), model.tilted(last, batch)
+    out, said = {}, {}
+    for i, (name, strategy) in enumerate(strategies):
+        at = (before[name], priors[name].tilted())
+        walked, said[name] = strategy.replay(random.fold_in(batch.rng_key, i), *at, walkers[name])
+        out[name] = priors[name].constrain_walkers(walked)
+    return out, said

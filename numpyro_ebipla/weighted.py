@@ -18,6 +18,7 @@ from numpyro_ebipla.particles import (
     Particles,
     Prepared,
     evaluated_at,
+    points_of,
 )  # fmt: skip
 from numpyro_ebipla.weights import ess, normalised, resample, ula_action
 
@@ -103,7 +104,7 @@ class WeightedParticles(Particles):
         known = mine if block.glob else (*mine, *known[2:])
         here = block._replace(local=local, glob=glob)
         step_size = jnp.full_like(log_weight, jnp.exp(adapt[1 if glob else 0].log_step))
-        points, adapt, info = self.moved(key_move, log_joint, ratio, here, known, adapt)
+        points, adapt, info = self.moved(key_move, log_joint, ratio, points_of(here, known), adapt)
         there = (points[0].position, points[1].position)
         if self.kernel.adjusted:
             action, moved = -(points[1] if glob else points[0]).log_density, None

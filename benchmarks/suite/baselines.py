@@ -18,7 +18,7 @@ SVI_STEPS = 5000
 FULL_COVARIANCE = 1000
 #: The paper's steps, as fractions of 2 × the smallest posterior variance, above which ULA diverges on a normal target;
 #: each for a trial, and the best of them for the rest.
-FRACTIONS, TRIAL_STEPS, ALL_STEPS = (0.5, 0.1, 0.02, 0.004), 500, 5000
+FRACTIONS, TRIAL_STEPS, ALL_STEPS = (0.5, 0.1, 0.02), 500, 5000
 #: Of unadjusted EBIPLA, as many as the default has.
 NUM_PARTICLES = 4
 

@@ -43,7 +43,7 @@ def report(outcomes: list[dict[str, Any]]) -> Report:
         "fitted parameters. Then the same without that allowance, and the largest standard error. Frozen: chains of "
         "any datum, compared or not, that never moved while draws were collected; none is allowed.",
         "SVI: Adam, the better of guides with diagonal and full covariance; Gaussian priors in place of energies, in "
-        "the plane with an encoder. Unadjusted EBIPLA: the paper's, at the best of four fixed steps, given as a "
+        "the plane with an encoder. Unadjusted EBIPLA: the paper's, at the best of three fixed steps, given as a "
         "fraction of what is stable for the narrowest posterior; without an energy, the same less the walkers. Seed 0; "
         "nats above the optimum.",
         *told(outcomes),
