@@ -71,8 +71,15 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize("batch", [{}, {"batch_size": 4}], ids=["all", "batches"])
-@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize(
+    "name, batch",
+    [
+        *((name, {}) for name in HELD),
+        ("log_likelihood", {"batch_size": 4}),
+        pytest.param("anomaly_score", {"batch_size": 4}, marks=pytest.mark.slow),
+        pytest.param("reconstruct", {"batch_size": 4}, marks=pytest.mark.slow),
+    ],
+)
 def test_held_parameters_inside_jit(name, batch):
     """Only a model that had not been called before got through; now all do, with the same numbers."""
     fitter, f, key = EBIPLA(good, **SMALL), HELD[name], random.key(0)
