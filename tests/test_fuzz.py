@@ -329,7 +329,7 @@ def _whole_tracebacks():
 FUZZ = {"derandomize": True, "deadline": None, "database": None, "phases": (Phase.generate,)}
 
 
-@settings(max_examples=5, **FUZZ)
+@settings(max_examples=4, **FUZZ)
 @given(SPECS)
 def test_a_random_model(spec):
     check(spec)

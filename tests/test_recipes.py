@@ -133,6 +133,7 @@ def test_the_marginal_likelihood_needs_weights():
         fit.log_marginal_likelihood()
 
 
+@pytest.mark.slow
 def test_lebm_with_chains_long_enough_is_maximum_likelihood():
     """Short-run chains are biased by what they fall short of: with 200 moves, hardly."""
     from numpyro_ebipla import MALA, ShortRun, ShortRunParticles

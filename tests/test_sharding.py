@@ -38,7 +38,7 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 10])
 def test_data_on_two_devices(batch_size):
     """Sums over data are in another order, no more: in double precision 50 steps agree to rounding."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
