@@ -30,6 +30,7 @@ from numpyro_ebipla._sites import (
 )  # fmt: skip
 from numpyro_ebipla._static import is_array, join_static
 from numpyro_ebipla._tracing import copy_containers, from_base, trace_model
+from numpyro_ebipla._tree import by_path
 from numpyro_ebipla.anneal import anneal
 from numpyro_ebipla.energy import log_normaliser
 from numpyro_ebipla.model import Batch
@@ -321,11 +322,9 @@ def _arguments(fit: Any) -> dict[str, Any]:
         bound = inspect.signature(fit.config.model.model).bind(*fit.args, **fit.kwargs).arguments
     except (TypeError, ValueError):
         bound = {**{f"arg_{i}": x for i, x in enumerate(fit.args)}, **fit.kwargs}
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in bound.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-            if is_array(leaf):
-                result[name + jax.tree_util.keystr(path)] = leaf
+        result |= {name + path: leaf for path, leaf in by_path(value).items() if is_array(leaf)}
     return result
 
 

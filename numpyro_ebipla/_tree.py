@@ -47,6 +47,11 @@ def put(tree: Any, indices: Array | None, new: Any, axis: int) -> Any:
     return jax.tree.map(lambda x, y: x.at[where].set(y, unique_indices=True), tree, new)
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves by their path in the tree, as text; that of a lone leaf is empty."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def batched_value_and_grad(fn: Callable[[Any], Array]) -> Callable[[Any], tuple[Array, Any]]:
     """Value ``[*C]`` and gradient of a function of independent chains, in one backward pass."""
 

@@ -31,6 +31,7 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._errors import CheckpointError, ModelError, x64_hint
+from numpyro_ebipla._tree import by_path
 
 FORMAT = "numpyro_ebipla checkpoint"
 VERSION = 1
@@ -86,8 +87,7 @@ def save(
         OSError: if the disk is full or the like; then nothing has changed.
     """
     path = Path(path)
-    leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
-    groups = {"state": leaves, "history": history, "probes": probes or {}}
+    groups = {"state": by_path(state), "history": history, "probes": probes or {}}
     arrays: dict[str, np.ndarray] = {}
     header = {
         "format": FORMAT,
@@ -156,8 +156,7 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
     Raises:
         ModelError: naming the first leaf that is missing, or has another shape or dtype.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {jax.tree_util.keystr(path): _describe(leaf) for path, leaf in leaves}
+    wanted = {path: _describe(leaf) for path, leaf in by_path(template).items()}
     saved = checkpoint.header["state"]
     for name in [*wanted, *saved]:
         if wanted.get(name) != saved.get(name):
@@ -168,7 +167,8 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
                 f"{_say(there)}, but this fit has {_say(here)}. Use another directory, or the "
                 f"model, data and EBIPLA(...) of that run{hint and f'; {hint}'}."
             )
-    return jax.tree.unflatten(treedef, [_to_jax(checkpoint.state[name], about) for name, about in wanted.items()])
+    leaves = [_to_jax(checkpoint.state[name], about) for name, about in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def latest(directory: str | os.PathLike) -> Path | None:

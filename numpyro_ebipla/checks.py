@@ -12,6 +12,7 @@ from jax import Array, random
 from numpyro_ebipla._errors import ModelError, x64_hint
 from numpyro_ebipla._options import count
 from numpyro_ebipla._static import constants_are_traced, is_array, is_traced
+from numpyro_ebipla._tree import by_path
 from numpyro_ebipla._types import TrainState
 from numpyro_ebipla.kernels import MALA, Kernel
 from numpyro_ebipla.model import LatentModel
@@ -109,7 +110,7 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
 
 def _described(tree: Any) -> dict[str, tuple[Any, Any]]:
     """Shape and type of every leaf."""
-    return {jax.tree_util.keystr(k): _shape_and_type(v) for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: _shape_and_type(leaf) for path, leaf in by_path(tree).items()}
 
 
 def _shape_and_type(x: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from numpyro_ebipla._types import Params, TrainState
 from numpyro_ebipla.inspection import Inspection
 from numpyro_ebipla.model import Batch, LatentModel
 from numpyro_ebipla.outliers import recalled
-from numpyro_ebipla.particles import Block, Particles, Points, evaluated_at, gather, points_of, refreshed
+from numpyro_ebipla.particles import Block, Particles, Points, evaluated_at, gather, points_of, positions, refreshed
 
 
 class Plan(NamedTuple):
@@ -206,7 +206,7 @@ def _run_block(
 
     def draw(points: Points, key: Array) -> tuple[Points, Any]:
         points, _, info = advance(key, points, adapt, thinning)
-        at = (points[0].position, points[1].position)
+        at = positions(points)
         density = points[0].log_density if _by_datum(model) else points[1].log_density
         gain = None if _by_datum(model) else density - log_density(*at, before)
         return points, (model.values(params, *at, batch, sites), density, info, gain)
@@ -222,7 +222,7 @@ def _run_block(
         points, out = lax.scan(draw, points, keys)
         if not _by_datum(model):
             return points, (out, None)
-        at = (points[0].position, points[1].position)
+        at = positions(points)
         score = slopes(lambda p: log_density(*at, model.constrain_params(p)), *theta)
         return points, (out, jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
 

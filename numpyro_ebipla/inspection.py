@@ -17,7 +17,7 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro_ebipla._errors import ModelError
 from numpyro_ebipla._static import is_array, join_static, split_static
 from numpyro_ebipla._tracing import from_base, no_latents_in_loops, sound_plates, trace_model
-from numpyro_ebipla._tree import all_finite, strong_type
+from numpyro_ebipla._tree import all_finite, by_path, strong_type
 from numpyro_ebipla._types import Params
 from numpyro_ebipla.energy import unwrap
 from numpyro_ebipla.layout import Layout, constraints_of, lay_out
@@ -244,12 +244,9 @@ def like_own(argument: str, given: Params, own: Params) -> Params:
     for name, value in given.items():
         if name not in own:
             raise ModelError(f"{argument}: the model has no parameter '{name}'; it has {sorted(own)}.")
-        ours, theirs = (
-            {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-            for tree in (own[name], value)
-        )
+        ours, theirs = by_path(own[name]), by_path(value)
         wanted, shapes = (jax.tree.map(jnp.shape, leaves) for leaves in (ours, theirs))
-        if wanted != shapes:  # a lone array has an empty path
+        if wanted != shapes:
             raise ModelError(
                 f"{argument}: '{name}' has shape {shapes.get('', shapes)}, but the model's {wanted.get('', wanted)}."
             )

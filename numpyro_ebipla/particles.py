@@ -152,7 +152,7 @@ class Particles:
         """
         points, adapt, info = self.moved(rng_key, log_joint, ratio, points_of(block, known), adapt)
         momenta = None if block.momentum is None else (points[0].momentum, points[1].momentum)
-        return Block(points[0].position, points[1].position, momenta, block.memory), adapt, info
+        return Block(*positions(points), momenta, block.memory), adapt, info
 
     def moved(
         self, rng_key: Array, log_joint: LogJoint, ratio: float, points: Points, adapt: Adaptations
@@ -288,6 +288,11 @@ def points_of(block: Block, known: Known) -> Points:
     """The block with what is known there."""
     momentum = block.momentum or (None, None)
     return Point(block.local, *known[:2], momentum[0]), Point(block.glob, *known[2:], momentum[1])
+
+
+def positions(points: Points) -> tuple[Latents, Latents]:
+    """Of the local block and the global one."""
+    return points[0].position, points[1].position
 
 
 def _local_target(log_joint: LogJoint, glob: Latents) -> Target:

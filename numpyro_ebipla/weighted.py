@@ -19,6 +19,7 @@ from numpyro_ebipla.particles import (
     Prepared,
     evaluated_at,
     points_of,
+    positions,
 )  # fmt: skip
 from numpyro_ebipla.weights import ess, normalised, resample, ula_action
 
@@ -105,7 +106,7 @@ class WeightedParticles(Particles):
         here = block._replace(local=local, glob=glob)
         step_size = jnp.full_like(log_weight, jnp.exp(adapt[1 if glob else 0].log_step))
         points, adapt, info = self.moved(key_move, log_joint, ratio, points_of(here, known), adapt)
-        there = (points[0].position, points[1].position)
+        there = positions(points)
         if self.kernel.adjusted:
             action, moved = -(points[1] if glob else points[0]).log_density, None
         else:

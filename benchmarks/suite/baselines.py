@@ -45,29 +45,26 @@ def svi(case: Case, seed: int) -> dict[str, Any]:
 
 def unadjusted(case: Case, seed: int, smallest_variance: float) -> dict[str, Any]:
     """``recipes.ebipla``, or without an energy the same system less its walkers, at the best of some fixed steps."""
-    start, tried, best = time.perf_counter(), {}, (None, np.inf, None, None)
+    start, tried, reached = time.perf_counter(), {}, {}
     for fraction in FRACTIONS:
         system, state = _paper(case, seed, 2 * fraction * smallest_variance)
         walk = _walk(case, system)
         state, tried[fraction] = walk(state, TRIAL_STEPS)
-        if tried[fraction] < best[1]:
-            best = fraction, tried[fraction], state, walk
-    fraction, excess, state, walk = best
-    if walk is not None:
-        _, excess = walk(state, ALL_STEPS - TRIAL_STEPS)
+        reached[fraction] = walk, state
+    best = min(tried, key=tried.get)
+    walk, state = reached[best]
+    _, excess = walk(state, ALL_STEPS - TRIAL_STEPS) if np.isfinite(tried[best]) else (state, np.inf)
     seconds = time.perf_counter() - start
-    return {"excess": excess, "fraction": fraction, "after_trial": tried, "seconds": seconds}
+    return {"excess": excess, "fraction": best, "after_trial": tried, "seconds": seconds}
 
 
 def _paper(case: Case, seed: int, step_size: float) -> tuple[EBIPLA, TrainState]:
-    options = dict(num_particles=NUM_PARTICLES)
-    key = random.key(seed)
+    init = lambda system: (system, system.init(random.key(seed), *case.args, **case.kwargs))
     try:
-        system = recipes.ebipla(case.model, step_size=step_size, **options)
-        return system, system.init(key, *case.args, **case.kwargs)
+        return init(recipes.ebipla(case.model, step_size=step_size, num_particles=NUM_PARTICLES))
     except ModelError:  # no energy prior, or one that persistent walkers cannot serve
-        system = EBIPLA(case.model, kernel=ULA(step_size), optim=langevin(step_size), averaging=None, **options)
-        return system, system.init(key, *case.args, **case.kwargs)
+        how = dict(kernel=ULA(step_size), optim=langevin(step_size), averaging=None, num_particles=NUM_PARTICLES)
+        return init(EBIPLA(case.model, **how))
 
 
 def _walk(case: Case, system: EBIPLA) -> Callable[[TrainState, int], tuple[TrainState, float]]:
