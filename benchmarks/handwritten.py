@@ -12,7 +12,7 @@ import optax
 from jax import lax, random
 from jax.scipy.linalg import solve_triangular
 
-from numpyro_ebipla.minibatch import minibatch
+from numpyro_ebipla.training.minibatch import minibatch
 
 
 def noise_for(key, x):

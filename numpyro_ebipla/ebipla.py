@@ -11,13 +11,23 @@ import numpy as np
 from jax import Array, random
 from tqdm.auto import tqdm
 
-from numpyro_ebipla import collect as collecting
 from numpyro_ebipla import newdata
-from numpyro_ebipla._errors import ModelError, warn
-from numpyro_ebipla._options import scalar
-from numpyro_ebipla._static import is_traced, outside_jit, split_static
-from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.checks import (
+from numpyro_ebipla._core.errors import ModelError, warn
+from numpyro_ebipla._core.state import Params, TrainState
+from numpyro_ebipla._core.static import is_traced, outside_jit, split_static
+from numpyro_ebipla._core.validate import scalar
+from numpyro_ebipla.checkpoint.store import open_store
+from numpyro_ebipla.diagnostics.report import warn_of_run
+from numpyro_ebipla.kernels.mala import Kernel
+from numpyro_ebipla.model.inspection import Inspection, check_arguments, inspect_model
+from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.optim.langevin import as_optax, by_role, check_optimiser, default_optimizer
+from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.results.fit import Fit
+from numpyro_ebipla.training import collect as collecting
+from numpyro_ebipla.training.initial import check_faults, initial_state
+from numpyro_ebipla.training.loop import limits, programs, run_chunk, run_steps
+from numpyro_ebipla.training.same_state import (
     check_is_state,
     check_key,
     check_options,
@@ -28,18 +38,8 @@ from numpyro_ebipla.checks import (
     parse_posterior,
     walkers_of,
 )
-from numpyro_ebipla.diagnostics import warn_of_run
-from numpyro_ebipla.inspection import Inspection, check_arguments, inspect_model
-from numpyro_ebipla.kernels import Kernel
-from numpyro_ebipla.loop import limits, programs, run_chunk, run_steps
-from numpyro_ebipla.model import LatentModel
-from numpyro_ebipla.optim import as_optax, by_role, check_optimiser, default_optimizer
-from numpyro_ebipla.particles import Particles
-from numpyro_ebipla.result import Fit
-from numpyro_ebipla.start import check_faults, initial_state
-from numpyro_ebipla.step import Config, contrast_at, step
-from numpyro_ebipla.store import open_store
-from numpyro_ebipla.walkers import WalkerStrategy
+from numpyro_ebipla.training.step import Config, contrast_at, step
+from numpyro_ebipla.walkers.base import WalkerStrategy
 
 
 class System(NamedTuple):
@@ -70,18 +70,18 @@ class EBIPLA:
         warmup: moves before the first draw.
         optim: an optax transformation or NumPyro optimiser, or ``{"energy": …, "rest": …}`` for the parameters on
             which an energy depends (but no base distribution) and for the others. By default
-            :func:`~numpyro_ebipla.optim.default_optimizer`.
-        kernel: of the posterior particles: :class:`~numpyro_ebipla.kernels.MALA` (step size and scales adapted),
-            :class:`~numpyro_ebipla.kernels.ULA` or :class:`~numpyro_ebipla.kernels.Underdamped`.
+            :func:`~numpyro_ebipla.optim.langevin.default_optimizer`.
+        kernel: of the posterior particles: :class:`~numpyro_ebipla.kernels.mala.MALA` (step size and scales adapted),
+            :class:`~numpyro_ebipla.kernels.mala.ULA` or :class:`~numpyro_ebipla.kernels.mala.Underdamped`.
         num_moves: moves of the particles per step.
         posterior: how the particles are kept, instead of ``kernel`` and ``num_moves``:
-            :class:`~numpyro_ebipla.particles.Particles` (the default),
-            :class:`~numpyro_ebipla.particles.ShortRunParticles`,
-            :class:`~numpyro_ebipla.particles.SuccessiveParticles` or
-            :class:`~numpyro_ebipla.weighted.WeightedParticles`.
+            :class:`~numpyro_ebipla.particles.persistent.Particles` (the default),
+            :class:`~numpyro_ebipla.particles.persistent.ShortRunParticles`,
+            :class:`~numpyro_ebipla.particles.persistent.SuccessiveParticles` or
+            :class:`~numpyro_ebipla.particles.weighted.WeightedParticles`.
         prior: how the prior walkers are kept, one strategy for all energy priors or ``{site: strategy}``. By
-            default :class:`~numpyro_ebipla.tempering.Tempered`, and
-            :class:`~numpyro_ebipla.walkers.Annealed` for priors that are conditional on covariates.
+            default :class:`~numpyro_ebipla.walkers.tempered.Tempered`, and
+            :class:`~numpyro_ebipla.walkers.base.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
         refuse: ``model layout -> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
@@ -231,7 +231,7 @@ class EBIPLA:
             max_time: seconds after which to take no more steps, from the call on; the draws come on top.
             stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of the parameters and
                 of the contrast, is below this, e.g. 1.1; ``{name: threshold}`` chooses parameters or entries of the
-                history. See :mod:`numpyro_ebipla.settled`.
+                history. See :mod:`numpyro_ebipla.training.stopping`.
             checkpoint_dir: directory of this run's checkpoints. If it holds some, the run goes on from the latest,
                 and ``num_steps`` counts from the start of the run.
             checkpoint_every: steps between two checkpoints; one more is written where the run ends.
@@ -239,7 +239,7 @@ class EBIPLA:
             resume: ``"previous"`` passes over damaged checkpoints; False refuses a directory that holds any.
 
         Returns:
-            A :class:`~numpyro_ebipla.result.Fit`. After a divergence or Ctrl-C it holds the last sound state. A run
+            A :class:`.Fit`. After a divergence or Ctrl-C it holds the last sound state. A run
             of at least 1000 steps whose cheap diagnostics fail gives an ``EBIPLAWarning`` that says which.
 
         Raises:

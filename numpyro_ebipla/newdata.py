@@ -10,30 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._errors import ModelError, warn
-from numpyro_ebipla._options import number, site_names
-from numpyro_ebipla._static import is_array, is_traced
-from numpyro_ebipla._tree import all_finite, strong_type
-from numpyro_ebipla._types import Params, TrainState
-from numpyro_ebipla.bounds import Bounds
-from numpyro_ebipla.bounds import bidirectional as _bidirectional
-from numpyro_ebipla.checks import check_key, check_options, check_untraced, count
-from numpyro_ebipla.inspection import like_own
-from numpyro_ebipla.likelihood import (
+from numpyro_ebipla._core.errors import ModelError, warn
+from numpyro_ebipla._core.state import Params, TrainState
+from numpyro_ebipla._core.static import is_array, is_traced
+from numpyro_ebipla._core.tree import all_finite, strong_type
+from numpyro_ebipla._core.validate import number, site_names
+from numpyro_ebipla.likelihood.annealed import (
     TOO_SHORT,
     AnnealOptions,
     LogLikelihood,
     check_proper,
     is_joint,
 )
-from numpyro_ebipla.likelihood import (
+from numpyro_ebipla.likelihood.annealed import (
     log_likelihood as _log_likelihood,
 )
-from numpyro_ebipla.marginal import anneal_posterior, equal_draws
-from numpyro_ebipla.model import Batch, LatentModel
-from numpyro_ebipla.reconstruction import reconstruct as _reconstruct
-from numpyro_ebipla.result import Fit
-from numpyro_ebipla.start import check_faults
+from numpyro_ebipla.likelihood.bidirectional import Bounds
+from numpyro_ebipla.likelihood.bidirectional import bidirectional as _bidirectional
+from numpyro_ebipla.likelihood.posterior import anneal_posterior, equal_draws
+from numpyro_ebipla.likelihood.reconstruct import reconstruct as _reconstruct
+from numpyro_ebipla.model.inspection import like_own
+from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.results.fit import Fit
+from numpyro_ebipla.training.initial import check_faults
+from numpyro_ebipla.training.same_state import check_key, check_options, check_untraced, count
 
 #: Least size of the population from which the particles of new data are taken.
 POPULATION = 256
@@ -67,12 +67,12 @@ def infer(
         sites: see :meth:`run`.
         indices: see :meth:`run`.
         max_bytes: see :meth:`run`.
-        stage_ess: see :func:`~numpyro_ebipla.anneal.anneal`.
+        stage_ess: see :func:`~numpyro_ebipla.smc.anneal.anneal`.
         max_temps: likewise; where they were too few, a warning names the data.
         **kwargs: of the model.
 
     Returns:
-        A :class:`~numpyro_ebipla.result.Fit` of no steps. The walkers in its state stand at the base.
+        A :class:`~numpyro_ebipla.results.fit.Fit` of no steps. The walkers in its state stand at the base.
 
     Raises:
         ModelError: naming the site or parameter; for improper priors, and models without latents.
@@ -135,12 +135,12 @@ def log_likelihood(
         num_particles: of a population, for each datum.
         num_populations: independent ones.
         num_moves: MALA moves at each temperature.
-        stage_ess: see :func:`~numpyro_ebipla.anneal.anneal`; nearer to one: more temperatures.
+        stage_ess: see :func:`~numpyro_ebipla.smc.anneal.anneal`; nearer to one: more temperatures.
         max_temps: likewise.
         **kwargs: of the model.
 
     Returns:
-        A :class:`~numpyro_ebipla.likelihood.LogLikelihood`: ``value``, ``std_error``, ``ess`` of shape ``[M]``, …
+        A :class:`.LogLikelihood`: ``value``, ``std_error``, ``ess`` of shape ``[M]``, …
 
     Raises:
         ModelError: naming the site; for improper priors and scaled sites.
@@ -219,7 +219,7 @@ def reconstruct(
         sites: observed sites, by default all.
         num_particles: of the population, for each datum.
         num_moves: MALA moves at each temperature.
-        stage_ess: see :func:`~numpyro_ebipla.anneal.anneal`.
+        stage_ess: see :func:`~numpyro_ebipla.smc.anneal.anneal`.
         max_temps: likewise.
         **kwargs: of the model.
 
@@ -276,7 +276,7 @@ def bidirectional(
         **kwargs: of the model.
 
     Returns:
-        :class:`~numpyro_ebipla.bounds.Bounds`: ``lower`` and ``upper`` of shape ``[M]``, and their ``gap``.
+        :class:`.Bounds`: ``lower`` and ``upper`` of shape ``[M]``, and their ``gap``.
 
     Raises:
         ModelError: naming a site that cannot be simulated; for improper priors and scaled sites.

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebipla.energy import EnergyPrior
-from numpyro_ebipla.verdicts import spaced
+from numpyro_ebipla.diagnostics.checks import spaced
+from numpyro_ebipla.model.energy import EnergyPrior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from numpyro_ebipla.result import Fit
+    from numpyro_ebipla.results.fit import Fit
 
 #: Points of a scatter plot, at most.
 MAX_POINTS = 2000

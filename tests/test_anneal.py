@@ -7,8 +7,8 @@ import pytest
 from jax import random
 from jax.scipy.special import logsumexp
 
-from numpyro_ebipla.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
-from numpyro_ebipla.weights import ess, normalised
+from numpyro_ebipla.smc.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.smc.weights import ess, normalised
 
 
 def gaussian_base(dim=None, scale=1.0):

@@ -1,76 +1,66 @@
-"""Each module imports only what stands above it here, and only a few of them know NumPyro."""
+"""The folders show the architecture: each imports only from lower floors, and only a few files know NumPyro."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import numpyro_ebipla
 
 PACKAGE = Path(numpyro_ebipla.__file__).parent
 
-#: From the bottom of the package up: a module may import those before it, never itself or those after it.
-ORDER = [
-    "_errors",
-    "_options",
-    "_types",
-    "_tree",
-    "_static",
-    "proposals",
-    "kernels",
-    "weights",
-    "anneal",
-    "walkers",
-    "tempering",
-    "restarted",
-    "minibatch",
-    "optim",
-    "particles",
-    "outliers",
-    "weighted",
-    "energy",
-    "_tracing",
-    "missing",
-    "model",
-    "layout",
-    "inspection",
-    "marginal",
-    "likelihood",
-    "bounds",
-    "reconstruction",
-    "contrast",
-    "step",
-    "start",
-    "checks",
-    "checkpoint",
-    "store",
-    "settled",
-    "loop",
-    "collect",
-    "verdicts",
-    "fresh",
-    "optimality",
-    "diagnostics",
-    "_sites",
-    "_arviz",
-    "summary",
-    "result",
-    "newdata",
-    "ebipla",
-    "recipes",
-    "plots",
-    "__init__",
+#: From the ground up. What is on one floor, a folder or a file, imports from the floors below it alone.
+FLOORS = [
+    {"_core"},
+    {"kernels", "checkpoint"},
+    {"smc", "optim"},
+    {"walkers", "particles", "model"},
+    {"likelihood"},
+    {"training"},
+    {"diagnostics"},
+    {"results", "plots"},
+    {"newdata"},
+    {"ebipla"},
+    {"recipes"},
+    {"__init__"},
 ]
-
-#: Modules that must know NumPyro; the others are a library for plain JAX.
+#: What must know NumPyro; the rest is a library for plain JAX.
 KNOW_NUMPYRO = {
-    *("optim", "energy", "_tracing", "missing", "model", "layout", "inspection"),
-    *("fresh", "diagnostics", "_sites", "_arviz", "summary"),
+    *("model", "optim/langevin", "diagnostics/report", "diagnostics/prior"),
+    *("results/sites", "results/arviz", "results/summary"),
 }
+#: Lines of a file, at most, and of half of the files.
+LONGEST, TYPICAL = 445, 215
+
+
+def files() -> dict[str, Path]:
+    """``{"folder/file": path}`` of the package."""
+    return {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room(name: str) -> str:
+    """The folder of a file, or the file itself at the top."""
+    return name.partition("/")[0]
+
+
+def floor(name: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room(name) in rooms)
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of all that a file imports, inside functions too."""
+    """Full names of all that a file imports, inside functions too; not what only type checkers see."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -80,47 +70,79 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def modules() -> dict[str, set[str]]:
-    return {path.stem: imports(path) for path in PACKAGE.glob("*.py")}
+def inner(path: Path) -> set[str]:
+    """The files of this package among what a file imports."""
+    own = files()
+    found = set()
+    for name in imports(path):
+        first, _, rest = name.partition(".")
+        if first == PACKAGE.name:
+            inside = rest.replace(".", "/")
+            found |= {inside} & set(own)
+            found |= {f"{inside}/__init__"} & set(own)
+    return found
 
 
-def inner(names: set[str]) -> set[str]:
-    """Modules of this package among imported names."""
-    parts = [name.split(".") for name in names]
-    return {p[1] for p in parts if p[0] == "numpyro_ebipla" and len(p) > 1 and p[1] in ORDER}
+def arrows() -> Iterator[tuple[str, str]]:
+    """``(file, imported file)``, without the index of a folder that only stands in the path of another file."""
+    for name, path in files().items():
+        found = inner(path)
+        for other in found:
+            index = other.endswith("/__init__")
+            if index and any(room(x) == room(other) and x != other for x in found):
+                continue
+            yield name, other
 
 
-def test_every_module_has_its_place():
-    assert set(modules()) == set(ORDER)
+def test_every_room_has_its_floor():
+    rooms = [name for rooms in FLOORS for name in rooms]
+    assert sorted({room(name) for name in files()}) == sorted(rooms)
+
+
+def test_the_house_is_small():
+    top = [path for path in PACKAGE.iterdir() if path.suffix == ".py" and path.stem != "__init__"]
+    folders = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
+    assert len(top) <= 12 and len(folders) <= 12 and len(FLOORS) <= 12
+    assert all(path.parent in (PACKAGE, *folders) for path in files().values())
+    lines = {name: len(path.read_text().splitlines()) for name, path in files().items()}
+    assert max(lines.values()) <= LONGEST, {name: number for name, number in lines.items() if number > LONGEST}
+    assert median(number for name, number in lines.items() if not name.endswith("__init__")) <= TYPICAL
 
 
 def test_imports_go_downward_only():
-    for name, names in modules().items():
-        for imported in inner(names):
-            assert ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}"
+    for name, imported in arrows():
+        if room(imported) != room(name):
+            assert floor(imported) < floor(name), f"{name} imports {imported}"
+
+
+def test_no_circle_inside_a_folder():
+    graph: dict[str, set[str]] = {}
+    for name, imported in arrows():
+        if room(imported) == room(name):
+            graph.setdefault(name, set()).add(imported)
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_nothing_imports_the_package_itself():
-    for name, names in modules().items():
-        bare = [n for n in names if n == "numpyro_ebipla"]
-        allowed = all(
-            f"numpyro_ebipla.{m}" in names for m in inner(names)
-        )  # `from numpyro_ebipla import collect` names a module
-        assert not bare or (inner(names) and allowed), f"{name} imports the whole package"
+    for name, path in files().items():
+        found = imports(path)
+        bare = "numpyro_ebipla" in found
+        assert not bare or any(n.startswith("numpyro_ebipla.") and inner(path) for n in found), name
 
 
-def test_few_modules_know_numpyro():
-    knowing = {n for n, names in modules().items() if any(i.split(".")[0] == "numpyro" for i in names)}
-    assert knowing <= KNOW_NUMPYRO, f"{knowing - KNOW_NUMPYRO} should not import NumPyro"
+def test_few_files_know_numpyro():
+    knowing = {name for name, path in files().items() if any(i.split(".")[0] == "numpyro" for i in imports(path))}
+    others = {name for name in knowing if name not in KNOW_NUMPYRO and room(name) not in KNOW_NUMPYRO}
+    assert not others, f"{others} should not import NumPyro"
 
 
 def test_optional_libraries_are_not_imported_at_the_top():
     optional = {"flax", "equinox", "arviz", "arviz_base", "xarray", "matplotlib", "sklearn"}
-    for path in PACKAGE.glob("*.py"):
+    for name, path in files().items():
         top = set()
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import):
                 top |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 top.add(node.module.split(".")[0])
-        assert not top & optional, f"{path.name} imports {top & optional}"
+        assert not top & optional, f"{name} imports {top & optional}"

@@ -33,8 +33,8 @@ from numpyro_ebipla import (
     langevin,
     langevin_noise,
 )
-from numpyro_ebipla.inspection import inspect_model
-from numpyro_ebipla.model import Batch
+from numpyro_ebipla.model.inspection import inspect_model
+from numpyro_ebipla.model.latent_model import Batch
 
 M = 6
 Y = jnp.linspace(-1.0, 2.0, M)
@@ -484,7 +484,7 @@ def test_ctrl_c_leaves_a_usable_fit(monkeypatch):
     """The signal comes while the host looks at the first chunk: at any fixed time it could come before the steps."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # processes in the background ignore it
     fitter = EBIPLA(good, **SMALL)
-    monkeypatch.setattr("numpyro_ebipla.loop._postfix", lambda info: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("numpyro_ebipla.training.loop._postfix", lambda info: os.kill(os.getpid(), signal.SIGINT))
     with pytest.warns(EBIPLAWarning, match="interrupted after step"):
         fit = fitter.run(random.key(0), Y, num_steps=20_000, progress_bar=False)
     assert 0 < int(fit.state.step) == len(fit.losses)
@@ -499,7 +499,7 @@ def test_ctrl_c_while_collecting_leaves_the_parameters(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("numpyro_ebipla.collect.collect", interrupted)
+    monkeypatch.setattr("numpyro_ebipla.training.collect.collect", interrupted)
     with pytest.warns(EBIPLAWarning, match="interrupted while collecting"):
         fit = EBIPLA(good, num_steps=2, **SMALL).run(random.key(0), Y, progress_bar=False)
     assert np.isfinite(fit.params["m"]) and fit.get_samples() == {}

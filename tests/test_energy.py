@@ -116,7 +116,7 @@ def test_does_not_retrace(energy):
 
 
 def test_sampling_twice_compiles_once(energy):
-    from numpyro_ebipla.energy import _sample
+    from numpyro_ebipla.model.energy import _sample
 
     bind(energy, 0).sample(random.key(0), (2,))
     known = _sample._cache_size()

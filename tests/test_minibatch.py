@@ -7,7 +7,7 @@ import pytest
 from jax import random
 from scipy import stats
 
-from numpyro_ebipla.minibatch import batches_per_epoch, minibatch, permuted
+from numpyro_ebipla.training.minibatch import batches_per_epoch, minibatch, permuted
 
 
 @pytest.mark.parametrize(("M", "B"), [(1, 1), (2, 1), (2, 2), (3, 2), (10, 5), (16, 4), (17, 5), (64, 7)])

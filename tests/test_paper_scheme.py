@@ -17,7 +17,7 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, ULA, EnergyPrior, Persistent, langevin_noise
-from numpyro_ebipla.minibatch import minibatch
+from numpyro_ebipla.training.minibatch import minibatch
 
 M, N, P, H, SIGMA, STEPS = 12, 3, 7, 0.02, 0.4, 200
 

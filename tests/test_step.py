@@ -11,10 +11,10 @@ import pytest
 from jax import grad, random
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent, Tempered
-from numpyro_ebipla.anneal import TiltedDensity
-from numpyro_ebipla.contrast import EnergyGap, energy_gap, hole_penalty
-from numpyro_ebipla.step import energy_brake
-from numpyro_ebipla.walkers import Restraint
+from numpyro_ebipla.smc.anneal import TiltedDensity
+from numpyro_ebipla.training.contrast import EnergyGap, energy_gap, hole_penalty
+from numpyro_ebipla.training.step import energy_brake
+from numpyro_ebipla.walkers.base import Restraint
 
 
 def brake(gap, deviation=1.0, strategy=None):

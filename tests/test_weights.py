@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import random
 
-from numpyro_ebipla.weights import (
+from numpyro_ebipla.smc.weights import (
     ess,
     log_mean_exp,
     normalised,

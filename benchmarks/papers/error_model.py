@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from benchmarks.papers.paths import Walk
 from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, recipes
-from numpyro_ebipla.weights import ess
+from numpyro_ebipla.smc.weights import ess
 
 
 class Settings(NamedTuple):

@@ -18,7 +18,7 @@ from numpyro.contrib.module import flax_module
 from benchmarks.papers.data import mnist
 from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, ULA, Contrastive, EnergyPrior, Persistent, recipes
-from numpyro_ebipla.weights import log_mean_exp
+from numpyro_ebipla.smc.weights import log_mean_exp
 
 
 class Settings(NamedTuple):

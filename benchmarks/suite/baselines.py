@@ -13,7 +13,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from benchmarks.suite.case import Case, Rival
 from numpyro_ebipla import EBIPLA, ULA, ModelError, langevin, recipes
-from numpyro_ebipla._types import TrainState
+from numpyro_ebipla._core.state import TrainState
 
 SVI_STEPS = 5000
 #: Latent numbers for which a guide with a full covariance is tried.

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.report import Report
 from benchmarks.suite.judge import ALLOWED, LARGEST_SE, POSTERIOR_THRESHOLD
-from numpyro_ebipla.optimality import SETTLED
+from numpyro_ebipla.diagnostics.parameters import SETTLED
 
 HEADER = (
     "case",

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: the files, and which of them a run goes on from."""

@@ -1,0 +1,1 @@
+"""Is a fit to be trusted?"""

@@ -1,0 +1,180 @@
+r"""How far from the maximum of the likelihood a run has ended, in nats per datum.
+
+By Fisher's identity the particles know the slope of the log likelihood, and by Jensen's inequality a bound of what the
+last steps have gained; both need ``log Z`` of energy priors, which fresh draws supply.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.diagnostics.checks import MORE_STEPS, Check, at_most
+from numpyro_ebipla.diagnostics.prior import Fresh, flat_draws
+from numpyro_ebipla.likelihood.annealed import log_z_shift
+from numpyro_ebipla.likelihood.posterior import Estimate
+from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.smc.weights import log_mean_exp
+from numpyro_ebipla.training.collect import Draws, slopes
+
+#: Nats per datum that a settled run may have gained or left, and of the former what noise may hide. (What is left along
+#: a direction without information, such as a rotation of factors, is hidden by any noise, and does no harm.)
+SETTLED, HIDDEN = 0.005, 0.05
+
+GAINED = "nats still gained"
+MOVING = ("the last third of the run changed little", "the parameters were still moving")
+
+
+def of_parameters(
+    model: LatentModel,
+    thetas: tuple[Params, Params],
+    batch: Batch,
+    fresh: dict[str, Fresh],
+    draws: Draws | None,
+    num_particles: int,
+    chosen: np.ndarray,
+) -> list[Check]:
+    """Checks of the parameters reached.
+
+    Args:
+        model: the model.
+        thetas: those reached and the slow average, unconstrained.
+        batch: data for which the normalisers of conditional priors are looked at: the first of ``chosen``.
+        fresh: ``{energy site: draws}`` at the parameters reached.
+        draws: of the particles, None without latents.
+        num_particles: N.
+        chosen: ``[M']`` the data of the draws.
+    """
+    if draws is None:
+        blocks = [data_score(model, thetas, batch._replace(indices=block)) for block in model.blocks(chosen)]
+        score = np.concatenate([np.asarray(block) for block in blocks], 1)[:, : len(chosen)]
+    else:
+        score = draws.score
+    change, shift = map(np.asarray, normaliser_shifts(model, thetas, batch, fresh)) if fresh else (np.zeros(1), None)
+    if score is None:
+        return [of_bound(draws.gain + change.mean() * model.num_data, model.num_data)]
+    if shift is None:
+        return of_score(score, num_particles)
+    if any(model.energies[name].per_datum for name in fresh):  # then it is known of these data only
+        shift = shift[:, : len(chosen)] if model.subsampled else shift[:, chosen]
+        score = score[:, : shift.shape[1]]
+    else:
+        shift = shift.mean(1, keepdims=True)
+    halves = np.stack([half.mean(0) for half in np.array_split(shift, 2)])
+    shared = np.cov(shift.mean(1).T).reshape(shift.shape[-1], -1) / len(shift)
+    return of_score(score + halves, num_particles, shared)
+
+
+def of_bound(gain: np.ndarray, num_data: int) -> Check:
+    """What the last third of the run was still worth, in nats per datum, where global latents couple the data.
+
+    With particles of the posterior at θ, ``E[log p_θ(x, y) − log p_θ'(x, y)] ≥ log p_θ(y) − log p_θ'(y)``, by
+    Jensen's inequality, as in the EM algorithm. Here θ' is the average over the last third of the steps.
+
+    Args:
+        gain: ``[N]``, see :attr:`.Draws.gain`, with log normalisers.
+        num_data: M.
+    """
+    error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
+    return at_most(GAINED, gain.mean() / num_data, SETTLED, MOVING, MORE_STEPS, 2 * error / num_data, HIDDEN)
+
+
+def of_score(score: np.ndarray, num_particles: int, shared: np.ndarray | float = 0.0) -> list[Check]:
+    """What the last third of the run was worth, and what is left on the way that it was going, in nats per datum.
+
+    The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); its mean is the
+    slope of the log likelihood, its covariance the Fisher information. Both are known along as many directions as there
+    are parameter arrays: what is left, half the Newton decrement, is a lower bound for the whole space, and all there
+    is for scalars. What was gained is to second order. Two halves of the particles tell the noise of their means.
+
+    Args:
+        score: ``[2, M', L]``, see :attr:`.Draws.score`, with log normalisers.
+        num_particles: N.
+        shared: ``[L, L]`` covariance of an error of the mean score that all data share.
+    """
+    score = score.astype(np.float64)
+    shared = np.broadcast_to(shared, (score.shape[-1],) * 2)
+    along = score.sum(-1)
+    gained, gained_noise = along.mean() + 0.5 * _common(along), _noise(along[..., None])[0, 0] + shared.sum()
+    gained_error = np.sqrt(gained_noise)
+    scale = score.mean(0).std(0)
+    known = scale > 0
+    score, shared = score[:, :, known] / scale[known], shared[known][:, known] / np.outer(scale[known], scale[known])
+    num, moving = score.shape[1:]
+    first, second = score.mean(1)
+    fisher, noise = _information(score), _noise(score) + shared
+    fisher += (1e-6 + moving / num) * np.eye(moving)  # few data know little of many directions
+    left, noise = 0.5 * first @ np.linalg.solve(fisher, second), np.linalg.solve(fisher, 2 * noise)
+    # Of half the product of two independent means; each has twice the noise of both together.
+    left_error = 0.5 * np.sqrt(np.trace(noise @ noise) + 4 * max(left, 0.0) * np.trace(noise))
+    level = ("the likelihood is level where the run ended", "the likelihood still rises in the direction of the run")
+    slack = 3 * np.sqrt(moving) / (num * num_particles)
+    return [
+        at_most(GAINED, gained, SETTLED, MOVING, MORE_STEPS, slack + 2 * gained_error, HIDDEN),
+        at_most("nats to gain", left, SETTLED, level, f"{MORE_STEPS}, or a higher rate", slack + 2 * left_error),
+    ]
+
+
+def _common(halves: np.ndarray) -> float:
+    """Variance over the data ``[2, M']`` of what both halves agree on: their particles' noise is no information."""
+    first, second = halves - halves.mean(1, keepdims=True)
+    return float((first * second).mean())
+
+
+def _information(halves: np.ndarray) -> np.ndarray:
+    """The same of ``[2, M', L]`` as a matrix ``[L, L]``, with what an error of one standard deviation may add."""
+    first, second = halves - halves.mean(1, keepdims=True)
+    num = len(first)
+    value, vector = np.linalg.eigh((first.T @ second + second.T @ first) / (2 * num))
+    return vector * np.maximum(value, 0) @ vector.T + np.sqrt(num) * _noise(halves)
+
+
+def _noise(halves: np.ndarray) -> np.ndarray:
+    """Covariance ``[L, L]`` of the mean of ``[2, M', L]`` that is the particles' noise, from how the halves differ."""
+    apart = 0.5 * (halves[0] - halves[1])
+    return apart.T @ apart / len(apart) ** 2
+
+
+@partial(jax.jit, static_argnums=0)
+def data_score(model: LatentModel, thetas: tuple[Params, Params], batch: Batch) -> Array:
+    """:attr:`.Draws.score` of a model without latents, whose data stand in both halves."""
+    density = lambda params: model.log_joint(model.constrain_params(params), {}, {}, batch, {}).per_datum
+    return slopes(density, *thetas)[jnp.array([0, 0])]
+
+
+# --- what normalisers contribute ----------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=0)
+def normaliser_shifts(
+    model: LatentModel, thetas: tuple[Params, Params], batch: Batch, fresh: dict[str, Fresh]
+) -> tuple[Array, Array]:
+    """What changes of every ``log Z`` add to the log density of each datum, what belongs to none shared out.
+
+    Returns:
+        ``[B]`` for the way from the slow average; for going on by as much with one array at a time ``[K, B, L]``, from
+        each population of fresh draws by itself.
+    """
+    priors = model.energy_priors(model.constrain_params(thetas[0]), batch)
+
+    def densities(params: Params) -> dict[str, Array]:
+        tilted = model.tilted(model.constrain_params(params), batch)
+        return {name: tilted[name].log_density(flat_draws(fresh[name])) for name in fresh}
+
+    # Draws at θ: Z(θ') / Z(θ) is the mean ratio of the densities, ∇ log Z the mean of their slopes.
+    now, before = (densities(theta) for theta in thetas)
+    change = {name: -log_mean_exp(before[name] - now[name]).reshape(priors[name].batch_shape) for name in fresh}
+    slope = {}
+    for name, value in change.items():
+        num = len(fresh[name].draws)
+        means = lambda name, num, p: densities(p)[name].reshape(num, -1, *priors[name].batch_shape).mean(1)
+        along = slopes(partial(means, name, num), *thetas)
+        slope[name] = jnp.moveaxis(along, -1, 1).reshape((num, -1, *value.shape))
+    estimates = {name: Estimate(value, jnp.zeros_like(value)) for name, value in change.items()}
+    move = log_z_shift(model, model.constrain_params(thetas[0]), batch, estimates)[0]
+    spread = lambda per_datum, rest: per_datum + rest / per_datum.shape[0]
+    by_array = jax.vmap(lambda by: spread(*move(by)), out_axes=1)
+    return spread(*move(change)), jax.vmap(by_array)(slope)

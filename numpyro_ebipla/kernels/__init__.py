@@ -1,0 +1,1 @@
+"""Langevin transition kernels over many independent chains, in plain JAX."""

@@ -1,0 +1,1 @@
+"""Log likelihoods, and what else a population annealed to each posterior tells."""

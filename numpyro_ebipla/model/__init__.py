@@ -1,0 +1,1 @@
+"""A NumPyro model as pure functions of parameters, latents and data."""

@@ -1,0 +1,378 @@
+"""``EnergyPrior``: an energy-based, unnormalised and learnable prior as a NumPyro distribution."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array, lax, random
+from jax.scipy.special import logsumexp
+from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+from numpyro_ebipla._core.errors import EBIPLAWarning
+from numpyro_ebipla._core.static import is_array, join_function, split_function
+from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
+from numpyro_ebipla._core.validate import count
+from numpyro_ebipla.kernels.mala import Kernel, Point, evaluated, start
+from numpyro_ebipla.smc.anneal import Annealed, TiltedDensity, anneal, equally_weighted, initial_log_step
+
+_log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
+_base_only: ContextVar[bool] = ContextVar("base_only", default=False)
+
+
+@contextmanager
+def log_normaliser(log_z: Any) -> Iterator[None]:
+    """Inside, ``EnergyPrior.log_prob`` subtracts ``log_z`` (it broadcasts to the batch shape).
+
+    Whoever supplies it answers for its derivative too: the warning about a missing normaliser is off.
+    """
+    token = _log_normaliser.set(log_z)
+    try:
+        yield
+    finally:
+        _log_normaliser.reset(token)
+
+
+@contextmanager
+def base_only() -> Iterator[None]:
+    """Inside, ``EnergyPrior.log_prob`` is that of its base, which is normalised."""
+    token = _base_only.set(True)
+    try:
+        yield
+    finally:
+        _base_only.reset(token)
+
+
+class EnergyPrior(dist.Distribution):
+    r"""Density proportional to ``exp(−energy(x)) · base.prob(x)``.
+
+    The energy tilts a proper base distribution, so that ``energy = 0`` is the base itself, with known
+    normaliser (Pang et al., 2006.08205, eq. 2).
+
+    :meth:`log_prob` is **unnormalised**: it lacks ``−log Z``. This is right for inference of ``x`` with the
+    energy fixed (NUTS included) and for :class:`~numpyro_ebipla.EBIPLA`, which supplies the gradient of
+    ``log Z``. It is **wrong** for SVI or MCMC over the energy's own parameters, or over parameters of its
+    base; where they are differentiated outside EBIPLA an ``EBIPLAWarning`` is raised.
+
+    Args:
+        energy: what maps ``x`` of shape ``[..., *event_shape]`` to energies ``[...]``: a bound linen, nnx or
+            equinox module (``flax_module``, ``nnx_module``, ``eqx_module``) or any function, of
+            ``numpyro.param`` values too. A function that accepts a single ``x`` only is mapped over the rest.
+            An energy that depends on covariates of the data inside a plate returns ``[..., B]``.
+        base: distribution with continuous support and a ``sample`` method.
+        num_walkers: least size of the population that :meth:`sample` anneals.
+        num_moves: MALA moves at each of its temperatures, and moves of ``kernel`` after the last.
+        step_size: of those moves in units of the population's variance; adapted on the way if None.
+        max_temps: largest number of temperatures.
+        kernel: of the moves at the end, none by default: :class:`~numpyro_ebipla.MALA` or any other.
+
+    Raises:
+        TypeError: if ``energy`` is not callable or ``base`` is no distribution.
+        ValueError: if the base is discrete or cannot be sampled, or the energy's shape does not fit.
+
+    >>> import jax.numpy as jnp, numpyro.distributions as dist
+    >>> from jax import random
+    >>> prior = EnergyPrior(lambda x: 0.5 * jnp.sum(x**2, -1), dist.Normal(0, 1).expand([2]).to_event(1))
+    >>> x = prior.sample(random.key(0), (1000,))  # N(0, 1/2) in each coordinate
+    >>> x.shape, bool(abs(x.var() - 0.5) < 0.05)
+    ((1000, 2), True)
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    pytree_data_fields = ("_arrays", "base")
+    pytree_aux_fields = ("_static", "_mapped", "num_walkers", "num_moves", "step_size", "max_temps", "kernel")
+
+    def __init__(
+        self,
+        energy: Callable[[Array], Array],
+        base: dist.Distribution,
+        *,
+        num_walkers: int = 256,
+        num_moves: int = 40,
+        step_size: float | None = None,
+        max_temps: int = 200,
+        kernel: Kernel | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_base(energy, base)
+        _check_options(num_walkers, num_moves, max_temps, step_size, kernel)
+        self._arrays, self._static = split_function(energy)
+        self.base = base
+        self.num_walkers, self.num_moves, self.max_temps = num_walkers, num_moves, max_temps
+        self.step_size, self.kernel = step_size, kernel
+        batch_shape, self._mapped = self._infer_shape()
+        super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> dist.constraints.Constraint:
+        """The base's support."""
+        return self.base.support
+
+    def energy(self, x: Array) -> Array:
+        """Energies ``[*sample_shape, *batch_shape]`` of ``x`` in the constrained space."""
+        return self._energy(self._arrays, x)
+
+    def _energy(self, arrays: Any, x: Array) -> Array:
+        energy = join_function(arrays, self._static)
+        if not self._mapped:
+            return energy(x)
+        lead = x.shape[: x.ndim - self.event_dim]
+        return jax.vmap(energy)(x.reshape((-1, *self.event_shape))).reshape(lead)
+
+    def log_prob(self, value: Array) -> Array:
+        """Unnormalised: ``base.log_prob(value) − energy(value)``."""
+        log_z, base, arrays = _log_normaliser.get(), self.base, self._arrays
+        if _base_only.get():
+            shape = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
+            return jnp.broadcast_to(base.log_prob(value), lax.broadcast_shapes(shape, self.batch_shape))
+        if log_z is None:
+            log_z, (base, arrays) = 0.0, jax.tree.map(_watched, (base, arrays))
+        return base.log_prob(value) - self._energy(arrays, value) - log_z
+
+    def tilted(self) -> TiltedDensity:
+        """Base and energy as functions of unconstrained walkers ``[P, *event]``, or ``[P, D, *event]``.
+
+        The second where ``batch_shape`` is not empty: ``D`` is its product. The Jacobian of the map to the
+        support belongs to the base.
+        """
+        transform = biject_to(self.support)
+        batch, event_dim = self.batch_shape, self.event_dim
+        unconstrained = transform.inverse_shape(batch + self.event_shape)
+        flat = (-1,) if batch else ()
+
+        def constrain(u: Array) -> tuple[Array, Array]:
+            u = u.reshape(u.shape[:1] + unconstrained)
+            return u, transform(u)
+
+        def log_base(u: Array) -> Array:
+            u, x = constrain(u)
+            log_det = transform.log_abs_det_jacobian(u, x)
+            log_det = sum_rightmost(log_det, log_det.ndim - x.ndim + event_dim)
+            value = jnp.broadcast_to(self.base.log_prob(x) + log_det, u.shape[:1] + batch)
+            return value.reshape(u.shape[:1] + flat)
+
+        def energy(u: Array) -> Array:
+            value = self.energy(constrain(u)[1])
+            return value.reshape(u.shape[:1] + flat)
+
+        def sample_base(rng_key: Array, num: int) -> Array:
+            expanded = self.base.expand(batch) if self.base.batch_shape != batch else self.base
+            u = transform.inv(expanded.sample(rng_key, (num,)))
+            return u.reshape((num, *flat, *unconstrained[len(batch) :]))
+
+        return TiltedDensity(log_base, energy, sample_base)
+
+    def constrain_walkers(self, u: Array) -> Array:
+        """Walkers as :meth:`tilted` has them -> ``[P, *batch_shape, *event_shape]``."""
+        transform = biject_to(self.support)
+        shape = transform.inverse_shape(self.batch_shape + self.event_shape)
+        return transform(u.reshape(u.shape[:1] + shape))
+
+    def as_walkers(self, x: Array) -> Array:
+        """Values ``[..., *batch_shape, *event_shape]`` as :meth:`tilted` has walkers.
+
+        Elements that share a normaliser (axes left of the batch shape, or of length one in it) are walkers.
+        """
+        transform = biject_to(self.support)
+        u, event = transform.inv(x), transform.inverse_shape(self.event_shape)
+        lead = u.ndim - len(event)
+        own = [lead - i for i, size in enumerate(reversed(self.batch_shape), 1) if size > 1][::-1]
+        shared = [i for i in range(lead) if i not in own]
+        flat = (math.prod(self.batch_shape),) if self.batch_shape else ()
+        return u.transpose((*shared, *own, *range(lead, u.ndim))).reshape((-1, *flat, *event))
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws from the normalised density, by annealing a population from the base.
+
+        They are exchangeable but not independent: draws of one call share their population's resampling.
+        """
+        num = 1
+        for size in sample_shape:
+            num *= size
+        return _sample(self, key, num).reshape(sample_shape + self.batch_shape + self.event_shape)
+
+    def log_normalizer(self, rng_key: Array, num_populations: int = 4) -> tuple[Array, Array]:
+        """Estimate ``log Z = log ∫ exp(−energy) base`` and its standard error, each of ``batch_shape``.
+
+        By independent populations annealed as in :meth:`sample`, of 4 × ``num_walkers`` walkers each; the error
+        is that of the mean over populations. More ``num_moves`` or ``num_walkers`` make both smaller.
+
+        >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> prior = EnergyPrior(lambda x: 0.5 * x**2, dist.Normal(0, 1))
+        >>> log_z, error = prior.log_normalizer(random.key(0))
+        >>> bool(abs(log_z - jnp.log(0.5) / 2) < 0.05)
+        True
+        """
+        log_z = _log_normalizer(self, rng_key, num_populations)
+        mean = logsumexp(log_z, 0) - jnp.log(num_populations)
+        return mean, jnp.std(log_z, axis=0, ddof=1) / jnp.sqrt(num_populations)
+
+    def _infer_shape(self) -> tuple[tuple[int, ...], bool]:
+        """The batch shape that base and energy have together, and whether the energy takes single points."""
+        batch, event = self.base.batch_shape, self.base.event_shape
+        call = join_function(self._arrays, self._static)
+
+        def returned(*shape: int) -> tuple[int, ...] | Exception:
+            try:
+                return jnp.shape(jax.eval_shape(call, jax.ShapeDtypeStruct(shape, jnp.result_type(float))))
+            except Exception as e:  # whatever the user's function raises
+                return e
+
+        one = returned(*batch, *event)
+        if isinstance(one, tuple):
+            _check_real(jax.eval_shape(call, jax.ShapeDtypeStruct((*batch, *event), jnp.result_type(float))).dtype)
+            full = one or batch
+            if _extends(full, batch) and returned(3, *full, *event) == (3, *full):
+                return full, False
+        if (returned(*event) if batch else one) == ():
+            return batch, True
+        raise ValueError(_shape_message(one, batch, event))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
+    key_anneal, key_draw = random.split(rng_key)
+    density = prior.tilted()
+    population = anneal_prior(prior, density, key_anneal, max(num, prior.num_walkers))
+    draws = equally_weighted(key_draw, population, num)
+    if prior.kernel is not None:
+        draws = _moved(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.num_moves)
+    return prior.constrain_walkers(draws)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) -> Array:
+    def one(key: Array) -> Array:
+        return anneal_prior(prior, prior.tilted(), key, 4 * prior.num_walkers).log_z.reshape(prior.batch_shape)
+
+    return lax.map(one, random.split(rng_key, num_populations))
+
+
+def anneal_prior(prior: EnergyPrior, density: TiltedDensity, rng_key: Array, num_walkers: int) -> Annealed:
+    """A population annealed as the prior's options say, in small stages: draws must be right, not fast."""
+    dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
+    log_step, rate = initial_log_step(dtype), 0.2
+    if prior.step_size is not None:
+        log_step, rate = jnp.full_like(log_step, jnp.log(prior.step_size)), 0.0
+    options: dict[str, Any] = {"num_moves": prior.num_moves, "max_temps": prior.max_temps, "rate": rate}
+    return anneal(rng_key, density, num_walkers, log_step, stage_ess=0.98, **options)
+
+
+def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
+    """``x`` after moves of ``kernel`` towards the tilted density."""
+    target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
+    point, adapt = start(kernel, target, {"x": x})
+    if kernel.has_momentum:
+        point = point._replace(momentum=normal_like(random.fold_in(rng_key, num_moves), {"x": x}))
+
+    def move(carry: tuple[Point, Any], key: Array) -> tuple[tuple[Point, Any], None]:
+        here = evaluated(target, carry[0])
+        there, info = kernel.move(key, target, here, carry[1])
+        return (evaluated(target, there), kernel.adapt(carry[1], info, here)), None
+
+    return lax.scan(move, (point, adapt), random.split(rng_key, num_moves))[0][0].position["x"]
+
+
+def _extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether ``full`` is what ``batch`` broadcasts to."""
+    try:
+        return jnp.broadcast_shapes(full, batch) == full
+    except ValueError:
+        return False
+
+
+def _shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], event: tuple[int, ...]) -> str:
+    """What is wrong with the shape that an energy returns, and what to do."""
+    x = batch + event
+    advice = (
+        f"It is called with x of shape [..., {', '.join(map(str, x))}] and must return one energy for each "
+        "x, without the event's axes."
+    )
+    if isinstance(one, Exception):
+        return (
+            f"EnergyPrior: the energy failed on x of shape {x}: {one}\n{advice} If it uses covariates of the "
+            "data, give the base their batch shape: base.expand([batch_size])."
+        ) + (" A base of vectors needs .to_event(1)." if event == () else "")
+    hint = "squeeze its last axis" if one[-1:] == (1,) else "did you forget .to_event() on the base, or a sum?"
+    return f"EnergyPrior: the energy returns shape {one} for x of shape {x}, expected {batch}: {hint}. {advice}"
+
+
+def _check_base(energy: Any, base: Any) -> None:
+    if not callable(energy):
+        raise TypeError(
+            f"EnergyPrior: energy must be callable, got {type(energy).__name__}; pass a bound module "
+            "(flax_module, nnx_module, eqx_module) or a function of x."
+        )
+    if not isinstance(base, dist.Distribution):
+        raise TypeError(f"EnergyPrior: base must be a NumPyro distribution, got {type(base).__name__}.")
+    if base.support is None or base.support.is_discrete:
+        raise ValueError(
+            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous support."
+        )
+    try:
+        jax.eval_shape(lambda k: base.sample(k), random.key(0))
+    except NotImplementedError as e:
+        raise ValueError(
+            f"EnergyPrior: base {type(base).__name__} has no `sample`; the walkers start as draws of the "
+            "base, so choose a proper distribution that can be sampled."
+        ) from e
+
+
+def _check_real(dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"EnergyPrior: the energy returns numbers of type {dtype}; Langevin moves need its gradient, so it must "
+            "return floating-point numbers that vary smoothly with x."
+        )
+
+
+def _check_options(num_walkers: Any, num_moves: Any, max_temps: Any, step_size: Any, kernel: Any) -> None:
+    for name, value in (("num_walkers", num_walkers), ("num_moves", num_moves), ("max_temps", max_temps)):
+        count(f"EnergyPrior: {name}", value)
+    if step_size is not None and not step_size > 0:
+        raise ValueError(f"EnergyPrior: step_size must be positive or None, got {step_size!r}.")
+    if not isinstance(kernel, Kernel | None):
+        raise TypeError(f"EnergyPrior: kernel must be MALA(), ULA(), Underdamped() or None, got {kernel!r}.")
+
+
+def unwrap(fn: dist.Distribution) -> dist.Distribution:
+    """The distribution inside ``expand``, ``mask`` and ``to_event``."""
+    wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
+
+
+def _watched(x: Any) -> Any:
+    return _warn_if_differentiated(x) if is_array(x) and jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+@jax.custom_jvp
+def _warn_if_differentiated(x: Array) -> Array:
+    return x
+
+
+def _warn_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
+        warnings.warn(
+            "the log density of an EnergyPrior is being differentiated with respect to parameters of its "
+            "energy or its base outside EBIPLA. It lacks the normaliser −log Z, so SVI or MCMC over these "
+            "parameters is wrong: fit them with EBIPLA(model).run(...), or hold them fixed "
+            "(numpyro.handlers.substitute).",
+            EBIPLAWarning,
+            stacklevel=2,
+        )
+    else:
+        dx = jnp.zeros_like(x)
+    return x, dx
+
+
+_warn_if_differentiated.defjvp(_warn_jvp, symbolic_zeros=True)

@@ -1,0 +1,330 @@
+"""One look at a NumPyro model before any long work: its layout, and errors for what cannot be fitted."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.ops.provenance import eval_provenance
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.state import Params
+from numpyro_ebipla._core.static import is_array, join_static, split_static
+from numpyro_ebipla._core.tree import all_finite, by_path, strong_type
+from numpyro_ebipla.model.energy import unwrap
+from numpyro_ebipla.model.handlers import from_base, no_latents_in_loops, sound_plates, trace_model
+from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.layout import Layout, constraints_of, lay_out
+from numpyro_ebipla.model.missing import nan_masked
+
+#: JAX's errors where a number of Python is wanted and a traced array found.
+NEEDS_A_NUMBER = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerArrayConversionError,
+)
+
+
+class Start(NamedTuple):
+    """The numbers that a model starts with, for one key.
+
+    Attributes:
+        params: initial parameters, unconstrained.
+        mutable: initial values at ``mutable`` sites.
+        energies: ``{energy site: energies at some draws of its base}``.
+        constraints: arrays in the parameters' constraints, see :func:`_param_transforms`.
+        outside: ``{observed site: whether a value lies outside its distribution's support}``.
+    """
+
+    params: Params
+    mutable: dict[str, Any]
+    energies: dict[str, Array]
+    constraints: Any
+    outside: dict[str, Array]
+
+
+class Inspection(NamedTuple):
+    """What :func:`inspect_model` finds.
+
+    Attributes:
+        model: the pure functions.
+        data: the model's array arguments.
+        params: initial parameters, unconstrained.
+        mutable: initial values at ``mutable`` sites.
+        energy_params: names of the parameters on which an energy depends, but no base distribution.
+        deterministic: names of the deterministic sites.
+        start: ``(rng_key, init_params, data) -> Start``, compiled: for other keys and initial values.
+    """
+
+    model: LatentModel
+    data: Any
+    params: Params
+    mutable: dict[str, Any]
+    energy_params: tuple[str, ...]
+    deterministic: tuple[str, ...]
+    start: Callable
+
+    def restarted(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
+        """The same model with its initial numbers for another key."""
+        params, mutable = _checked(self.start(rng_key, _arrays(init_params), data))
+        return self._replace(data=data, params=params, mutable=mutable)
+
+
+def inspect_model(
+    model: Callable,
+    rng_key: Array,
+    args: tuple,
+    kwargs: dict[str, Any],
+    init_params: Params | None = None,
+) -> Inspection:
+    """Trace ``model(*args, **kwargs)`` once and lay out its parameters, latents, energies and data.
+
+    Raises:
+        ModelError: naming the site or argument, for everything that cannot be fitted.
+    """
+    check_arguments(model, args, kwargs)
+    data, static = split_static((args, kwargs))
+    data = jax.tree.map(jnp.asarray, data)
+    found: list[Layout] = []
+
+    # One program instead of a hundred small ones, to be run once or twice: it is the compilation that costs.
+    # The layout leaves it on the side.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def start(rng_key: Array, init_params: Params, data: Any) -> Start:
+        args, kwargs = join_static(data, static)
+        trace = _first_trace(model, rng_key, args, kwargs)
+        if init_params:
+            own = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+            init_params = like_own("init_params", init_params, own)
+            bound = handlers.substitute(model, data=init_params)
+            trace = trace_model(from_base(handlers.seed(bound, rng_key)), args, kwargs)
+        _check_types(trace)
+        layout = lay_out(model, trace, args, kwargs)
+        found.append(layout)
+        return _numbers(trace, layout)
+
+    first = start(rng_key, _arrays(init_params), data)
+    params, mutable = _checked(first)
+    layout = found[0]
+    latent_model = LatentModel(
+        model=model,
+        static_arguments=static,
+        param_transforms=_param_transforms(join_static(first.constraints, layout.constraints)),
+        latents=layout.latents,
+        energies=layout.energies,
+        plate=layout.plate,
+    )
+    energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
+    return Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, start)
+
+
+def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The trace of a model that may not run at all with these arguments.
+
+    Raises:
+        ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
+    """
+    try:
+        sound = no_latents_in_loops(sound_plates(model))
+        return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
+    except NEEDS_A_NUMBER as e:
+        raise ModelError(
+            "the model needs the value of an array argument where only a Python number will do, such as the size of a "
+            f"plate: pass it as one (int(…)), then it stays the same in all steps. JAX says: {str(e).splitlines()[0]}"
+        ) from e
+    except Exception as e:
+        named = _named_arguments(model, args, kwargs)
+        empty = [n for n, value in named.items() if any(np.size(x) == 0 for x in jax.tree.leaves(value) if is_array(x))]
+        if not empty:
+            raise
+        raise ModelError(f"argument '{empty[0]}' of the model is empty, and so it cannot be run: {e}.") from e
+
+
+def _numbers(trace: dict[str, Any], layout: Layout) -> Start:
+    """What of a trace are numbers."""
+    constrained = constraints_of(trace)
+    transforms = _param_transforms(constrained)
+    values = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
+    values = strong_type(jax.tree.map(jnp.asarray, values))
+    params = {n: transforms[n].inv(v) if n in transforms else v for n, v in values.items()}
+    mutable = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
+    priors = {name: unwrap(trace[name]["fn"]) for name in layout.energies}
+    densities = {n: prior.tilted() for n, prior in priors.items()}
+    energies = {n: d.energy(d.sample_base(jax.random.key(0), 8)) for n, d in densities.items()}
+    observed = {n: s for n, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
+    outside = {n: _outside(s) for n, s in observed.items()}
+    arrays = jax.tree.map(jnp.copy, split_static(constrained)[0])
+    return Start(strong_type(params), strong_type(mutable), energies, arrays, outside)
+
+
+def _checked(start: Start) -> tuple[Params, dict[str, Any]]:
+    """Parameters and mutable values.
+
+    Raises:
+        ModelError: if something is not finite, or outside its support.
+    """
+    params, mutable, energies, _, outside = start
+    for name, value in params.items():
+        if not all_finite(value):
+            raise ModelError(
+                f"the initial value of parameter '{name}' is not finite or violates its constraint: change "
+                "it in the model, or by init_params."
+            )
+    for name, value in energies.items():
+        if not np.isfinite(np.asarray(value)).all():
+            raise ModelError(
+                f"the energy at '{name}' is not finite at draws of its base at the start: check its initial "
+                "parameters and the scale of its inputs."
+            )
+    for name, value in outside.items():
+        if bool(value):
+            raise ModelError(
+                f"observed values at '{name}' lie outside the support of their distribution: check the data, "
+                "or choose a distribution that covers them."
+            )
+    return params, mutable
+
+
+def _outside(site: dict[str, Any]) -> Array:
+    """Whether an observation lies outside a continuous support; masked ones do not count."""
+    fn, none = site["fn"], jnp.zeros((), bool)
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return none
+    if support is None or support.is_discrete:  # fractions at a Bernoulli site are common use
+        return none
+    inside = support(site["value"])
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.MaskedDistribution):
+        inside = fn.support(site["value"]) | ~jnp.asarray(fn._mask)  # element by element, inside an Independent
+    return ~jnp.all(inside)
+
+
+def _check_types(trace: dict[str, Any]) -> None:
+    """Refuse parameters that have no gradient, and observations that are no numbers.
+
+    Raises:
+        ModelError: naming the site.
+    """
+    for name, site in trace.items():
+        if site["type"] == "param":
+            for leaf in jax.tree.leaves(site["value"]):
+                if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                    raise ModelError(
+                        f"parameter '{name}' is of type {jnp.result_type(leaf)}, but only floating-point numbers have "
+                        "gradients: begin at 0.0 instead of 0, say."
+                    )
+        if site["type"] == "sample" and site["is_observed"]:
+            value = site["value"]
+            if not isinstance(value, int | float | np.number | np.bool_) and not is_array(value):
+                kind, remedy = f"a {type(value).__name__}", "pass jnp.asarray(…)"
+                if isinstance(value, np.ndarray):
+                    kind, remedy = f"of NumPy's type {value.dtype}", "make numbers of them first"
+                raise ModelError(f"observed values at '{name}' are {kind}, not an array of numbers: {remedy}.")
+            if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+                raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
+
+
+def like_own(argument: str, given: Params, own: Params) -> Params:
+    """Parameters in the structures and types of the model's own, which may be shapes only.
+
+    Raises:
+        ModelError: naming the argument and a parameter that the model does not have, or has in other shapes.
+    """
+    found = {}
+    for name, value in given.items():
+        if name not in own:
+            raise ModelError(f"{argument}: the model has no parameter '{name}'; it has {sorted(own)}.")
+        ours, theirs = by_path(own[name]), by_path(value)
+        wanted, shapes = (jax.tree.map(jnp.shape, leaves) for leaves in (ours, theirs))
+        if wanted != shapes:
+            raise ModelError(
+                f"{argument}: '{name}' has shape {shapes.get('', shapes)}, but the model's {wanted.get('', wanted)}."
+            )
+        leaves = [jnp.asarray(theirs[path], jnp.result_type(like)) for path, like in ours.items()]
+        found[name] = jax.tree.unflatten(jax.tree.structure(own[name]), leaves)
+    return found
+
+
+def _arrays(init_params: Params | None) -> Params:
+    if not isinstance(init_params, dict | None):
+        raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
+    arrays = {}
+    for name, value in (init_params or {}).items():
+        try:  # JAX would read a word as the name of a type
+            arrays[name] = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) if isinstance(x, str) else x), value)
+        except (TypeError, ValueError) as e:
+            raise TypeError(
+                f"init_params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
+            ) from e
+    return arrays
+
+
+def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse NaN, masked arrays and unbindable arguments by name.
+
+    Raises:
+        ModelError: naming the argument.
+    """
+    bound = _named_arguments(model, args, kwargs)
+    for name, value in bound.items():
+        if any(isinstance(leaf, np.ma.MaskedArray) for leaf in jax.tree.leaves(value)):
+            raise ModelError(
+                f"argument '{name}' of the model is a masked array of NumPy, whose mask JAX would not see: pass "
+                f"{name}.filled(np.nan) and wrap the model in nan_masked, or remove these data."
+            )
+    if isinstance(model, nan_masked):
+        bound = {}
+    for name, value in bound.items():
+        for leaf in jax.tree.leaves(value):
+            number = isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact))
+            if not number:
+                continue
+            if bool(np.isnan(np.asarray(leaf)).any()):
+                raise ModelError(
+                    f"argument '{name}' of the model contains NaN: remove these data, or replace "
+                    "them and hide them with numpyro.handlers.mask, or wrap the model in nan_masked."
+                )
+
+
+def _named_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by their names.
+
+    Raises:
+        ModelError: if they are not those of the model.
+    """
+    try:
+        return inspect.signature(model).bind(*args, **kwargs).arguments
+    except TypeError as e:
+        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
+    except ValueError:  # no signature, e.g. a callable from C
+        return {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+
+
+def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
+    return {name: biject_to(constraint) for name, constraint in constrained.items()}
+
+
+def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
+    """Parameters that energies depend on, but no base: a base has no walkers that must follow it."""
+
+    def arrays(**params: Any) -> Any:
+        batch = Batch(layout.blocks(joint=False)[0], data, jax.random.key(0), mutable)
+        priors = layout.energy_priors(layout.constrain_params(params), batch)
+        densities = [prior.tilted() for prior in priors.values()]
+        draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
+        at = list(zip(densities, draws, strict=True))
+        return [d.log_base(x) for d, x in at], [d.energy(x) for d, x in at]
+
+    base, energy = eval_provenance(arrays, **params)
+    names = lambda found: set().union(*jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, frozenset)))
+    return tuple(sorted(names(energy) - names(base)))

@@ -1,0 +1,369 @@
+"""A NumPyro model as pure functions of (parameters, latents, minibatch).
+
+:func:`inspect_model` looks once at the model, refuses what cannot be fitted, and returns a
+:class:`LatentModel`. Its methods run the model under handlers that put unconstrained particles at the latent
+sites; a data plate's M/B scale is divided out again, so that what belongs to one datum is never rescaled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+
+from numpyro_ebipla._core.state import Latents, Params
+from numpyro_ebipla._core.static import join_static
+from numpyro_ebipla.model.energy import EnergyPrior, base_only, unwrap
+from numpyro_ebipla.model.handlers import (
+    Place,
+    Unobserve,
+    copy_containers,
+    from_base,
+    site_log_prob,
+    trace_model,
+    unmask_latents,
+    unmasked,
+)
+from numpyro_ebipla.smc.anneal import TiltedDensity
+
+
+class LatentSite(NamedTuple):
+    """A latent sample site.
+
+    Attributes:
+        local: whether it lies inside the data plate.
+        axis: axis of the data plate in the unconstrained value, counted from the right (local sites).
+        value_axis: the same in the constrained value.
+    """
+
+    local: bool
+    axis: int
+    value_axis: int
+
+
+class EnergySite(NamedTuple):
+    """An energy prior: whether it is observed, and whether every datum has a normaliser of its own."""
+
+    observed: bool
+    per_datum: bool
+
+
+class DataPlate(NamedTuple):
+    """The plate whose elements are the data: its name, ``M``, ``B`` and dimension (from the right)."""
+
+    name: str
+    size: int
+    batch_size: int
+    dim: int
+
+
+class Batch(NamedTuple):
+    """What a run of the model sees besides parameters and latents.
+
+    Attributes:
+        indices: ``[B]`` the data to visit, None for all of a plate that is not subsampled.
+        data: the array arguments of the model.
+        rng_key: to draw from, and for models that ask for one.
+        mutable: values at ``mutable`` sites.
+    """
+
+    indices: Array | None
+    data: Any
+    rng_key: Array
+    mutable: dict[str, Any]
+
+
+class Joint(NamedTuple):
+    """Log densities of N particles and what comes with them.
+
+    Attributes:
+        per_datum: ``[N, B]`` the sum of all sites inside the data plate, for each datum.
+        rest: ``[N]`` the sum of all others.
+        mutable: new values at ``mutable`` sites, of the first particle.
+        energies: ``{energy site: mean energy}`` at the particles (the data, if it is observed).
+    """
+
+    per_datum: Array
+    rest: Array
+    mutable: dict[str, Any]
+    energies: dict[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentModel:
+    """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
+
+    ``params`` are constrained except in :meth:`constrain_params`.
+    """
+
+    model: Callable
+    static_arguments: Any
+    param_transforms: dict[str, Any]
+    latents: dict[str, LatentSite]
+    energies: dict[str, EnergySite]
+    plate: DataPlate | None
+
+    @property
+    def num_data(self) -> int:
+        """``M``: the size of the data plate, one without a plate."""
+        return self.plate.size if self.plate else 1
+
+    @property
+    def batch_size(self) -> int:
+        """``B``."""
+        return self.plate.batch_size if self.plate else 1
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether ``B < M``."""
+        return self.batch_size < self.num_data
+
+    @property
+    def local_sites(self) -> list[str]:
+        """Names of the latents inside the data plate."""
+        return [name for name, site in self.latents.items() if site.local]
+
+    @property
+    def global_sites(self) -> list[str]:
+        """Names of the latents outside it."""
+        return [name for name, site in self.latents.items() if not site.local]
+
+    def constrain_params(self, unconstrained: Params) -> Params:
+        """Parameters in the space that the model declares."""
+        return {
+            name: self.param_transforms[name](value) if name in self.param_transforms else value
+            for name, value in unconstrained.items()
+        }
+
+    def unconstrain_params(self, params: Params) -> Params:
+        """The inverse of :meth:`constrain_params`."""
+        return {
+            name: self.param_transforms[name].inv(value) if name in self.param_transforms else value
+            for name, value in params.items()
+        }
+
+    # --- densities ------------------------------------------------------------------------------------
+
+    def log_joint(self, params: Params, local: Latents, glob: Latents, batch: Batch, log_z: dict[str, Array]) -> Joint:
+        """Log densities of N particles, in unconstrained space (Jacobians included).
+
+        Args:
+            params: constrained parameters.
+            local: ``{site: [N, B, *event]}``.
+            glob: ``{site: [N, *event]}``.
+            batch: data to visit.
+            log_z: ``{energy site: log normaliser}``, broadcasting to its batch shape; zero if missing.
+        """
+
+        def one(local: Latents, glob: Latents) -> Joint:
+            trace, log_det = self.trace(params, local, glob, batch)
+            per_datum = jnp.zeros((self.width(batch),))
+            rest = jnp.zeros(())
+            for name, site in trace.items():
+                if site["type"] != "sample":
+                    continue
+                value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
+                if self.is_local(site):
+                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
+                else:
+                    rest += value.sum()
+            state = {name: trace[name]["value"] for name in batch.mutable}
+            energies = {name: unwrap(trace[name]["fn"]).energy(trace[name]["value"]).mean() for name in self.energies}
+            return Joint(per_datum, rest, state, jax.lax.stop_gradient(energies))
+
+        if self.latents:
+            joint = jax.vmap(one)(local, glob)
+        else:
+            joint = jax.tree.map(lambda x: x[None], one({}, {}))
+        first = jax.tree.map(lambda x: x[0], joint.mutable)
+        return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
+
+    def log_base(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> tuple[Array, Array]:
+        """Log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws, in unconstrained space.
+
+        That is the latents' priors, normalised, with the bases of energy priors; scales and masks are left out.
+        """
+
+        def one(local: Latents, glob: Latents) -> tuple[Array, Array]:
+            trace, log_det = self.trace(params, local, glob, batch)
+            per_datum, rest = jnp.zeros((self.width(batch),)), jnp.zeros(())
+            for name in self.latents:
+                site = {**trace[name], "fn": unmasked(trace[name]["fn"]), "scale": None}
+                with base_only():
+                    value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
+                if self.is_local(site):
+                    per_datum += self.by_datum(value).sum(-1)
+                else:
+                    rest += value.sum()
+            return per_datum, rest
+
+        return jax.vmap(one)(local, glob)
+
+    def energy_positions(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
+        """Where the particles, or the data, stand at every energy prior that is not conditional: ``[n, *event]``.
+
+        ``[n, D, *event]`` at a prior of D elements, see :meth:`.EnergyPrior.as_walkers`.
+        """
+
+        def one(local: Latents, glob: Latents) -> dict[str, Array]:
+            trace, _ = self.trace(params, local, glob, batch)
+            result = {}
+            for name, site in self.energies.items():
+                if not site.per_datum:
+                    result[name] = unwrap(trace[name]["fn"]).as_walkers(trace[name]["value"])
+            return result
+
+        if not self.latents:
+            return one({}, {})
+        flat = lambda x: x.reshape((-1, *x.shape[2:]))
+        return jax.tree.map(flat, jax.vmap(one)(local, glob))
+
+    def faults(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
+        """Where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
+        trace, log_det = self.trace(params, local, glob, batch)
+        result = {}
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
+            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
+        return result
+
+    def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
+        """Every energy prior as base and energy over unconstrained walkers, at these parameters."""
+        return {name: prior.tilted() for name, prior in self.energy_priors(params, batch).items()}
+
+    def energy_priors(self, params: Params, batch: Batch) -> dict[str, EnergyPrior]:
+        """The model's ``EnergyPrior`` objects; they depend on no latent, so any will do to get at them."""
+        if not self.energies:
+            return {}
+        trace, _ = self.trace(params, {}, {}, batch)
+        return {name: unwrap(trace[name]["fn"]) for name in self.energies}
+
+    def sites(self, params: Params, batch: Batch) -> dict[str, dict[str, Any]]:
+        """The sample sites of the model, with latents drawn from the prior (bases of energy priors)."""
+        trace, _ = self.trace(params, {}, {}, batch)
+        return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+    def means(
+        self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, Array]:
+        """Means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
+        trace, _ = self.trace(params, local, glob, batch)
+        fns = {name: trace[name]["fn"] for name in sites}
+        return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
+
+    def proper(self) -> "LatentModel":
+        """The model with masks taken off its latents, whose prior is then proper.
+
+        A new object each time: under jit to be called inside.
+        """
+        return replace(self, model=unmask_latents(self.model))
+
+    # --- latents --------------------------------------------------------------------------------------
+
+    def draw_latents(self, params: Params, batch: Batch, known: Latents | None = None) -> tuple[Latents, Latents]:
+        """One unconstrained particle ``(local {site: [B, ...]}, global)`` from the prior.
+
+        Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2). ``known`` are
+        global latents to draw the local ones from.
+        """
+        return self._unconstrained(self.trace(params, {}, known or {}, batch)[0])
+
+    def _unconstrained(self, trace: dict[str, Any]) -> tuple[Latents, Latents]:
+        """The latents of a trace, as :meth:`draw_latents` returns them."""
+        local, glob = {}, {}
+        for name, site in self.latents.items():
+            fn, value = trace[name]["fn"], trace[name]["value"]
+            u = biject_to(fn.support).inv(value)
+            if site.local:
+                local[name] = jnp.moveaxis(u, u.ndim + site.axis, 0)
+            else:
+                glob[name] = u
+        return local, glob
+
+    def values(
+        self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, Array]:
+        """Constrained values of N particles at ``sites`` (latent or deterministic): ``[N, ...]``."""
+
+        def one(local: Latents, glob: Latents) -> dict[str, Array]:
+            trace, _ = self.trace(params, local, glob, batch)
+            return {name: trace[name]["value"] for name in sites}
+
+        return jax.vmap(one)(local, glob)
+
+    def simulate(self, params: Params, batch: Batch) -> tuple[Latents, Latents, dict[str, Array]]:
+        """``(local, global, {observed site: value})`` drawn from the model, unconstrained latents.
+
+        Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
+        """
+        model = replace(self, model=Unobserve(self.model))._bound(params, batch)
+        trace = trace_model(model, *join_static(batch.data, self.static_arguments))
+        local, glob = self._unconstrained(trace)
+        sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
+        values = {name: v for name, v in sites.items() if name not in self.latents}
+        return local, glob, values
+
+    # --- running the model ----------------------------------------------------------------------------
+
+    def width(self, batch: Batch) -> int:
+        """Number of data visited."""
+        return self.batch_size if batch.indices is None else batch.indices.shape[0]
+
+    def ratio(self, batch: Batch) -> float:
+        """The scale that the data plate puts on its sites."""
+        return self.num_data / self.width(batch)
+
+    def blocks(self, wanted: np.ndarray | None = None, joint: bool = True) -> Array | list[None]:
+        """Data to work off at a time: ``[K, B]`` indices, or one None without subsampling.
+
+        The last block is filled up with data from the front.
+
+        Args:
+            wanted: indices, by default of all data. If there are fewer than B, they are one block.
+            joint: whether global latents, which couple the data, make one block of all.
+        """
+        if not self.subsampled:
+            return [None]
+        if joint and self.global_sites:
+            return jnp.arange(self.num_data, dtype=jnp.int32)[None]
+        num = self.num_data if wanted is None else len(wanted)
+        size = min(self.batch_size, num)
+        order = (jnp.arange(-(-num // size) * size, dtype=jnp.int32) % num).reshape(-1, size)
+        return order if wanted is None else jnp.asarray(wanted, jnp.int32)[order]
+
+    def is_local(self, site: dict[str, Any]) -> bool:
+        """Whether a site lies in the data plate."""
+        return self.plate is not None and any(frame.name == self.plate.name for frame in site["cond_indep_stack"])
+
+    def by_datum(self, value: Array) -> Array:
+        """``[B, n]`` from an array in the batch shape of a local site."""
+        value = jnp.moveaxis(value, self.plate.dim, 0)
+        return value.reshape(value.shape[0], -1)
+
+    def trace(
+        self, params: Params, local: Latents, glob: Latents, batch: Batch
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Trace of the model with one particle in place, and its Jacobian terms by site.
+
+        Latents that the particle lacks are drawn as :meth:`draw_latents` says.
+        """
+        particle = dict(glob)
+        for name, value in local.items():
+            particle[name] = jnp.moveaxis(value, 0, self.latents[name].axis)
+        placed = Place(self._bound(params, batch), particle)
+        trace = trace_model(from_base(placed), *join_static(batch.data, self.static_arguments))
+        return trace, placed.log_det
+
+    def _bound(self, params: Params, batch: Batch) -> Callable:
+        """The model with parameters, mutable state and the minibatch put in, and a key to draw from."""
+        values = {**params, **copy_containers(batch.mutable)}
+        if batch.indices is not None and self.plate is not None:
+            values[self.plate.name] = batch.indices
+        return handlers.seed(handlers.substitute(self.model, data=values), batch.rng_key)

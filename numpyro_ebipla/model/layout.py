@@ -1,0 +1,159 @@
+"""What a model's trace says besides numbers: its latents, energies and data plate, or that it cannot be fitted."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpyro import handlers
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer.inspect import get_dependencies
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.static import split_static
+from numpyro_ebipla.model.energy import EnergyPrior, unwrap
+from numpyro_ebipla.model.latent_model import DataPlate, EnergySite, LatentSite
+
+
+class Layout(NamedTuple):
+    """What a trace says besides numbers: fields of :class:`LatentModel`, and names."""
+
+    latents: dict[str, LatentSite]
+    energies: dict[str, EnergySite]
+    plate: DataPlate | None
+    constraints: Any
+    deterministic: tuple[str, ...]
+
+
+def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Layout:
+    """The layout of a traced model.
+
+    Raises:
+        ModelError: for all that the sites alone show to be impossible.
+    """
+    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    for name, site in latent.items():
+        if site["fn"].support is not None and site["fn"].support.is_discrete:
+            raise ModelError(
+                f"latent site '{name}' is discrete ({type(unwrap(site['fn'])).__name__}); Langevin particles "
+                "need continuous latents: marginalise it (e.g. dist.MixtureSameFamily) or observe it."
+            )
+    energies = {name: s for name, s in sites.items() if isinstance(unwrap(s["fn"]), EnergyPrior)}
+    if not latent and not any(energies[name]["is_observed"] for name in energies):
+        raise ModelError(
+            "nothing to do: the model has no latent site and no observed EnergyPrior. Give it a "
+            "numpyro.sample site without obs=, or obs= on an EnergyPrior; parameters alone are fitted by SVI."
+        )
+    plate = _data_plate(trace, sites, latent)
+    dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
+    _check_energies(energies, dependencies)
+    latents = _latent_sites(latent, plate, dependencies)
+    energy_sites = {name: _energy_site(name, site, plate) for name, site in energies.items()}
+    if not any(site["is_observed"] for site in sites.values()):
+        raise ModelError(
+            f"the model observes nothing, so nothing says where '{next(iter(latent))}' is: pass the data, which go to "
+            "obs=. To draw from the model as it is, use numpyro.infer.Predictive."
+        )
+    return Layout(
+        latents,
+        energy_sites,
+        plate,
+        split_static(constraints_of(trace))[1],
+        tuple(n for n, s in trace.items() if s["type"] == "deterministic"),
+    )
+
+
+def _dependencies(model: Callable, trace: dict, args: tuple, kwargs: dict) -> dict[str, Any]:
+    known = {n: s["value"] for n, s in trace.items() if s["type"] in ("param", "mutable", "plate")}
+    return get_dependencies(handlers.substitute(model, data=known), args, kwargs)
+
+
+def _check_energies(energies: dict, dependencies: dict) -> None:
+    prior = dependencies.get("prior_dependencies", {})
+    for name in energies:
+        upstream = sorted(set(prior.get(name, ())) - {name})
+        if upstream:
+            kind = "another energy prior" if upstream[0] in energies else "the latent"
+            raise ModelError(
+                f"the energy prior at '{name}' depends on {kind} '{upstream[0]}', so its normaliser would "
+                f"depend on '{upstream[0]}' too and is not estimated. Put both into one site with a joint "
+                "energy, or make the dependence part of the likelihood (numpyro.factor with a normalised "
+                "prior)."
+            )
+
+
+def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
+    """The plate to treat as data: the subsampled one, else the one with most latent values in it."""
+    sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
+    dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
+    subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
+    if len(subsampled) > 1:
+        raise ModelError(
+            f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the others."
+        )
+
+    def count(name: str, among: dict) -> int:
+        inside = [s for s in among.values() if any(f.name == name for f in s["cond_indep_stack"])]
+        return sum(int(np.size(s["value"])) for s in inside)
+
+    candidates = subsampled or sorted(
+        dims, key=lambda n: (count(n, latent), count(n, sites), sizes[n][0]), reverse=True
+    )
+    if not candidates:
+        return None
+    name = candidates[0]
+    return DataPlate(name, *sizes[name], dims[name])
+
+
+def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> dict[str, LatentSite]:
+    """Which latents are local, and where their data axis is."""
+    inside = {n for n, s in latent.items() if plate and _in_plate(s, plate)}
+    posterior = dependencies.get("posterior_dependencies", {})
+    coupled = sorted({u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())})
+    if coupled and plate and plate.batch_size < plate.size:
+        raise ModelError(
+            f"latent '{coupled[0]}' in the subsampled plate '{plate.name}' is coupled across its elements by "
+            "a site outside the plate, so its particles cannot be updated batch by batch: pass "
+            "subsample_size=None."
+        )
+    if coupled:  # one block: particles of all data are accepted or refused together
+        inside = set()
+    result = {}
+    for name, site in latent.items():
+        transform = biject_to(site["fn"].support)
+        shrink = transform.codomain.event_dim - transform.domain.event_dim
+        event_dim = site["fn"].event_dim
+        dim = plate.dim if plate else -1
+        result[name] = LatentSite(name in inside, dim - event_dim + shrink, dim - event_dim)
+    return result
+
+
+def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
+    shape = unwrap(site["fn"]).batch_shape
+    per_datum = (
+        plate is not None
+        and _in_plate(site, plate)
+        and len(shape) >= -plate.dim
+        and shape[plate.dim] == plate.batch_size
+    )
+    if per_datum and int(np.prod(shape)) != plate.batch_size:
+        raise ModelError(
+            f"the energy prior at '{name}' is conditional on the data plate and on another plate at once "
+            f"(batch shape {shape}): put the other plate's dimension into the event with .to_event()."
+        )
+    return EnergySite(bool(site["is_observed"]), per_datum)
+
+
+def _in_plate(site: dict, plate: DataPlate) -> bool:
+    return any(frame.name == plate.name for frame in site["cond_indep_stack"])
+
+
+def constraints_of(trace: dict[str, Any]) -> dict[str, Any]:
+    """``{param: constraint}`` for all that are constrained."""
+    found = {
+        name: site["kwargs"].get("constraint", constraints.real)
+        for name, site in trace.items()
+        if site["type"] == "param"
+    }
+    return {name: constraint for name, constraint in found.items() if constraint is not constraints.real}

@@ -1,0 +1,1 @@
+"""The move of the parameters: what optax lacks, and the default."""

@@ -1,0 +1,1 @@
+"""What a run returns: the fit, its groups for ArviZ, its summary."""

@@ -1,0 +1,341 @@
+"""A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``).
+
+``fit`` below is a :class:`~numpyro_ebipla.results.fit.Fit`, which stands above this module.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+from numpyro import handlers
+
+from numpyro_ebipla._core.static import is_array, join_static
+from numpyro_ebipla._core.tree import by_path
+from numpyro_ebipla._core.validate import scalar
+from numpyro_ebipla.model.energy import log_normaliser
+from numpyro_ebipla.model.handlers import copy_containers, from_base, trace_model
+from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.results.sites import (
+    Site,
+    Variable,
+    all_indices,
+    check_dims,
+    chosen_indices,
+    plate_name,
+    positions,
+    restricted,
+    spread,
+    trace_sites,
+)  # fmt: skip
+from numpyro_ebipla.smc.anneal import anneal
+
+#: Walkers for the log normaliser of an observed energy prior.
+NORMALISER_WALKERS = 1000
+
+
+def import_arviz() -> ModuleType:
+    """ArviZ.
+
+    Raises:
+        ImportError: saying how to install it.
+    """
+    try:
+        import arviz
+    except ImportError as e:
+        raise ImportError("to_arviz needs ArviZ: pip install numpyro_ebipla[arviz].") from e
+    return arviz
+
+
+def convert(
+    fit: Any,
+    var_names: Sequence[str] | None,
+    indices: Any,
+    *,
+    log_likelihood: bool,
+    posterior_predictive: bool,
+    prior: bool,
+    coords: dict[str, Any],
+    dims: dict[str, list[str]],
+    rng_key: Array | None,
+    max_bytes: int,
+) -> Any:
+    """See :meth:`numpyro_ebipla.results.fit.Fit.to_arviz`."""
+    az = import_arviz()
+    scalar("max_bytes", max_bytes, lambda x: x > 0, "a number above 0")
+    chosen = chosen_indices(fit, indices)
+    key = fit._key(0xA2, rng_key)
+    sites, observed = trace_sites(fit, chosen, dims)
+    key_prior, key_likelihood, key_predictive = random.split(key, 3)
+    groups: dict[str, dict[str, Variable]] = {}
+    if fit.draws is not None:
+        groups["posterior"] = posterior(fit, var_names, chosen, dims)
+        groups["sample_stats"] = sample_stats(fit, chosen)
+    elif posterior_predictive:
+        raise ValueError(
+            "the model has no latents, so there is no posterior to predict from: the group 'prior' "
+            "(or fit.energy_prior().sample) has draws of the fitted energy prior."
+        )
+    if posterior_predictive:
+        groups["posterior_predictive"] = predictive(fit, chosen, sites, key_predictive, max_bytes)
+    if log_likelihood:
+        groups["log_likelihood"] = likelihood(fit, chosen, sites, key_likelihood, max_bytes)
+    if prior and fit.config.model.energies:
+        groups["prior"] = prior_walkers(fit, chosen, sites, key_prior)
+    groups["observed_data"] = observed
+    groups["constant_data"] = constant_data(fit, chosen, observed, dims)
+    coords = check_coords(fit, chosen, coords)
+    datasets = {name: _dataset(name, group, coords) for name, group in groups.items() if group}
+    if az.__version__.startswith("0."):
+        return az.InferenceData(**datasets)
+    from xarray import DataTree
+
+    return DataTree.from_dict(datasets)
+
+
+# --- the groups ---------------------------------------------------------------------------------------
+
+
+def posterior(
+    fit: Any, var_names: Sequence[str] | None, chosen: np.ndarray, dims: dict[str, list[str]]
+) -> dict[str, Variable]:
+    """The draws at ``var_names`` (None: all) of the chosen data."""
+    if isinstance(var_names, str):
+        var_names = [var_names]
+    samples = fit.get_samples()
+    for name in var_names or ():
+        if name not in samples:
+            raise ValueError(f"var_names: '{name}' was not collected; there are {list(samples)}.")
+    sites, _ = trace_sites(fit, chosen, dims, values=False)
+    names = samples if var_names is None else var_names
+    return {name: restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
+
+
+def sample_stats(fit: Any, chosen: np.ndarray) -> dict[str, Variable]:
+    """The log density, by datum where it is so known, and the acceptance of each draw's moves."""
+    assert fit.draws is not None
+    lp = np.asarray(fit.draws.log_density)
+    if lp.ndim == 3:
+        stats = {"lp": Variable(np.take(lp, positions(fit, chosen), 2), (plate_name(fit) or "lp_dim_0",))}
+    else:
+        stats = {"lp": Variable(lp, ())}
+    for name, value in fit.draws.accept.items():
+        # One number per draw, averaged over the particles, shown at each of them.
+        each = np.broadcast_to(np.asarray(value), (fit.num_chains, fit.num_samples))
+        stats[name.replace("accept", "acceptance_rate")] = Variable(each, ())
+    return stats
+
+
+def prior_walkers(fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array) -> dict[str, Variable]:
+    """One chain whose draws are the walkers."""
+    result = {}
+    plate = plate_name(fit)
+    for name, value in fit.prior_samples(rng_key, chosen).items():
+        site = sites[name]
+        # An unconditional prior has no axis for the plate (and no plate's axis has length one by chance).
+        batch = value.ndim - 1 - site.event_dim
+        dims = site.batch_dims[len(site.batch_dims) - batch :] + site.dims[len(site.dims) - site.event_dim :]
+        if not fit.config.model.energies[name].per_datum:
+            dims = tuple(f"{name}_prior_dim_{i}" if dim == plate else dim for i, dim in enumerate(dims))
+        result[name] = Variable(value[None], dims)
+    return result
+
+
+def constant_data(
+    fit: Any, chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
+) -> dict[str, Variable]:
+    """Array arguments of the model that are not an observed site's data."""
+    full = {name: v.values for name, v in observed.items()}
+    if len(chosen) < fit.config.model.num_data:
+        full = {name: v.values for name, v in trace_sites(fit, all_indices(fit), {})[1].items()}
+    result = {}
+    for name, value in _arguments(fit).items():
+        value = np.asarray(value)
+        if value.dtype.kind not in "biufc" or any(np.array_equal(value, known) for known in full.values()):
+            continue
+        names = check_dims(name, dims.get(name), value.ndim)
+        if names is None:
+            names = tuple(f"{name}_dim_{i}" for i in range(value.ndim))
+        elif plate_name(fit) in names:
+            value = np.take(value, chosen, names.index(plate_name(fit)))
+        result[name] = Variable(value, names)
+    return result
+
+
+def likelihood(
+    fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
+) -> dict[str, Variable]:
+    """Log density of the observed sites at each draw."""
+    names = [name for name, site in sites.items() if site.observed]
+
+    def read(model: Callable, data: Any, log_z: dict[str, Array]) -> dict[str, Array]:
+        trace = trace_model(from_base(model), *join_static(data, fit.config.model.static_arguments))
+        result = {}
+        for name in names:
+            fn = trace[name]["fn"]
+            with log_normaliser(log_z.get(name, 0.0)):
+                value = fn.log_prob(trace[name]["value"])
+            result[name] = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, fn.batch_shape))
+        return result
+
+    dims = {name: sites[name].batch_dims for name in names}
+    return _each_draw(fit, chosen, read, dims, rng_key, max_bytes, "log_likelihood")
+
+
+def predictive(
+    fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array, max_bytes: int
+) -> dict[str, Variable]:
+    """The observed sites redrawn for each draw."""
+    names = [name for name, site in sites.items() if site.observed]
+
+    def read(model: Callable, data: Any, log_z: dict[str, Array]) -> dict[str, Array]:
+        # Unlike from_base this draws energy priors that are observed from the priors themselves.
+        trace = trace_model(model, *join_static(data, fit.config.model.static_arguments))
+        return {name: trace[name]["value"] for name in names}
+
+    dims = {name: sites[name].dims for name in names}
+    return _each_draw(fit, chosen, read, dims, rng_key, max_bytes, "posterior_predictive", redraw=True)
+
+
+# --- the model at the draws -----------------------------------------------------------------------------
+
+
+def _each_draw(
+    fit: Any,
+    chosen: np.ndarray,
+    read: Callable,
+    dims: dict[str, tuple[str, ...]],
+    rng_key: Array,
+    max_bytes: int,
+    group: str,
+    redraw: bool = False,
+) -> dict[str, Variable]:
+    """``read`` the model at every draw, in blocks of B data if it is subsampled."""
+    model, samples = fit.config.model, fit.get_samples(group_by_chain=False)
+    missing = [name for name in model.latents if name not in samples]
+    if missing:
+        raise ValueError(
+            f"{group} needs draws of all latents, and {missing} were not collected: run() with sites=None."
+        )
+    num = fit.num_chains * fit.num_samples
+
+    @jax.jit
+    def at_block(batch: Batch, latents: dict[str, Any]) -> dict[str, Array]:
+        key_normaliser, key_draws = random.split(batch.rng_key)
+        log_z = {} if redraw else _log_normalisers(fit, batch._replace(rng_key=key_normaliser))
+
+        def one(args: tuple[Array, dict]) -> dict[str, Array]:
+            key, values = args
+            values = {**fit.params, **copy_containers(batch.mutable), **values}
+            if batch.indices is not None and model.plate is not None:
+                values[model.plate.name] = batch.indices
+            placed = handlers.substitute(model.model, data=values)
+            seeded = handlers.seed(handlers.uncondition(placed) if redraw else placed, key)
+            return read(seeded, batch.data, log_z)
+
+        return lax.map(one, (random.split(key_draws, num), latents))
+
+    blocks = model.blocks(chosen, joint=False)
+    shapes = jax.eval_shape(at_block, fit._batch(blocks[0], rng_key), _placed(fit, samples, blocks[0]))
+    total = sum(math.prod(s.shape) * s.dtype.itemsize for s in shapes.values()) * len(blocks)
+    if total > max_bytes:
+        raise ValueError(
+            f"{group} would take {total / 2**30:.2g} GiB, above max_bytes ({max_bytes / 2**30:.2g} GiB): "
+            "choose fewer indices=…, collect fewer draws, or raise max_bytes."
+        )
+    parts = []
+    for i, block in enumerate(blocks):
+        out = at_block(fit._batch(block, random.fold_in(rng_key, i)), _placed(fit, samples, block))
+        parts.append(jax.tree.map(np.asarray, out))
+    result = {}
+    for name, value in parts[0].items():
+        names = dims[name][len(dims[name]) - (value.ndim - 1) :]
+        if plate_name(fit) in names:
+            axis = 1 + names.index(plate_name(fit))
+            value = np.concatenate([part[name] for part in parts], axis)
+            value = np.take(value, np.arange(len(chosen)) if model.subsampled else chosen, axis)
+        result[name] = Variable(value.reshape((fit.num_chains, fit.num_samples, *value.shape[1:])), names)
+    return result
+
+
+def _placed(fit: Any, samples: dict[str, np.ndarray], block: Array | None) -> dict[str, Any]:
+    """Latents ``[N · S, ...]`` as the model wants them: of the block's data, or of all of them."""
+    model, result = fit.config.model, {}
+    for name in model.latents:
+        value, axis = samples[name], fit.layout[name].axis
+        if axis is not None and block is not None:
+            value = np.take(value, positions(fit, np.asarray(block)), axis)
+        elif axis is not None and fit.plan.indices is not None:
+            value = spread(value, axis, fit.plan.indices, model.num_data)
+        result[name] = value
+    return result
+
+
+def _log_normalisers(fit: Any, batch: Batch) -> dict[str, Array]:
+    """Log Z of the observed energy priors at the fitted parameters."""
+    model = fit.config.model
+    if not any(site.observed for site in model.energies.values()):
+        return {}
+    result = {}
+    priors = model.energy_priors(fit.params, batch)
+    for i, (name, prior) in enumerate(priors.items()):
+        if not model.energies[name].observed:
+            continue
+        population = anneal(
+            random.fold_in(batch.rng_key, i),
+            prior.tilted(),
+            max(NORMALISER_WALKERS, prior.num_walkers),
+            num_moves=prior.num_moves,
+            stage_ess=0.9,
+            max_temps=prior.max_temps,
+            rate=0.2,
+        )
+        result[name] = population.log_z.reshape(prior.batch_shape)
+    return result
+
+
+# --- coordinates and arguments ------------------------------------------------------------------------
+
+
+def check_coords(fit: Any, chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
+    """The coordinates, those of the data plate cut to the chosen data."""
+    plate = plate_name(fit)
+    if plate is None:
+        return coords
+    labels = np.asarray(coords.get(plate, all_indices(fit)))
+    if len(labels) != fit.config.model.num_data:
+        raise ValueError(
+            f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one "
+            "for each datum, also with indices=…."
+        )
+    return {**coords, plate: labels[chosen]}
+
+
+def _arguments(fit: Any) -> dict[str, Any]:
+    """The model's array arguments by name; leaves of a pytree by path."""
+    try:
+        bound = inspect.signature(fit.config.model.model).bind(*fit.args, **fit.kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {**{f"arg_{i}": x for i, x in enumerate(fit.args)}, **fit.kwargs}
+    result: dict[str, Any] = {}
+    for name, value in bound.items():
+        result |= {name + path: leaf for path, leaf in by_path(value).items() if is_array(leaf)}
+    return result
+
+
+def _dataset(group: str, variables: dict[str, Variable], coords: dict[str, Any]) -> Any:
+    import xarray as xr
+
+    lead = () if group.endswith("_data") else ("chain", "draw")
+    arrays = {name: ((*lead, *v.dims), v.values) for name, v in variables.items()}
+    labels = {}
+    for dims, values in arrays.values():
+        for dim, size in zip(dims, values.shape, strict=True):
+            labels[dim] = coords.get(dim, np.arange(size))
+    attrs = {"inference_library": "numpyro_ebipla", "group": group}
+    return xr.Dataset(arrays, coords=labels, attrs=attrs)

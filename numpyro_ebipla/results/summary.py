@@ -1,0 +1,89 @@
+"""The text of a fit for the terminal.
+
+``fit`` below is a :class:`~numpyro_ebipla.results.fit.Fit`, which stands above this module.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.diagnostics import summary
+
+from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.diagnostics.checks import spaced
+from numpyro_ebipla.results.arviz import posterior
+from numpyro_ebipla.results.sites import chosen_indices, plate_name
+
+#: Scalars of a site over which a summary computes its diagnostics, at most.
+MAX_DIAGNOSED = 1000
+#: Parameter arrays that a summary lists, at most.
+MAX_LISTED = 20
+#: Of the history, besides the contrast and acceptances.
+SHOWN = ("log_z", "swap", "ess")
+
+
+def summary_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
+    """See :meth:`numpyro_ebipla.results.fit.Fit.print_summary`; the diagnostics are not in it."""
+    lines = [repr(fit), *_run_lines(fit), "", *_param_lines(fit.params)]
+    if fit.draws is not None:
+        lines += ["", *_site_lines(fit, var_names, indices, prob, max_rows)]
+    return lines
+
+
+def _run_lines(fit: Any) -> Iterator[str]:
+    """Why it ended and what the history ends with."""
+    if fit.stopped:
+        yield f"stopped: {fit.stopped}"
+    for name, values in fit.history.items():
+        last = name.rpartition("/")[2]
+        if len(values) and (name == "contrast" or last.startswith("accept") or last in SHOWN):
+            tail = values[-max(1, len(values) // 10) :]
+            yield f"{name}: {values[-1]:.4g} at the last step, mean {np.mean(tail):.4g} over the last tenth"
+
+
+def _param_lines(params: Params) -> list[str]:
+    """Scalars by value, arrays by shape and norm."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    lines = []
+    for path, leaf in leaves[:MAX_LISTED]:
+        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
+        if jnp.size(leaf) == 1:
+            lines.append(f"{name} = {float(jnp.reshape(leaf, ())):.4g}")
+        else:
+            lines.append(f"{name}: shape {jnp.shape(leaf)}, norm {float(jnp.linalg.norm(jnp.ravel(leaf))):.4g}")
+    if len(leaves) > MAX_LISTED:
+        lines.append(f"… and {len(leaves) - MAX_LISTED} more arrays")
+    return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]
+
+
+def _site_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
+    """A table of the draws' diagnostics."""
+    chosen = chosen_indices(fit, indices)
+    variables = posterior(fit, var_names, chosen, {})
+    if fit.num_samples < 4:
+        return [f"R-hat and ESS need at least 4 draws of each particle, there are {fit.num_samples}."]
+    rows, notes = [], []
+    for name, variable in variables.items():
+        labels = [chosen if dim == plate_name(fit) else None for dim in variable.dims]
+        flat = variable.values.reshape((*variable.values.shape[:2], -1))
+        size = flat.shape[-1]
+        diagnosed = spaced(size, MAX_DIAGNOSED)
+        table = summary({name: flat[..., diagnosed]}, prob)[name]
+        for i in spaced(len(diagnosed), max_rows):
+            at = np.unravel_index(diagnosed[i], variable.values.shape[2:])
+            label = [str(a if names is None else names[a]) for a, names in zip(at, labels, strict=True)]
+            text = f"{name}[{','.join(label)}]" if label else name
+            rows.append((text, [float(column[i]) for column in table.values()]))
+        if size > max_rows:
+            which = f"all {size}" if len(diagnosed) == size else f"{len(diagnosed)} of {size}"
+            r_hat, n_eff = table["r_hat"], table["n_eff"]
+            notes.append(
+                f"{name}: {max_rows} of {size} scalars shown; over {which}: r_hat max {np.max(r_hat):.3f}, "
+                f"median {np.median(r_hat):.3f}; n_eff min {np.min(n_eff):.0f}, median {np.median(n_eff):.0f}"
+            )
+    width = max([len(text) for text, _ in rows] + [10])
+    header = " " * width + "".join(f"{column:>10}" for column in table)
+    body = [f"{text:>{width}}" + "".join(f"{v:>10.2f}" for v in values) for text, values in rows]
+    return [header, *body, *notes]

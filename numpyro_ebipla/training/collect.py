@@ -1,0 +1,288 @@
+"""Draws of the posterior particles with the parameters held."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.state import Params, TrainState
+from numpyro_ebipla._core.validate import scalar, site_names
+from numpyro_ebipla.model.inspection import Inspection
+from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.particles.persistent import (
+    Block,
+    Particles,
+    Points,
+    evaluated_at,
+    gather,
+    points_of,
+    positions,
+    refreshed,
+)
+from numpyro_ebipla.particles.recall import recalled
+
+
+class Plan(NamedTuple):
+    """What to collect.
+
+    Attributes:
+        num_samples: draws of each particle.
+        thinning: moves between draws.
+        warmup: moves before the first draw, in which the kernel still adapts.
+        sites: latent or deterministic sites.
+        indices: ``[M']`` data whose local sites are wanted, None for all.
+        max_bytes: of all draws together.
+    """
+
+    num_samples: int
+    thinning: int
+    warmup: int
+    sites: tuple[str, ...]
+    indices: np.ndarray | None
+    max_bytes: int
+
+
+class Draws(NamedTuple):
+    """What was collected.
+
+    Attributes:
+        samples: ``{site: [N, S, …]}``, constrained.
+        log_density: ``[N, S]``, or ``[N, S, M']`` where the chains of different data are independent.
+        accept: ``{block: [S]}`` mean acceptance over the particles.
+        gain: ``[N]`` where global latents couple all data, else None: by how much the log joint density is higher than
+            at ``state.slow_average``, averaged over the draws of each particle. In the mean it bounds from above what
+            the log likelihood has gained since then.
+        score: ``[2, M', L]`` where the chains of different data are independent, else None: how the log density of
+            each datum changes if one of the L parameter arrays goes on by as much as it has gone since
+            ``state.slow_average``; means of some of the draws, of the first and of the second half of the particles.
+            ``-log Z`` of energy priors is in neither of the two.
+    """
+
+    samples: dict[str, np.ndarray]
+    log_density: np.ndarray
+    accept: dict[str, np.ndarray]
+    gain: np.ndarray | None
+    score: np.ndarray | None
+
+
+class Layout(NamedTuple):
+    """Shape and type of one particle's value at a site, and its data axis from the right (None if global)."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axis: int | None
+
+
+def with_sites(
+    plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
+) -> tuple[Plan, dict[str, Layout]]:
+    """The plan for these sites (None: all latent ones) and data, and how the values are laid out.
+
+    Raises:
+        ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
+            draws above ``plan.max_bytes``.
+    """
+    model = inspection.model
+    known = [*model.latents, *inspection.deterministic]
+    chosen = tuple(model.latents) if sites is None else site_names("sites", sites)
+    scalar("max_bytes", plan.max_bytes, lambda x: x > 0, "a number above 0")
+    for name in chosen:
+        if name not in known:
+            raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
+    if indices is not None:
+        indices = np.atleast_1d(np.asarray(indices))
+        if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
+            raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
+    plan = plan._replace(sites=chosen, indices=indices)
+    layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
+    _check_memory(model, plan, num_particles, layout)
+    return plan, layout
+
+
+def _layouts(
+    model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
+) -> dict[str, Layout]:
+    """How the values at latent and deterministic sites are laid out.
+
+    The data axis of a deterministic site is the one whose length follows that of the minibatch.
+    """
+
+    def shapes(width: int) -> dict[str, jax.ShapeDtypeStruct]:
+        def values(key: Array) -> dict[str, Array]:
+            constrained = model.constrain_params(params)
+            indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
+            batch = Batch(indices, data, key, mutable)
+            local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
+            return model.values(constrained, local, glob, batch, sites)
+
+        return jax.eval_shape(values, random.key(0))
+
+    here = shapes(model.batch_size)
+    ask = model.subsampled and any(name not in model.latents for name in sites)
+    wider = shapes(model.batch_size + 1) if ask else here
+    result = {}
+    for name, value in here.items():
+        shape = value.shape[1:]
+        grown = [i - len(shape) for i, (a, b) in enumerate(zip(shape, wider[name].shape[1:], strict=True)) if a != b]
+        axis = grown[0] if grown else None
+        if name in model.latents:
+            axis = model.latents[name].value_axis if model.latents[name].local else None
+        result[name] = Layout(shape, value.dtype, axis)
+    return result
+
+
+def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
+    """Estimate the memory of all draws before any work.
+
+    Raises:
+        ModelError: if it exceeds ``plan.max_bytes``.
+    """
+    wanted = model.num_data if plan.indices is None else len(plan.indices)
+    total = 0
+    for shape, dtype, axis in layout.values():
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
+        total += size if axis is None else size // shape[axis] * wanted
+    total *= num_particles * plan.num_samples
+    if total > plan.max_bytes:
+        raise ModelError(
+            f"the draws would take {total / 2**30:.1f} GiB, above the limit of {plan.max_bytes / 2**30:.1f} GiB: "
+            "lower num_samples or num_particles, name fewer sites=… or data indices=… in run(), or raise "
+            "max_bytes."
+        )
+
+
+def collect(
+    model: LatentModel,
+    particles: Particles,
+    plan: Plan,
+    layout: dict[str, Layout],
+    params: Params,
+    state: TrainState,
+    data: Any,
+    rng_key: Array,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Draws:
+    """Run every particle on at ``params`` (unconstrained) and keep ``plan.num_samples`` draws.
+
+    Local latents of different data are independent given the parameters, so a subsampled model is worked off
+    in blocks of B data. A global latent couples all data: then they form one block.
+    """
+    how = (plan.num_samples, plan.thinning, plan.warmup, plan.sites)
+    blocks = model.blocks(plan.indices)
+    parts = []
+    for i, indices in enumerate(blocks):
+        batch = Batch(indices, data, random.fold_in(rng_key, i), state.mutable)
+        theta = (params, state.slow_average)
+        out = _run_block(model, particles, how, theta, *gather(state.posterior, indices), batch)
+        parts.append(jax.tree.map(np.asarray, out))
+        progress(i + 1, len(blocks))
+    return _assemble(model, plan, layout, parts)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_block(
+    model: LatentModel,
+    particles: Particles,
+    how: tuple[int, int, int, tuple[str, ...]],
+    theta: tuple[Params, Params],
+    block: Block,
+    adapt: Any,
+    batch: Batch,
+) -> tuple[dict[str, Array], Array, dict[str, Array], Array | None, Array | None]:
+    num_samples, thinning, warmup, sites = how
+    params, before = (model.constrain_params(p) for p in theta)
+    key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
+    batch = batch._replace(rng_key=key_model)
+    block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
+
+    def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
+        return model.log_joint(params, local, glob, batch, {})[:2]
+
+    def log_density(local: Any, glob: Any, params: Params) -> Array:
+        per_datum, rest = model.log_joint(params, local, glob, batch, {})[:2]
+        return per_datum if _by_datum(model) else per_datum.sum(-1) + rest
+
+    def advance(key: Array, points: Points, adapt: Any, num_moves: int) -> tuple[Points, Any, dict[str, Array]]:
+        moved = Particles(particles.kernel, num_moves)
+        points, adapt, info = moved.moved(key, log_joint, 1.0, points, adapt)
+        return refreshed(log_joint, 1.0, points), adapt, info
+
+    def draw(points: Points, key: Array) -> tuple[Points, Any]:
+        points, _, info = advance(key, points, adapt, thinning)
+        at = positions(points)
+        density = points[0].log_density if _by_datum(model) else points[1].log_density
+        gain = None if _by_datum(model) else density - log_density(*at, before)
+        return points, (model.values(params, *at, batch, sites), density, info, gain)
+
+    known = evaluated_at(log_joint, 1.0, block.local, block.glob)
+    if warmup and particles.recalls:
+        block, known, _ = recalled(block, known, jnp.ones((), bool))
+    points = points_of(block, known)
+    if warmup:
+        points, adapt, _ = advance(key_warmup, points, adapt, warmup)
+
+    def draws(points: Points, keys: Array) -> tuple[Points, Any]:
+        points, out = lax.scan(draw, points, keys)
+        if not _by_datum(model):
+            return points, (out, None)
+        at = positions(points)
+        score = slopes(lambda p: log_density(*at, model.constrain_params(p)), *theta)
+        return points, (out, jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
+
+    parts = _score_times(num_samples, len(jax.tree.leaves(params)))
+    _, (out, score) = lax.scan(draws, points, random.split(key_draws, num_samples).reshape(parts, -1))
+    values, density, info, gain = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    values, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (values, density))
+    if not _by_datum(model):
+        return values, density, info, gain.mean(0), None
+    score = score.mean(0)
+    return values, density, info, None, jnp.broadcast_to(score, (2, *score.shape[1:]))
+
+
+def _score_times(num_samples: int, num_arrays: int) -> int:
+    """At how many of the draws scores are taken: a divisor of their number, so that this costs less than the moves."""
+    most = max(1, num_samples // (2 * max(1, num_arrays)))
+    return max(n for n in range(1, most + 1) if num_samples % n == 0)
+
+
+def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
+    """Derivatives ``[…, L]`` of ``f`` at ``params`` as one by one their L arrays go on from ``before``."""
+    leaves, structure = jax.tree.flatten(params)
+    ahead = jax.tree.map(jnp.subtract, leaves, jax.tree.leaves(before))
+
+    def along(which: Array) -> Array:
+        tangent = [which[i].astype(d.dtype) * d for i, d in enumerate(ahead)]
+        return jax.jvp(f, (params,), (jax.tree.unflatten(structure, tangent),))[1]
+
+    return jnp.moveaxis(lax.map(along, jnp.eye(len(leaves))), 0, -1)
+
+
+def _by_datum(model: LatentModel) -> bool:
+    """Whether the chains of different data are independent, so that each has a log density of its own."""
+    return bool(model.local_sites) and not model.global_sites
+
+
+def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: list[Any]) -> Draws:
+    """Blocks joined along their data axes, and what only filled up the last one cut off."""
+    wanted = model.num_data if plan.indices is None else len(plan.indices)
+    in_order = model.subsampled and not model.global_sites  # blocks hold just what is wanted, in its order
+    chosen = slice(wanted) if in_order or plan.indices is None else plan.indices
+
+    def join(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
+        if axis is None:
+            return arrays[0]
+        joined = np.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
+        return joined[(slice(None),) * (axis % joined.ndim) + (chosen,)]
+
+    samples = {name: join([part[0][name] for part in parts], layout[name].axis) for name in plan.sites}
+    axis = -1 if _by_datum(model) else None
+    accept = {k: np.mean([part[2][k] for part in parts], axis=0) for k in parts[0][2]}
+    log_density = join([part[1] for part in parts], axis)
+    score = join([part[4] for part in parts], -2) if _by_datum(model) else None
+    return Draws(samples, log_density, accept, parts[0][3], score)

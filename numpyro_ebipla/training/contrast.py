@@ -1,0 +1,173 @@
+r"""The contrast, whose gradient is that of the log marginal likelihood.
+
+    contrast = (1/B) Σ_m Σ_n w_{n,m} φ_m(θ, X^{n,m}) − Σ_p w_p U_α(X̄^p),        φ_m = −log p_β(y_m | x) + U_α(x)
+
+Its gradient in θ is Fisher's identity (2510.12311, eq. 6), those in X and X̄ are Langevin drifts; one backward pass
+gives all of them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.particles.persistent import Known, Prepared
+from numpyro_ebipla.smc.weights import quantile
+from numpyro_ebipla.walkers.base import Walkers
+
+
+class EnergyGap(NamedTuple):
+    """How far the walkers' energies lie above the particles' mean: their mean, their median; and their deviation.
+
+    Median and deviation (from the median absolute one) are not moved by a few walkers in a hole of the energy. The
+    ``floor`` is an energy that hardly any walker is below, ``[D]`` for a prior of D elements.
+    """
+
+    mean: Array
+    median: Array
+    deviation: Array
+    floor: Array
+
+
+class Contrast(NamedTuple):
+    """The value that θ descends, and everything that its backward pass knows.
+
+    Attributes:
+        value: the contrast.
+        params_grad: its gradient.
+        particles: log densities and gradients at the particles.
+        walkers: ``{site: (log density, gradient)}`` of the walkers that share the backward pass.
+        energy: ``{site: energies of its walkers}``.
+        log_density: ``{site: mean log density of its walkers}``.
+        log_z: ``{site: what stood for log Z}``.
+        coefficient: ``{site: derivative of the contrast in that}``.
+        gap: ``{site: EnergyGap}``.
+        mutable: new values at ``mutable`` sites.
+    """
+
+    value: Array
+    params_grad: Params
+    particles: Known
+    walkers: dict[str, tuple[Array, Array]]
+    energy: dict[str, Array]
+    log_density: dict[str, Array]
+    log_z: dict[str, Array]
+    coefficient: dict[str, Array]
+    gap: dict[str, EnergyGap]
+    mutable: dict[str, Any]
+
+
+def contrast(
+    model: LatentModel,
+    params: Params,
+    ready: Prepared,
+    walk: dict[str, Walkers],
+    shared: set[str],
+    particles: dict[str, Array],
+    batch: Batch,
+) -> Contrast:
+    """The contrast and its gradients.
+
+    ``shared`` names the sites whose walkers' gradients are wanted, ``particles`` holds some ``[n, *event]`` for the
+    sites where :func:`hole_penalty` applies.
+    """
+    block, N, B, M = ready.block, ready.num_particles, model.batch_size, model.num_data
+
+    def loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
+        params, positions = model.constrain_params(params), held | moving
+        priors = model.energy_priors(params, batch)
+        tilted = {name: prior.tilted() for name, prior in priors.items()}
+        energy = {name: tilted[name].energy(positions[name]) for name in walk}
+        log_density = {name: tilted[name].log_base(positions[name]) - energy[name] for name in walk}
+        # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
+        log_z = {
+            name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
+            for name in walk
+        }
+        joint = model.log_joint(params, local, glob, batch, log_z)
+        gap = {name: energy_gap(walk[name].weight, energy[name], joint.energies[name]) for name in walk}
+        value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
+        penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]
+        for name, x in particles.items():
+            at_particles = tilted[name].energy(jax.lax.stop_gradient(x))
+            penalties.append(hole_penalty(gap[name], at_particles, walk[name].weight, energy[name]))
+        return value + sum(penalties), (value, joint, energy, log_density, log_z, gap)
+
+    positions = {name: w.position for name, w in walk.items()}
+    held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
+    moving = {name: positions[name] for name in shared}
+    shift = {name: jnp.zeros(w.weight.shape[1:], w.weight.dtype) for name, w in walk.items()}
+
+    backward = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
+    (_, aux), grads = backward(params, block.local, block.glob, moving, shift)
+    value, joint, energy, log_density, log_z, gap = aux
+    params_grad, local, glob, walkers, coefficient = grads
+
+    def undo_weight(name: str) -> tuple[Array, Array]:
+        scale = coefficient[name] * walk[name].weight
+        return log_density[name], walkers[name] / scale.reshape(scale.shape + (1,) * (walkers[name].ndim - scale.ndim))
+
+    known = ready.known
+    if known is None:  # from derivatives of a mean back to those of each chain's own log density
+        whole = M / B * joint.per_datum.sum(-1) + joint.rest
+        of_chains = lambda tree, size: jax.tree.map(lambda g: -size * g, tree)
+        known = (joint.per_datum, of_chains(local, N * B), whole, of_chains(glob, N * M))
+    return Contrast(
+        value,
+        params_grad,
+        known,
+        {name: undo_weight(name) for name in shared},
+        energy,
+        {name: jnp.sum(w.weight * log_density[name], 0) for name, w in walk.items()},
+        log_z,
+        coefficient,
+        gap,
+        joint.mutable,
+    )
+
+
+def mean(values: Array, weight: Array | None) -> Array:
+    """Over the particles, the leading axis; weights of data (``[N, B]``) leave what belongs to none of them alone."""
+    if weight is None or weight.ndim > values.ndim:
+        return values.mean(0)
+    return jnp.sum(weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim)) * values, 0)
+
+
+def energy_gap(weight: Array, energy: Array, particles: Array) -> EnergyGap:
+    """How far the energies of the walkers, with their weights, lie above the mean energy of the particles."""
+    energy = jax.lax.stop_gradient(energy)
+    middle = quantile(energy, weight, 0.5)
+    deviation = 1.4826 * quantile(jnp.abs(energy - middle), weight, 0.5)  # a standard deviation, were they normal
+    mean = jnp.mean(jnp.sum(weight * energy, 0))
+    floor = quantile(energy, weight, 0.05) - deviation - 1
+    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
+
+
+def hole_penalty(gap: EnergyGap, particles: Array, weight: Array, walkers: Array) -> Array:
+    """Raise the energy where particles are deeper down than hardly any walker is.
+
+    There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
+    contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
+
+    Args:
+        gap: of the walkers.
+        particles: their energies.
+        weight: of the walkers.
+        walkers: their energies.
+    """
+    level = jnp.sum(weight * walkers, 0)  # so that a constant in the energy has no slope
+    depth = gap.floor - particles + level - jax.lax.stop_gradient(level)
+    return 2 * jnp.mean(jnp.maximum(depth, 0.0))
+
+
+def cross_entropy(model: LatentModel, now: Contrast, info: dict[str, Array]) -> dict[str, Array]:
+    """``−mean log p(y)`` of a model without latents, where the walkers know log Z: else nothing."""
+    log_z = {name: info.get(f"{name}/log_z") for name in model.energies}
+    if model.latents or not log_z or any(v is None for v in log_z.values()):
+        return {}
+    # The contrast has the walkers' mean log density where log Z belongs.
+    shift = sum(jnp.sum(now.coefficient[name] * (log_z[name] - now.log_density[name])) for name in model.energies)
+    return {"cross_entropy": now.value + shift}
