@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,42 +15,25 @@ from numpyro_ebipla import newdata
 from numpyro_ebipla._core.errors import ModelError, warn
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_traced, outside_jit, split_static
-from numpyro_ebipla._core.validate import scalar
+from numpyro_ebipla._core.validate import check_key, check_options, check_untraced, count, scalar
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
-from numpyro_ebipla.kernels.mala import Kernel
-from numpyro_ebipla.model.inspection import Inspection, check_arguments, inspect_model
+from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.model.arguments import check_arguments
+from numpyro_ebipla.model.inspection import Inspection, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.optim.langevin import as_optax, by_role, check_optimiser, default_optimizer
+from numpyro_ebipla.optim.choose import as_optax, by_role, check_optimiser, default_optimizer
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.results.fit import Fit
+from numpyro_ebipla.system import System
 from numpyro_ebipla.training import collect as collecting
+from numpyro_ebipla.training.config import Config, check_posterior, parse_posterior, walkers_of
 from numpyro_ebipla.training.initial import check_faults, initial_state
-from numpyro_ebipla.training.loop import limits, programs, run_chunk, run_steps
-from numpyro_ebipla.training.same_state import (
-    check_is_state,
-    check_key,
-    check_options,
-    check_posterior,
-    check_state,
-    check_untraced,
-    count,
-    parse_posterior,
-    walkers_of,
-)
-from numpyro_ebipla.training.step import Config, contrast_at, step
+from numpyro_ebipla.training.loop import programs, run_chunk, run_steps
+from numpyro_ebipla.training.same_state import check_is_state, check_state
+from numpyro_ebipla.training.step import contrast_at, step
+from numpyro_ebipla.training.stopping import limits
 from numpyro_ebipla.walkers.base import WalkerStrategy
-
-
-class System(NamedTuple):
-    """A model with one choice per column of the table of systems, for arguments of given shapes."""
-
-    config: Config
-    inspection: Inspection
-    run_chunk: Callable
-    update: Callable
-    start: Callable
-    shapes: Callable[[], TrainState]
 
 
 class EBIPLA:
@@ -70,18 +53,18 @@ class EBIPLA:
         warmup: moves before the first draw.
         optim: an optax transformation or NumPyro optimiser, or ``{"energy": …, "rest": …}`` for the parameters on
             which an energy depends (but no base distribution) and for the others. By default
-            :func:`~numpyro_ebipla.optim.langevin.default_optimizer`.
+            :func:`~numpyro_ebipla.optim.choose.default_optimizer`.
         kernel: of the posterior particles: :class:`~numpyro_ebipla.kernels.mala.MALA` (step size and scales adapted),
-            :class:`~numpyro_ebipla.kernels.mala.ULA` or :class:`~numpyro_ebipla.kernels.mala.Underdamped`.
+            :class:`~numpyro_ebipla.kernels.langevin.ULA` or :class:`~numpyro_ebipla.kernels.langevin.Underdamped`.
         num_moves: moves of the particles per step.
         posterior: how the particles are kept, instead of ``kernel`` and ``num_moves``:
             :class:`~numpyro_ebipla.particles.persistent.Particles` (the default),
-            :class:`~numpyro_ebipla.particles.persistent.ShortRunParticles`,
-            :class:`~numpyro_ebipla.particles.persistent.SuccessiveParticles` or
+            :class:`~numpyro_ebipla.particles.restarted.ShortRunParticles`,
+            :class:`~numpyro_ebipla.particles.restarted.SuccessiveParticles` or
             :class:`~numpyro_ebipla.particles.weighted.WeightedParticles`.
         prior: how the prior walkers are kept, one strategy for all energy priors or ``{site: strategy}``. By
             default :class:`~numpyro_ebipla.walkers.tempered.Tempered`, and
-            :class:`~numpyro_ebipla.walkers.base.Annealed` for priors that are conditional on covariates.
+            :class:`~numpyro_ebipla.walkers.annealed.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
         refuse: ``model layout -> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.

@@ -14,7 +14,7 @@ from numpyro_ebipla._core.errors import ModelError, warn
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_array, is_traced
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla._core.validate import number, site_names
+from numpyro_ebipla._core.validate import check_key, check_options, check_untraced, count, number, site_names
 from numpyro_ebipla.likelihood.annealed import (
     TOO_SHORT,
     AnnealOptions,
@@ -29,11 +29,10 @@ from numpyro_ebipla.likelihood.bidirectional import Bounds
 from numpyro_ebipla.likelihood.bidirectional import bidirectional as _bidirectional
 from numpyro_ebipla.likelihood.posterior import anneal_posterior, equal_draws
 from numpyro_ebipla.likelihood.reconstruct import reconstruct as _reconstruct
-from numpyro_ebipla.model.inspection import like_own
+from numpyro_ebipla.model.arguments import like_own
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.training.initial import check_faults
-from numpyro_ebipla.training.same_state import check_key, check_options, check_untraced, count
 
 #: Least size of the population from which the particles of new data are taken.
 POPULATION = 256

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_ebipla.diagnostics.checks import spaced
+from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.model.energy import EnergyPrior
 
 if TYPE_CHECKING:

@@ -17,12 +17,15 @@ from typing import Any
 import optax
 
 from numpyro_ebipla.ebipla import EBIPLA
-from numpyro_ebipla.kernels.mala import MALA, ULA, Underdamped
+from numpyro_ebipla.kernels.langevin import ULA, Underdamped
+from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.langevin import kinetic_langevin, langevin
-from numpyro_ebipla.particles.persistent import Particles, ShortRunParticles, SuccessiveParticles
+from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.particles.weighted import WeightedParticles
-from numpyro_ebipla.walkers.base import Persistent, WalkerStrategy
+from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.persistent import Persistent
 from numpyro_ebipla.walkers.restarted import Contrastive, ShortRun
 
 Refusal = Callable[[LatentModel], str | None]

@@ -7,7 +7,8 @@ import pytest
 from jax import random
 from jax.scipy.special import logsumexp
 
-from numpyro_ebipla.smc.anneal import TiltedDensity, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.smc.anneal import anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, normalised
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"walkers", "particles", "model"},
     {"likelihood"},
     {"training"},
-    {"diagnostics"},
+    {"diagnostics", "system"},
     {"results", "plots"},
     {"newdata"},
     {"ebipla"},
@@ -27,8 +27,8 @@ FLOORS = [
 ]
 #: What must know NumPyro; the rest is a library for plain JAX.
 KNOW_NUMPYRO = {
-    *("model", "optim/langevin", "diagnostics/report", "diagnostics/prior"),
-    *("results/sites", "results/arviz", "results/summary"),
+    *("model", "optim/choose", "diagnostics/run"),
+    *("results/at_draws", "results/visiting", "results/summary"),
 }
 #: Lines of a file, at most, and of half of the files.
 LONGEST, TYPICAL = 445, 215

@@ -9,7 +9,7 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, EBIPLAWarning, EnergyPrior, ModelError, nan_masked, recipes
-from numpyro_ebipla.optim.langevin import default_optimizer
+from numpyro_ebipla.optim import default_optimizer
 
 M = 6
 Y = jnp.linspace(-1.0, 2.0, M)

@@ -17,8 +17,7 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, ULA, CheckpointError, EBIPLAWarning, EnergyPrior, ModelError, Persistent, loop, store
-from numpyro_ebipla.checkpoint import files
-from numpyro_ebipla.checkpoint.files import latest, load, restore, save
+from numpyro_ebipla.checkpoint import files, latest, load, restore, save
 from numpyro_ebipla.training.stopping import split_r_hat
 
 Y = jnp.linspace(-1.0, 2.0, 6)

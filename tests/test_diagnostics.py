@@ -10,10 +10,10 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent, recipes
-from numpyro_ebipla.diagnostics.checks import Diagnostics
+from numpyro_ebipla.diagnostics import Diagnostics
 from numpyro_ebipla.diagnostics.parameters import of_score
 from numpyro_ebipla.diagnostics.prior import Fresh, mmd2, of_prior
-from numpyro_ebipla.diagnostics.report import _frozen, of_history
+from numpyro_ebipla.diagnostics.run import _frozen, of_history
 
 
 def normal_model(y, **kwargs):

@@ -12,7 +12,7 @@ from scipy import stats
 
 from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, ModelError, WeightedParticles, nan_masked
 from numpyro_ebipla._core.tree import batched_value_and_grad
-from numpyro_ebipla.kernels.mala import evaluated, start
+from numpyro_ebipla.kernels import evaluated, start
 
 LOADING = np.array([[1.0, 0.5, -1.0], [0.3, 2.0, 1.0]])
 

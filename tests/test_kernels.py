@@ -9,7 +9,7 @@ from scipy import integrate, linalg
 
 from numpyro_ebipla import MALA, ULA, Underdamped
 from numpyro_ebipla._core.tree import batched_value_and_grad
-from numpyro_ebipla.kernels.mala import Point, start
+from numpyro_ebipla.kernels import Point, start
 
 
 def target_of(log_density):

@@ -24,7 +24,8 @@ from numpyro.contrib.module import flax_module
 
 import numpyro_ebipla
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent
-from numpyro_ebipla.checkpoint.files import held, latest, load
+from numpyro_ebipla.checkpoint import latest, load
+from numpyro_ebipla.checkpoint.files import held
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 

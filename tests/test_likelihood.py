@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from scipy import special, stats
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, ModelError, nan_masked
-from numpyro_ebipla.likelihood.annealed import pooled
+from numpyro_ebipla.smc.normaliser import pooled
 
 RNG = np.random.default_rng(0)
 GRID = np.linspace(-9, 9, 6001)

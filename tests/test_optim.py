@@ -9,7 +9,8 @@ import pytest
 from jax import random
 from jax.example_libraries import optimizers
 
-from numpyro_ebipla.optim.langevin import as_optax, default_optimizer, langevin_noise, orthogonalised, reaching_adam
+from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise, orthogonalised
+from numpyro_ebipla.optim.reaching_adam import reaching_adam
 
 PARAMS = {"a": jnp.array([0.5, -1.0, 2.0]), "b": {"w": jnp.array([[0.3]])}}
 

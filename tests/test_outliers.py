@@ -9,9 +9,8 @@ from jax import random
 from numpyro.diagnostics import split_gelman_rubin
 
 from numpyro_ebipla import EBIPLA, MALA, ULA
-from numpyro_ebipla.particles.persistent import Block, Particles, ShortRunParticles
-from numpyro_ebipla.particles.recall import BETWEEN_LOOKS, FIRST_LOOK, due, recalled
-from numpyro_ebipla.particles.weighted import WeightedParticles
+from numpyro_ebipla.particles import Block, Particles, ShortRunParticles, WeightedParticles
+from numpyro_ebipla.training.safeguards import BETWEEN_LOOKS, FIRST_LOOK, due, recalled
 
 positive = dist.constraints.positive
 

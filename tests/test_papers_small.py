@@ -38,7 +38,7 @@ def test_pgd_converges_below_the_critical_step_and_diverges_above(factor):
 
 
 def test_closed_form_of_the_kinetic_moves_agrees_with_the_packages_integrals():
-    from numpyro_ebipla.kernels.mala import kinetic_terms
+    from numpyro_ebipla.kernels.langevin import kinetic_terms
 
     move, terms = toy.underdamped(0.3, 2.0), kinetic_terms(0.3, 2.0)
     np.testing.assert_allclose(move.a, [[1, terms.drift], [0, terms.decay]], rtol=1e-5)

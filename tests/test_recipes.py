@@ -12,7 +12,7 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, Contrastive, EnergyPrior, ModelError, Persistent, WeightedParticles, recipes
-from numpyro_ebipla.kernels.mala import ULA
+from numpyro_ebipla.kernels import ULA
 from numpyro_ebipla.recipes import _RECIPES
 
 M = 40

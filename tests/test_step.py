@@ -11,9 +11,8 @@ import pytest
 from jax import grad, random
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent, Tempered
-from numpyro_ebipla.smc.anneal import TiltedDensity
-from numpyro_ebipla.training.contrast import EnergyGap, energy_gap, hole_penalty
-from numpyro_ebipla.training.step import energy_brake
+from numpyro_ebipla.smc.density import TiltedDensity
+from numpyro_ebipla.training.safeguards import EnergyGap, energy_brake, energy_gap, hole_penalty
 from numpyro_ebipla.walkers.base import Restraint
 
 

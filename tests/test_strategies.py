@@ -24,8 +24,9 @@ from numpyro_ebipla import (
     Underdamped,
     WeightedParticles,
 )
-from numpyro_ebipla.particles.persistent import Block, evaluated_at
-from numpyro_ebipla.smc.anneal import TiltedDensity
+from numpyro_ebipla.particles import Block
+from numpyro_ebipla.particles.base import evaluated_at
+from numpyro_ebipla.smc.density import TiltedDensity
 
 PLAIN = MALA(0.3, precondition=False, adapt_step=False)
 P, N, B = 8, 4, 3

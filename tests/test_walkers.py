@@ -8,8 +8,9 @@ from jax import random
 
 from numpyro_ebipla import MALA, ULA, Annealed, Persistent, Tempered, Underdamped
 from numpyro_ebipla._core.state import WalkerState
-from numpyro_ebipla.smc.anneal import TiltedDensity
-from numpyro_ebipla.walkers.tempered import Ladder, swap
+from numpyro_ebipla.smc.density import TiltedDensity
+from numpyro_ebipla.walkers import Ladder
+from numpyro_ebipla.walkers.tempered import swap
 
 K = 25  # steps of a path of densities
 FUNCTIONS = (lambda x: x, lambda x: x**2)

@@ -22,7 +22,7 @@ from benchmarks.report import Report
 from examples import digits as ex
 from examples import rotated_swiss_roll as roll
 from numpyro_ebipla import EBIPLA, ULA, recipes
-from numpyro_ebipla.likelihood.posterior import Estimate
+from numpyro_ebipla.smc.normaliser import Estimate
 
 PAPER, BEST, PLAIN = "LEBM, paper's rates", "LEBM, best rates", "EBIPLA, ULA"
 SVI_NAME = "SVI, encoder, Gaussian prior"

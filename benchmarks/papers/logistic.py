@@ -20,7 +20,7 @@ from sklearn.datasets import load_breast_cancer
 from benchmarks.papers.paths import Walk
 from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, recipes
-from numpyro_ebipla.optim.langevin import langevin
+from numpyro_ebipla.optim import langevin
 
 PRIOR_VARIANCE = 5.0
 

@@ -5,7 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax, random
+
+
+def spaced(size: int, number: int) -> np.ndarray:
+    """Up to ``number`` evenly spaced indices below ``size``."""
+    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)
 
 
 def normal_like(rng_key: Array, tree: Any) -> Any:

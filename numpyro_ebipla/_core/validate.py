@@ -1,10 +1,58 @@
 """Options of kernels and strategies refused by name, where they are given."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array, random
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.static import constants_are_traced, is_array, is_traced
+
+
+def check_key(rng_key: Any) -> Array:
+    """A typed key from a typed or a raw one."""
+    if is_array(rng_key):
+        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
+            return rng_key
+        if rng_key.dtype == jnp.uint32 and rng_key.shape == (2,):
+            return random.wrap_key_data(jnp.asarray(rng_key))
+    raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
+
+
+def check_untraced(method: str, *values: Any) -> None:
+    """Refuse to run where there are no numbers to look at.
+
+    Raises:
+        ModelError: naming the method.
+    """
+    if constants_are_traced() or is_traced(values):
+        raise ModelError(
+            f"{method} looks at its numbers as it goes, and there are none inside jit, vmap or grad: call it outside. "
+            "update, evaluate, log_likelihood, anomaly_score and reconstruct may be called inside."
+        )
+
+
+def check_options(model: Callable, method: Callable, options: dict[str, Any]) -> None:
+    """Refuse options of a method that are given, where the model has arguments of their names and might be meant.
+
+    Raises:
+        ModelError: naming the option.
+    """
+    try:
+        theirs = inspect.signature(model).parameters
+    except ValueError:  # no signature, e.g. a callable from C
+        return
+    own = inspect.signature(method).parameters
+    for name, value in options.items():
+        if name in theirs and value is not own[name].default:
+            raise ModelError(
+                f"'{name}' is an option of {method.__name__}, and so cannot be passed on to the model, which has an "
+                "argument of that name: rename the model's."
+            )
 
 
 def count(name: str, value: Any, least: int = 1) -> int:

@@ -1,18 +1,4 @@
-"""Checkpoints: a run's state and history in one file, written whole or not at all, read without pickle.
-
-A file is a zip archive of ``.npy`` arrays that :func:`numpy.load` opens, with a ``header.json``; its last 71 bytes
-are a checksum of all before them. The docs' page on checkpoints describes the format.
-
->>> import jax.numpy as jnp, tempfile
->>> state = {"w": jnp.arange(3.0, dtype=jnp.bfloat16), "key": jax.random.key(1)}
->>> with tempfile.TemporaryDirectory() as directory:
-...     path = save(Path(directory) / "step_000000000007.npz", state, {"contrast": np.zeros(7)}, {"step": 7})
-...     found = load(latest(directory))
->>> found.header["step"], found.history["contrast"].shape
-(7, (7,))
->>> restore(found, state)["w"]
-Array([0, 1, 2], dtype=bfloat16)
-"""
+"""One file of a checkpoint: written whole or not at all, read without pickle."""
 
 import contextlib
 import hashlib

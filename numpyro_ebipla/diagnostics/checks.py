@@ -91,8 +91,3 @@ def at_least(name: str, value: float, limit: float, verdicts: tuple[str, str], r
     """A check that ``value ≥ limit``."""
     passed = bool(value >= limit)
     return Check(name, float(value), f"at least {limit:.3g}", passed, verdicts[not passed], remedy)
-
-
-def spaced(size: int, number: int) -> np.ndarray:
-    """Up to ``number`` evenly spaced indices below ``size``."""
-    return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)

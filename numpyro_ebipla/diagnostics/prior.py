@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
-from numpyro_ebipla.diagnostics.checks import Check, at_most, spaced
+from numpyro_ebipla._core.tree import spaced
+from numpyro_ebipla.diagnostics.checks import Check, at_most
 from numpyro_ebipla.model.energy import EnergyPrior, anneal_prior
 from numpyro_ebipla.smc.anneal import equally_weighted
 from numpyro_ebipla.smc.weights import log_mean_exp

@@ -1,12 +1,5 @@
-r"""Log densities of data, ``log p_θ(y)``, by sequential Monte Carlo from the prior to each posterior.
+"""Log likelihoods by populations annealed from the prior to each posterior."""
 
-A population annealed from the base ``p_0`` to the posterior of a datum gives an unbiased estimate of
-``∫ p_0(x) e^{−E(x)} p(y | x) dx`` (Neal, 2001; Del Moral et al., 2006); what is missing to ``p(y)`` is the normaliser
-of the energy, ``log Z``, which an anneal of its own gives. The log of the populations' mean is corrected for half its
-variance, by which the log of an unbiased estimate is too low.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,17 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
-from jax.scipy.special import logsumexp
-from scipy.special import chdtri
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.likelihood.posterior import Estimate, anneal_posterior
-from numpyro_ebipla.model.energy import anneal_prior
+from numpyro_ebipla.likelihood.normalisers import log_z_shift, normalisers
+from numpyro_ebipla.likelihood.posterior import anneal_posterior
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.smc.normaliser import Estimate, pooled
 
-#: Populations contradict the error that they claim where χ² is as unlikely as this.
-CONTRADICTION = 1e-3
 #: Share of a population left by one reweighting below which its weights say nothing.
 TOO_SHORT = 0.1
 
@@ -95,66 +85,6 @@ def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: An
         jnp.concatenate(column)[: model.num_data] for column in list(zip(*parts, strict=True))[:4]
     )
     return LogLikelihood(value, error, number, shared_error, parts[0].rest)
-
-
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="per_datum")
-def normalisers(
-    model: LatentModel, num_populations: int, params: Params, batch: Batch, *, per_datum: bool
-) -> dict[str, Estimate]:
-    """Log Z of the energy priors with one normaliser, or with one for each datum, annealed as they say.
-
-    Each has its prior's batch shape.
-    """
-    names = [name for name, site in model.energies.items() if site.per_datum == per_datum]
-    priors = model.proper().energy_priors(params, batch)
-    result = {}
-    for i, name in enumerate(names):
-        prior = priors[name]
-        # A prior with a normaliser for each datum has that many populations.
-        num = prior.num_walkers if prior.batch_shape else 4 * prior.num_walkers
-
-        def one(key: Array, prior: Any = prior, num: int = num) -> tuple[Array, Array]:
-            out = anneal_prior(prior, prior.tilted(), key, num)
-            return out.log_z.reshape(prior.batch_shape), out.variance.reshape(prior.batch_shape)
-
-        keys = random.split(random.fold_in(batch.rng_key, i), num_populations)
-        value, variance = pooled(*lax.map(one, keys))
-        result[name] = Estimate(value, jnp.sqrt(variance))
-    return result
-
-
-def pooled(log_z: Array, variance: Array) -> tuple[Array, Array]:
-    """Log of the mean of independent estimates ``[K, …]`` of Z, corrected for its bias, and its variance.
-
-    The variance is what the populations claim, unless their spread contradicts it (they may each have found other
-    modes): then it is the spread's.
-
-    >>> pooled(jnp.zeros(4), jnp.full(4, 0.04))
-    (Array(0.005, dtype=float32), Array(0.01, dtype=float32))
-    """
-    num = log_z.shape[0]
-    log_mean = logsumexp(log_z, 0) - jnp.log(num)
-    share = jnp.exp(log_z - log_mean) / num
-    value = jnp.sum(jnp.square(share) * variance, 0)
-    if num > 1:
-        spread = jnp.var(share, axis=0, ddof=1) * num
-        limit = chdtri(num - 1, CONTRADICTION) / (num - 1)
-        value = jnp.where(spread > limit * value, spread, value)
-    return log_mean + value / 2, value
-
-
-def log_z_shift(
-    model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Estimate]
-) -> tuple[Callable, Callable]:
-    """How the log density ``([B] per datum, rest)`` moves by log normalisers, in which it is linear; and itself."""
-    local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
-    zero = {name: jnp.zeros_like(estimate.value) for name, estimate in log_z.items()}
-
-    def joint(log_z: dict[str, Array]) -> tuple[Array, Array]:
-        per_datum, rest = model.log_joint(params, local, glob, batch, log_z)[:2]
-        return per_datum[0], rest[0]
-
-    return lambda by: jax.jvp(joint, (zero,), (zero | by,))[1], joint
 
 
 @partial(jax.jit, static_argnums=(0, 1))

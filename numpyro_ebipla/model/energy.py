@@ -19,9 +19,10 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro_ebipla._core.errors import EBIPLAWarning
 from numpyro_ebipla._core.static import is_array, join_function, split_function
 from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
-from numpyro_ebipla._core.validate import count
-from numpyro_ebipla.kernels.mala import Kernel, Point, evaluated, start
-from numpyro_ebipla.smc.anneal import Annealed, TiltedDensity, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.kernels.base import Kernel, Point, evaluated, start
+from numpyro_ebipla.model.energy_checks import _check_base, _check_options, _check_real, _extends, _shape_message
+from numpyro_ebipla.smc.anneal import Annealed, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.smc.density import TiltedDensity
 
 _log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
 _base_only: ContextVar[bool] = ContextVar("base_only", default=False)
@@ -278,68 +279,6 @@ def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num
         return (evaluated(target, there), kernel.adapt(carry[1], info, here)), None
 
     return lax.scan(move, (point, adapt), random.split(rng_key, num_moves))[0][0].position["x"]
-
-
-def _extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
-    """Whether ``full`` is what ``batch`` broadcasts to."""
-    try:
-        return jnp.broadcast_shapes(full, batch) == full
-    except ValueError:
-        return False
-
-
-def _shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], event: tuple[int, ...]) -> str:
-    """What is wrong with the shape that an energy returns, and what to do."""
-    x = batch + event
-    advice = (
-        f"It is called with x of shape [..., {', '.join(map(str, x))}] and must return one energy for each "
-        "x, without the event's axes."
-    )
-    if isinstance(one, Exception):
-        return (
-            f"EnergyPrior: the energy failed on x of shape {x}: {one}\n{advice} If it uses covariates of the "
-            "data, give the base their batch shape: base.expand([batch_size])."
-        ) + (" A base of vectors needs .to_event(1)." if event == () else "")
-    hint = "squeeze its last axis" if one[-1:] == (1,) else "did you forget .to_event() on the base, or a sum?"
-    return f"EnergyPrior: the energy returns shape {one} for x of shape {x}, expected {batch}: {hint}. {advice}"
-
-
-def _check_base(energy: Any, base: Any) -> None:
-    if not callable(energy):
-        raise TypeError(
-            f"EnergyPrior: energy must be callable, got {type(energy).__name__}; pass a bound module "
-            "(flax_module, nnx_module, eqx_module) or a function of x."
-        )
-    if not isinstance(base, dist.Distribution):
-        raise TypeError(f"EnergyPrior: base must be a NumPyro distribution, got {type(base).__name__}.")
-    if base.support is None or base.support.is_discrete:
-        raise ValueError(
-            f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous support."
-        )
-    try:
-        jax.eval_shape(lambda k: base.sample(k), random.key(0))
-    except NotImplementedError as e:
-        raise ValueError(
-            f"EnergyPrior: base {type(base).__name__} has no `sample`; the walkers start as draws of the "
-            "base, so choose a proper distribution that can be sampled."
-        ) from e
-
-
-def _check_real(dtype: Any) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"EnergyPrior: the energy returns numbers of type {dtype}; Langevin moves need its gradient, so it must "
-            "return floating-point numbers that vary smoothly with x."
-        )
-
-
-def _check_options(num_walkers: Any, num_moves: Any, max_temps: Any, step_size: Any, kernel: Any) -> None:
-    for name, value in (("num_walkers", num_walkers), ("num_moves", num_moves), ("max_temps", max_temps)):
-        count(f"EnergyPrior: {name}", value)
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"EnergyPrior: step_size must be positive or None, got {step_size!r}.")
-    if not isinstance(kernel, Kernel | None):
-        raise TypeError(f"EnergyPrior: kernel must be MALA(), ULA(), Underdamped() or None, got {kernel!r}.")
 
 
 def unwrap(fn: dist.Distribution) -> dist.Distribution:

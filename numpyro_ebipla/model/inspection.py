@@ -1,6 +1,5 @@
 """One look at a NumPyro model before any long work: its layout, and errors for what cannot be fitted."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,12 +16,12 @@ from numpyro.ops.provenance import eval_provenance
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_array, join_static, split_static
-from numpyro_ebipla._core.tree import all_finite, by_path, strong_type
+from numpyro_ebipla._core.tree import all_finite, strong_type
+from numpyro_ebipla.model.arguments import _arrays, _named_arguments, check_arguments, like_own
 from numpyro_ebipla.model.energy import unwrap
 from numpyro_ebipla.model.handlers import from_base, no_latents_in_loops, sound_plates, trace_model
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
 from numpyro_ebipla.model.layout import Layout, constraints_of, lay_out
-from numpyro_ebipla.model.missing import nan_masked
 
 #: JAX's errors where a number of Python is wanted and a traced array found.
 NEEDS_A_NUMBER = (
@@ -232,82 +231,6 @@ def _check_types(trace: dict[str, Any]) -> None:
                 raise ModelError(f"observed values at '{name}' are {kind}, not an array of numbers: {remedy}.")
             if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
                 raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
-
-
-def like_own(argument: str, given: Params, own: Params) -> Params:
-    """Parameters in the structures and types of the model's own, which may be shapes only.
-
-    Raises:
-        ModelError: naming the argument and a parameter that the model does not have, or has in other shapes.
-    """
-    found = {}
-    for name, value in given.items():
-        if name not in own:
-            raise ModelError(f"{argument}: the model has no parameter '{name}'; it has {sorted(own)}.")
-        ours, theirs = by_path(own[name]), by_path(value)
-        wanted, shapes = (jax.tree.map(jnp.shape, leaves) for leaves in (ours, theirs))
-        if wanted != shapes:
-            raise ModelError(
-                f"{argument}: '{name}' has shape {shapes.get('', shapes)}, but the model's {wanted.get('', wanted)}."
-            )
-        leaves = [jnp.asarray(theirs[path], jnp.result_type(like)) for path, like in ours.items()]
-        found[name] = jax.tree.unflatten(jax.tree.structure(own[name]), leaves)
-    return found
-
-
-def _arrays(init_params: Params | None) -> Params:
-    if not isinstance(init_params, dict | None):
-        raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
-    arrays = {}
-    for name, value in (init_params or {}).items():
-        try:  # JAX would read a word as the name of a type
-            arrays[name] = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) if isinstance(x, str) else x), value)
-        except (TypeError, ValueError) as e:
-            raise TypeError(
-                f"init_params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
-            ) from e
-    return arrays
-
-
-def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Refuse NaN, masked arrays and unbindable arguments by name.
-
-    Raises:
-        ModelError: naming the argument.
-    """
-    bound = _named_arguments(model, args, kwargs)
-    for name, value in bound.items():
-        if any(isinstance(leaf, np.ma.MaskedArray) for leaf in jax.tree.leaves(value)):
-            raise ModelError(
-                f"argument '{name}' of the model is a masked array of NumPy, whose mask JAX would not see: pass "
-                f"{name}.filled(np.nan) and wrap the model in nan_masked, or remove these data."
-            )
-    if isinstance(model, nan_masked):
-        bound = {}
-    for name, value in bound.items():
-        for leaf in jax.tree.leaves(value):
-            number = isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact))
-            if not number:
-                continue
-            if bool(np.isnan(np.asarray(leaf)).any()):
-                raise ModelError(
-                    f"argument '{name}' of the model contains NaN: remove these data, or replace "
-                    "them and hide them with numpyro.handlers.mask, or wrap the model in nan_masked."
-                )
-
-
-def _named_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by their names.
-
-    Raises:
-        ModelError: if they are not those of the model.
-    """
-    try:
-        return inspect.signature(model).bind(*args, **kwargs).arguments
-    except TypeError as e:
-        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
-    except ValueError:  # no signature, e.g. a callable from C
-        return {**{str(i): x for i, x in enumerate(args)}, **kwargs}
 
 
 def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:

@@ -29,37 +29,8 @@ from numpyro_ebipla.model.handlers import (
     unmask_latents,
     unmasked,
 )
-from numpyro_ebipla.smc.anneal import TiltedDensity
-
-
-class LatentSite(NamedTuple):
-    """A latent sample site.
-
-    Attributes:
-        local: whether it lies inside the data plate.
-        axis: axis of the data plate in the unconstrained value, counted from the right (local sites).
-        value_axis: the same in the constrained value.
-    """
-
-    local: bool
-    axis: int
-    value_axis: int
-
-
-class EnergySite(NamedTuple):
-    """An energy prior: whether it is observed, and whether every datum has a normaliser of its own."""
-
-    observed: bool
-    per_datum: bool
-
-
-class DataPlate(NamedTuple):
-    """The plate whose elements are the data: its name, ``M``, ``B`` and dimension (from the right)."""
-
-    name: str
-    size: int
-    batch_size: int
-    dim: int
+from numpyro_ebipla.model.layout import DataPlate, EnergySite, LatentSite
+from numpyro_ebipla.smc.density import TiltedDensity
 
 
 class Batch(NamedTuple):

@@ -12,7 +12,36 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.static import split_static
 from numpyro_ebipla.model.energy import EnergyPrior, unwrap
-from numpyro_ebipla.model.latent_model import DataPlate, EnergySite, LatentSite
+
+
+class LatentSite(NamedTuple):
+    """A latent sample site.
+
+    Attributes:
+        local: whether it lies inside the data plate.
+        axis: axis of the data plate in the unconstrained value, counted from the right (local sites).
+        value_axis: the same in the constrained value.
+    """
+
+    local: bool
+    axis: int
+    value_axis: int
+
+
+class EnergySite(NamedTuple):
+    """An energy prior: whether it is observed, and whether every datum has a normaliser of its own."""
+
+    observed: bool
+    per_datum: bool
+
+
+class DataPlate(NamedTuple):
+    """The plate whose elements are the data: its name, ``M``, ``B`` and dimension (from the right)."""
+
+    name: str
+    size: int
+    batch_size: int
+    dim: int
 
 
 class Layout(NamedTuple):

@@ -1,1 +1,29 @@
-"""The move of the parameters: what optax lacks, and the default."""
+"""The parameter move: any optax transformation or NumPyro optimiser, and what optax lacks.
+
+The parameter noise of EBIPLA (2510.12311) and IPLA (2303.13429) is an optax transformation that takes its
+key as an extra argument of ``update``, so that no hidden state decides a run:
+
+>>> import jax.numpy as jnp, optax
+>>> from jax import random
+>>> from numpyro_ebipla.optim import langevin_noise
+>>> optim = optax.chain(optax.sgd(1e-2), langevin_noise(1e-2))
+>>> params = {"theta": jnp.zeros(3)}
+>>> state = optim.init(params)
+>>> updates, state = optim.update(params, state, params, rng_key=random.key(0), inverse_temperature=100)
+>>> updates["theta"].shape
+(3,)
+"""
+
+from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
+from numpyro_ebipla.optim.langevin import kinetic_langevin, langevin, langevin_noise
+from numpyro_ebipla.optim.reaching_adam import orthogonalised
+
+__all__ = [
+    "as_optax",
+    "by_role",
+    "default_optimizer",
+    "kinetic_langevin",
+    "langevin",
+    "langevin_noise",
+    "orthogonalised",
+]

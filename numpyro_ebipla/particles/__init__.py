@@ -1,1 +1,26 @@
-"""Ways to keep posterior particles."""
+"""Posterior particles: N for each datum (local latents) or N in all (global ones), and ways to keep them.
+
+===============================  =======================================================================
+:class:`Particles`               persistent: moved once or a few times at each step (EBIPLA, IPLA, PGD)
+:class:`ShortRunParticles`       restarted from the prior's base at every step (LEBM)
+:class:`SuccessiveParticles`     successive states of a single chain (SOUL)
+:class:`.WeightedParticles`      persistent with Jarzynski weights (JALA-EM)
+===============================  =======================================================================
+
+Each is a frozen set of options with two functions: ``prepare`` makes what enters the step's gradient at
+``θ_k``, ``advance`` moves the particles on.
+"""
+
+from numpyro_ebipla.particles.base import Block, Prepared
+from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
+from numpyro_ebipla.particles.weighted import WeightedParticles
+
+__all__ = [
+    "Block",
+    "Particles",
+    "Prepared",
+    "ShortRunParticles",
+    "SuccessiveParticles",
+    "WeightedParticles",
+]

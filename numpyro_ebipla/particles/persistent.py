@@ -1,73 +1,34 @@
-"""Posterior particles: N for each datum (local latents) or N in all (global ones), and ways to keep them.
+"""Persistent particles, moved once or a few times at each step."""
 
-===============================  =======================================================================
-:class:`Particles`               persistent: moved once or a few times at each step (EBIPLA, IPLA, PGD)
-:class:`ShortRunParticles`       restarted from the prior's base at every step (LEBM)
-:class:`SuccessiveParticles`     successive states of a single chain (SOUL)
-:class:`.WeightedParticles`      persistent with Jarzynski weights (JALA-EM)
-===============================  =======================================================================
-
-Each is a frozen set of options with two functions: ``prepare`` makes what enters the step's gradient at
-``θ_k``, ``advance`` moves the particles on.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax, random
 
-from numpyro_ebipla._core.state import Adaptation, Latents, PosteriorState
-from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like, take
+from numpyro_ebipla._core.state import Adaptation, Latents
+from numpyro_ebipla._core.tree import normal_like
 from numpyro_ebipla._core.validate import check_counts, check_type
-from numpyro_ebipla.kernels.mala import MALA, ULA, Kernel, Point, Target, evaluated, proposal_shape
-
-LogJoint = Callable[[Latents, Latents], tuple[Array, Array]]
-Draw = Callable[[Array], tuple[Latents, Latents]]
-Adaptations = tuple[Adaptation, Adaptation]
-#: Log densities and gradients at a block: local ``[N, B]``, global ``[N]``.
-Known = tuple[Array, Latents, Array, Latents]
-#: The local block and the global one.
-Points = tuple[Point, Point]
+from numpyro_ebipla.kernels.base import Kernel, Point, evaluated
+from numpyro_ebipla.kernels.mala import MALA, proposal_shape
+from numpyro_ebipla.particles.base import (
+    Adaptations,
+    Block,
+    Draw,
+    Known,
+    LogJoint,
+    Points,
+    Prepared,
+    global_target,
+    local_target,
+    points_of,
+    positions,
+    refreshed,
+)
 
 #: Of a global latent's step under subsampling, see :class:`Particles`.
 _SUBSAMPLING_STEP = 0.2
-
-
-class Block(NamedTuple):
-    """Chains of the current minibatch; see :class:`~numpyro_ebipla._core.state.PosteriorState`."""
-
-    local: Latents
-    glob: Latents
-    momentum: tuple[Latents, Latents] | None
-    memory: Any = None
-
-
-class Prepared(NamedTuple):
-    """What enters the gradient.
-
-    Attributes:
-        block: the particles.
-        adapt: of the local and the global block.
-        weight: ``[N, B]`` (``[N]`` if there are global latents), sums to one over N; None for ``1/N``.
-        known: log densities and gradients there, if ``prepare`` had to compute them (without normalisers of
-            energy priors); None leaves them to the step's own backward pass.
-        info: what to report.
-    """
-
-    block: Block
-    adapt: Adaptations
-    weight: Array | None = None
-    known: Known | None = None
-    info: dict[str, Array] = {}
-
-    @property
-    def num_particles(self) -> int:
-        """N, one without latents."""
-        chains = jax.tree.leaves((self.block.local, self.block.glob))
-        return chains[0].shape[0] if chains else 1
 
 
 @dataclass(frozen=True)
@@ -176,7 +137,7 @@ class Particles:
         (local, glob), (adapt_local, adapt_global) = points, adapt
         info = {}
         if local.position:
-            target, here = _local_target(log_joint, glob.position), local
+            target, here = local_target(log_joint, glob.position), local
             local, move = self.kernel.move(key_local, target, here, adapt_local)
             adapt_local = self.kernel.adapt(adapt_local, move, here)
             info["accept_local"] = move.accept_prob
@@ -184,7 +145,7 @@ class Particles:
             here = glob
             if local.position and self.kernel.adjusted:  # what is known belongs to the old local latents
                 here = glob._replace(log_density=None, gradient=None)
-            target = _global_target(log_joint, ratio, local.position)
+            target = global_target(log_joint, ratio, local.position)
             here = evaluated(target, here)
             glob, move = self.kernel.move(key_global, target, here, adapt_global)
             if self.kernel.adjusted and ratio > 1:
@@ -192,131 +153,6 @@ class Particles:
             adapt_global = self.kernel.adapt(adapt_global, move, here)
             info["accept_global"] = move.accept_prob
         return (local, glob), (adapt_local, adapt_global), info
-
-
-@dataclass(frozen=True)
-class ShortRunParticles(Particles):
-    """Restarted from the prior's base (``p_0`` of an energy prior) at every step, then K moves (2006.08205, Alg. 1).
-
-    What they reach is not the posterior, so the gradient is biased by as much as they fall short of it.
-
-    Args:
-        kernel: of all latents; LEBM writes its step ``s``, with ``h = s²/2``.
-        num_moves: K.
-    """
-
-    kernel: Kernel = field(default_factory=lambda: ULA(0.1**2 / 2))
-    num_moves: int = 20
-
-    def prepare(
-        self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
-    ) -> Prepared:
-        """As :meth:`Particles.prepare`."""
-        key_draw, key_momentum, key_moves = random.split(rng_key, 3)
-        local, glob = draw(key_draw)
-        momentum = normal_like(key_momentum, (local, glob)) if self.kernel.has_momentum else None
-        known = evaluated_at(log_joint, ratio, local, glob)
-        start = Block(local, glob, momentum, block.memory)
-        block, adapt, info = super().advance(key_moves, log_joint, ratio, start, known, adapt)
-        return Prepared(block, adapt, info=info)
-
-    def advance(
-        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
-    ) -> tuple[Block, Adaptations, dict[str, Array]]:
-        """Nothing to do: see :meth:`prepare`."""
-        return block, adapt, {}
-
-
-@dataclass(frozen=True)
-class SuccessiveParticles(Particles):
-    """One chain, whose next N states are the N particles of a step (SOUL; De Bortoli et al., 2021, Alg. 1).
-
-    Args:
-        kernel: of all latents; ULA in the paper.
-        num_moves: between two of these states.
-    """
-
-    kernel: Kernel = field(default_factory=lambda: ULA(1e-2))
-
-    def prepare(
-        self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
-    ) -> Prepared:
-        """As :meth:`Particles.prepare`."""
-        last = jax.tree.map(lambda x: x[-1:], block._replace(memory=None))
-        num = jax.tree.leaves(block)[0].shape[0]
-
-        def move(carry: tuple[Block, Adaptations], key: Array) -> tuple[Any, Any]:
-            here, adapt = carry
-            known = evaluated_at(log_joint, ratio, here.local, here.glob)
-            there, adapt, info = super(SuccessiveParticles, self).advance(key, log_joint, ratio, here, known, adapt)
-            return (there, adapt), (there, info)
-
-        (_, adapt), (states, info) = lax.scan(move, (last, adapt), random.split(rng_key, num))
-        return Prepared(jax.tree.map(lambda x: x[:, 0], states), adapt, info=jax.tree.map(jnp.mean, info))
-
-    def advance(
-        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
-    ) -> tuple[Block, Adaptations, dict[str, Array]]:
-        """Nothing to do: see :meth:`prepare`."""
-        return block, adapt, {}
-
-
-def gather(posterior: PosteriorState, indices: Array | None) -> tuple[Block, Adaptations]:
-    """The particles of some data, None for all, and the kernels' adaptation to them."""
-    momentum, memory = posterior.momentum, posterior.memory
-    if momentum is not None:
-        momentum = (take(momentum[0], indices, 1), momentum[1])
-    if not posterior.glob:  # then all memory is by datum
-        memory = take(memory, indices, 1)
-    adapt = posterior.adapt_local._replace(by_datum=take(posterior.adapt_local.by_datum, indices, 0))
-    block = Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
-    return block, (adapt, posterior.adapt_global)
-
-
-def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latents) -> Known:
-    """``known`` for :meth:`Particles.advance`, where no step has computed it."""
-
-    def total(local: Latents, glob: Latents) -> tuple[Array, tuple[Array, Array]]:
-        per_datum, rest = log_joint(local, glob)
-        return per_datum.sum() + rest.sum() / ratio, (per_datum, rest)
-
-    (_, (per_datum, rest)), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(local, glob)
-    return per_datum, grads[0], ratio * per_datum.sum(-1) + rest, jax.tree.map(lambda g: ratio * g, grads[1])
-
-
-def points_of(block: Block, known: Known) -> Points:
-    """The block with what is known there."""
-    momentum = block.momentum or (None, None)
-    return Point(block.local, *known[:2], momentum[0]), Point(block.glob, *known[2:], momentum[1])
-
-
-def positions(points: Points) -> tuple[Latents, Latents]:
-    """Of the local block and the global one."""
-    return points[0].position, points[1].position
-
-
-def _local_target(log_joint: LogJoint, glob: Latents) -> Target:
-    return batched_value_and_grad(lambda local: log_joint(local, glob)[0])
-
-
-def _global_target(log_joint: LogJoint, ratio: float, local: Latents) -> Target:
-    def whole(glob: Latents) -> Array:
-        per_datum, rest = log_joint(local, glob)
-        return ratio * per_datum.sum(-1) + rest
-
-    return batched_value_and_grad(whole)
-
-
-def refreshed(log_joint: LogJoint, ratio: float, points: Points) -> Points:
-    """Points with log densities and gradients at their present positions."""
-    local, glob = points
-    if local.position and not glob.position:
-        return evaluated(_local_target(log_joint, {}), local), glob
-    if glob.position and not local.position:
-        return local, evaluated(_global_target(log_joint, ratio, {}), glob)
-    value, grad, whole, grad_whole = evaluated_at(log_joint, ratio, local.position, glob.position)
-    here = Point(local.position, value, grad, local.momentum)
-    return here, Point(glob.position, whole, grad_whole, glob.momentum)
 
 
 def _unadjusted(rng_key: Array, here: Point, adapt: Adaptation, ratio: float) -> Point:

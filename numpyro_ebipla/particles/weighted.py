@@ -8,19 +8,21 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.state import Latents
-from numpyro_ebipla.kernels.mala import MALA, ULA, Kernel
-from numpyro_ebipla.particles.persistent import (
+from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.langevin import ULA
+from numpyro_ebipla.kernels.mala import MALA
+from numpyro_ebipla.particles.base import (
     Adaptations,
     Block,
     Draw,
     Known,
     LogJoint,
-    Particles,
     Prepared,
     evaluated_at,
     points_of,
     positions,
-)  # fmt: skip
+)
+from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.smc.weights import ess, normalised, resample, ula_action
 
 

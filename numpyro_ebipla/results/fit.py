@@ -13,17 +13,18 @@ from jax import Array, random
 
 from numpyro_ebipla._core.state import Params, TrainState, WalkerState
 from numpyro_ebipla._core.static import split_static
+from numpyro_ebipla._core.validate import check_key
 from numpyro_ebipla.diagnostics.checks import Diagnostics
 from numpyro_ebipla.diagnostics.report import of_fit
-from numpyro_ebipla.likelihood.posterior import Estimate, weighted_log_marginal
+from numpyro_ebipla.likelihood.weighted import weighted_log_marginal
 from numpyro_ebipla.model.energy import EnergyPrior
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
 from numpyro_ebipla.results import arviz
-from numpyro_ebipla.results.sites import on_collected
 from numpyro_ebipla.results.summary import summary_lines
+from numpyro_ebipla.results.visiting import on_collected
+from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.collect import Draws, Layout, Plan
-from numpyro_ebipla.training.same_state import check_key
-from numpyro_ebipla.training.step import Config
+from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.walkers.base import WalkerStrategy
 
 
@@ -47,7 +48,7 @@ class Fit:
             if the model has no latents.
         plan: what was collected: ``num_samples``, ``thinning``, ``warmup``, ``sites``, ``indices``.
         layout: ``{site: Layout}`` of what was collected.
-        config: the choices that the run was composed of, see :class:`~numpyro_ebipla.training.step.Config`.
+        config: the choices that the run was composed of, see :class:`~numpyro_ebipla.training.config.Config`.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from numpyro_ebipla import EBIPLA

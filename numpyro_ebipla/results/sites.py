@@ -1,22 +1,17 @@
-"""The sites of a fit: names for their axes, which data of them are meant, and the model on the data collected.
+"""The sites of a fit: names for their axes, and which of the data are meant.
 
 ``fit`` below is a :class:`~numpyro_ebipla.results.fit.Fit`, which stands above this module.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
-from numpyro import handlers
-from numpyro.primitives import Messenger
 
 from numpyro_ebipla.model.handlers import simulated
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.training.collect import Layout
+from numpyro_ebipla.model.latent_model import Batch
 
 
 class Variable(NamedTuple):
@@ -163,73 +158,3 @@ def check_dims(name: str, given: list[str] | None, ndim: int) -> tuple[str, ...]
     if given is not None and len(given) != ndim:
         raise ValueError(f"dims: '{name}' has {ndim} axes, got the names {given}.")
     return None if given is None else tuple(given)
-
-
-# --- the data collected -------------------------------------------------------------------------------
-
-
-class Visiting(Messenger):
-    """The model on the data whose latents were collected, in their order.
-
-    A subsampled plate gets their indices, or all of a plate of another size. Where the plate is not
-    subsampled the model cannot be told which data to visit: then latents of data that were not collected
-    become NaN, and so does what is computed from them.
-    """
-
-    def __init__(self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None) -> None:
-        super().__init__(fn)
-        self.plate, self.subsampled, self.num_data = model.plate, model.subsampled, model.num_data
-        self.indices = indices
-        self.axes = {name: layout[name].axis for name in model.latents if name in layout}
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "plate" or self.plate is None or msg["name"] != self.plate.name:
-            return
-        size, batch = msg["args"]
-        if batch is None or batch == size:
-            return
-        collected = self.indices is not None and size == self.plate.size
-        with jax.ensure_compile_time_eval():  # so that models may index NumPy arrays with it
-            msg["value"] = jnp.asarray(self.indices if collected else np.arange(size), jnp.int32)
-        msg["args"] = (size, msg["value"].shape[0])
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        if self.indices is None or self.subsampled or msg["type"] != "sample":
-            return
-        axis = self.axes.get(msg["name"])
-        if axis is not None and jnp.shape(msg["value"])[axis] == len(self.indices):
-            msg["value"] = spread(msg["value"], axis, self.indices, self.num_data)
-
-
-def on_collected(fit: Any) -> Any:
-    """The fit with its parameters put into its model, which visits the data collected, as do deterministic sites."""
-    fitted = handlers.substitute(fit.model, data={**fit.params, **fit.state.mutable})
-    model = Visiting(fitted, fit.config.model, fit.layout, fit.plan.indices)
-    return _cut_deterministic(replace(fit, model=model))
-
-
-def _cut_deterministic(fit: Any) -> Any:
-    """Cut deterministic sites to the chosen data where the latents are, so that all axes of the plate agree.
-
-    A plate that is not subsampled computes them for all data.
-    """
-    model, indices = fit.config.model, fit.plan.indices
-    cut = [name for name in model.latents if name in fit.layout and fit.layout[name].axis is not None]
-    if fit.draws is None or indices is None or model.subsampled or not cut:
-        return fit
-    sites, _ = trace_sites(fit, np.asarray(indices), {}, values=False)
-    samples, layout, plate = dict(fit.draws.samples), dict(fit.layout), plate_name(fit)
-    for name, value in samples.items():
-        if name in model.latents or plate not in sites[name].dims:
-            continue
-        axis = sites[name].dims.index(plate) - len(sites[name].dims)
-        samples[name] = np.take(value, indices, axis)
-        layout[name] = layout[name]._replace(axis=axis)
-    return replace(fit, draws=fit.draws._replace(samples=samples), layout=layout)
-
-
-def spread(value: Any, axis: int, indices: np.ndarray, size: int) -> Any:
-    """``value`` at ``indices`` of an axis of length ``size``, NaN elsewhere."""
-    value = jnp.moveaxis(jnp.asarray(value), axis, 0)
-    full = jnp.full((size, *value.shape[1:]), jnp.nan, value.dtype)
-    return jnp.moveaxis(full.at[np.asarray(indices)].set(value), 0, axis)

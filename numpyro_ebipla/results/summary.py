@@ -12,7 +12,7 @@ import numpy as np
 from numpyro.diagnostics import summary
 
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.diagnostics.checks import spaced
+from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.results.arviz import posterior
 from numpyro_ebipla.results.sites import chosen_indices, plate_name
 

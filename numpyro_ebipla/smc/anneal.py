@@ -7,7 +7,6 @@ estimates ``log Z = log ∫ p_0 e^{−E}`` with an unbiased estimate of ``Z``, a
 whether or not that density is multimodal, which one chain started at ``p_0`` does not.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,29 +15,12 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.tree import batched_value_and_grad, chain_select
 from numpyro_ebipla.kernels.metropolis import Shape, metropolis
+from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample
 
 #: Step sizes are kept at this many temperatures, equally spaced.
 NUM_KNOTS = 16
 TARGET_ACCEPT = 0.65
-
-
-class TiltedDensity(NamedTuple):
-    """A base density and the energy that tilts it, as functions of unconstrained positions.
-
-    Attributes:
-        log_base: ``[P, *event] -> [P]`` (or ``[P, D, *event] -> [P, D]``), normalised.
-        energy: the same shapes.
-        sample_base: ``(rng_key, P) -> [P, *event]`` exact draws of the base.
-    """
-
-    log_base: Callable[[Array], Array]
-    energy: Callable[[Array], Array]
-    sample_base: Callable[[Array, int], Array]
-
-    def log_density(self, x: Array) -> Array:
-        """The unnormalised tilted log density."""
-        return self.log_base(x) - self.energy(x)
 
 
 class Annealed(NamedTuple):

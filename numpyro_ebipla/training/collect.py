@@ -15,17 +15,9 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import scalar, site_names
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.particles.persistent import (
-    Block,
-    Particles,
-    Points,
-    evaluated_at,
-    gather,
-    points_of,
-    positions,
-    refreshed,
-)
-from numpyro_ebipla.particles.recall import recalled
+from numpyro_ebipla.particles.base import Block, Points, evaluated_at, gather, points_of, positions, refreshed
+from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.training.safeguards import recalled
 
 
 class Plan(NamedTuple):

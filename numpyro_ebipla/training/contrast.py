@@ -14,22 +14,9 @@ from jax import Array
 
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.particles.persistent import Known, Prepared
-from numpyro_ebipla.smc.weights import quantile
+from numpyro_ebipla.particles.base import Known, Prepared
+from numpyro_ebipla.training.safeguards import EnergyGap, energy_gap, hole_penalty
 from numpyro_ebipla.walkers.base import Walkers
-
-
-class EnergyGap(NamedTuple):
-    """How far the walkers' energies lie above the particles' mean: their mean, their median; and their deviation.
-
-    Median and deviation (from the median absolute one) are not moved by a few walkers in a hole of the energy. The
-    ``floor`` is an energy that hardly any walker is below, ``[D]`` for a prior of D elements.
-    """
-
-    mean: Array
-    median: Array
-    deviation: Array
-    floor: Array
 
 
 class Contrast(NamedTuple):
@@ -134,33 +121,6 @@ def mean(values: Array, weight: Array | None) -> Array:
     if weight is None or weight.ndim > values.ndim:
         return values.mean(0)
     return jnp.sum(weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim)) * values, 0)
-
-
-def energy_gap(weight: Array, energy: Array, particles: Array) -> EnergyGap:
-    """How far the energies of the walkers, with their weights, lie above the mean energy of the particles."""
-    energy = jax.lax.stop_gradient(energy)
-    middle = quantile(energy, weight, 0.5)
-    deviation = 1.4826 * quantile(jnp.abs(energy - middle), weight, 0.5)  # a standard deviation, were they normal
-    mean = jnp.mean(jnp.sum(weight * energy, 0))
-    floor = quantile(energy, weight, 0.05) - deviation - 1
-    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
-
-
-def hole_penalty(gap: EnergyGap, particles: Array, weight: Array, walkers: Array) -> Array:
-    """Raise the energy where particles are deeper down than hardly any walker is.
-
-    There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
-    contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
-
-    Args:
-        gap: of the walkers.
-        particles: their energies.
-        weight: of the walkers.
-        walkers: their energies.
-    """
-    level = jnp.sum(weight * walkers, 0)  # so that a constant in the energy has no slope
-    depth = gap.floor - particles + level - jax.lax.stop_gradient(level)
-    return 2 * jnp.mean(jnp.maximum(depth, 0.0))
 
 
 def cross_entropy(model: LatentModel, now: Contrast, info: dict[str, Array]) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from numpyro_ebipla._core.state import Params, PosteriorState, TrainState
 from numpyro_ebipla._core.tree import chain_select, strong_type
 from numpyro_ebipla.likelihood.posterior import anneal_posterior
 from numpyro_ebipla.model.latent_model import Batch
-from numpyro_ebipla.training.step import Config
+from numpyro_ebipla.training.config import Config
 
 #: Draws from the prior for an initial particle whose log density is not finite, before an error.
 REDRAWS = 10

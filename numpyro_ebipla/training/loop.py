@@ -18,44 +18,21 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla.checkpoint.files import Checkpoint
 from numpyro_ebipla.checkpoint.store import Store
 from numpyro_ebipla.model.latent_model import Batch
-from numpyro_ebipla.particles.persistent import gather
-from numpyro_ebipla.training.step import Config, batch_indices, log_joint_at, step
-from numpyro_ebipla.training.stopping import PROBE_EVERY, is_judged, probe, run_r_hat, thresholds
+from numpyro_ebipla.particles.base import gather
+from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.step import batch_indices, log_joint_at, step
+from numpyro_ebipla.training.stopping import (
+    NO_LIMITS,
+    PROBE_EVERY,
+    Limits,
+    is_judged,
+    probe,
+    run_r_hat,
+    thresholds,
+)
 
 #: Steps between two looks of the host at a run; the first looks come early.
 CHUNK = 100
-
-
-class Limits(NamedTuple):
-    """When a run ends before its last step.
-
-    Attributes:
-        deadline: on the clock of :func:`time.monotonic`.
-        r_hat: see :mod:`numpyro_ebipla.training.stopping`, or None.
-    """
-
-    deadline: float = np.inf
-    r_hat: float | dict[str, float] | None = None
-
-
-NO_LIMITS = Limits()
-
-
-def limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
-    """The limits from now on that the arguments of ``run`` ask for.
-
-    Raises:
-        ValueError: naming the argument that is off.
-    """
-    numbers = {"max_time": (max_time, 0), "stop_at_r_hat": (stop_at_r_hat, 1)}
-    if isinstance(stop_at_r_hat, dict):
-        numbers |= {f"stop_at_r_hat[{name!r}]": (value, 1) for name, value in stop_at_r_hat.items()}
-        del numbers["stop_at_r_hat"]
-    for name, (value, least) in numbers.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not (number and value > least) and (value is not None or "[" in name):
-            raise ValueError(f"{name} must be a number above {least}, got {value!r}.")
-    return Limits(np.inf if max_time is None else time.monotonic() + max_time, stop_at_r_hat)
 
 
 def run_steps(

@@ -1,48 +1,16 @@
 """Arguments and states refused by name, before any long work."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, random
 
 from numpyro_ebipla._core.errors import ModelError, x64_hint
 from numpyro_ebipla._core.state import TrainState
-from numpyro_ebipla._core.static import constants_are_traced, is_array, is_traced
 from numpyro_ebipla._core.tree import by_path
-from numpyro_ebipla._core.validate import count
-from numpyro_ebipla.kernels.mala import MALA, Kernel
-from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.persistent import Particles
-from numpyro_ebipla.training.step import Config
-from numpyro_ebipla.walkers.base import Annealed, WalkerStrategy
-from numpyro_ebipla.walkers.tempered import Tempered
-
-
-def check_key(rng_key: Any) -> Array:
-    """A typed key from a typed or a raw one."""
-    if is_array(rng_key):
-        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
-            return rng_key
-        if rng_key.dtype == jnp.uint32 and rng_key.shape == (2,):
-            return random.wrap_key_data(jnp.asarray(rng_key))
-    raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
-
-
-def check_untraced(method: str, *values: Any) -> None:
-    """Refuse to run where there are no numbers to look at.
-
-    Raises:
-        ModelError: naming the method.
-    """
-    if constants_are_traced() or is_traced(values):
-        raise ModelError(
-            f"{method} looks at its numbers as it goes, and there are none inside jit, vmap or grad: call it outside. "
-            "update, evaluate, log_likelihood, anomaly_score and reconstruct may be called inside."
-        )
+from numpyro_ebipla.training.config import Config
 
 
 def check_is_state(state: Any, argument: str = "state") -> None:
@@ -123,81 +91,3 @@ def _same_shapes(tree: Any, other: Any) -> bool:
     (leaves, structure), (others, its_structure) = jax.tree.flatten(tree), jax.tree.flatten(other)
     same: Any = structure == its_structure  # type: ignore[operator]
     return same and all(_shape_and_type(x) == _shape_and_type(y) for x, y in zip(leaves, others, strict=True))
-
-
-def check_options(model: Callable, method: Callable, options: dict[str, Any]) -> None:
-    """Refuse options of a method that are given, where the model has arguments of their names and might be meant.
-
-    Raises:
-        ModelError: naming the option.
-    """
-    try:
-        theirs = inspect.signature(model).parameters
-    except ValueError:  # no signature, e.g. a callable from C
-        return
-    own = inspect.signature(method).parameters
-    for name, value in options.items():
-        if name in theirs and value is not own[name].default:
-            raise ModelError(
-                f"'{name}' is an option of {method.__name__}, and so cannot be passed on to the model, which has an "
-                "argument of that name: rename the model's."
-            )
-
-
-def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
-    """How the particles are kept, from either of the two ways to say it.
-
-    Raises:
-        TypeError, ValueError: naming the argument that is off.
-    """
-    if posterior is not None:
-        if not isinstance(posterior, Particles):
-            raise TypeError(f"posterior must be Particles() or another way to keep particles, got {posterior!r}.")
-        if kernel is not None or num_moves is not None:
-            raise ValueError(
-                f"kernel and num_moves belong to posterior: pass {type(posterior).__name__}(kernel=…, num_moves=…)."
-            )
-        return posterior
-    kernel = MALA() if kernel is None else kernel
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
-    return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
-
-
-def walkers_of(model: LatentModel, prior: Any) -> dict[str, WalkerStrategy]:
-    """The strategy of every energy prior, from the one way or the several to say it.
-
-    Raises:
-        ModelError: for a site without an energy prior, or a strategy that cannot serve it.
-    """
-    walkers = {}
-    for name, site in model.energies.items():
-        chosen = prior.get(name) if isinstance(prior, dict) else prior
-        if chosen is None:
-            chosen = Annealed(num_walkers=64) if site.per_datum else Tempered()
-        if site.per_datum and not chosen.per_datum:
-            raise ModelError(
-                f"the energy prior at '{name}' is conditional on covariates of the data, so each datum has a "
-                f"normaliser of its own; {type(chosen).__name__} cannot serve it: use prior=Annealed()."
-            )
-        walkers[name] = chosen
-    for name in prior if isinstance(prior, dict) else ():
-        if name not in model.energies:
-            raise ModelError(f"prior: there is no energy prior at '{name}'; there are {list(walkers)}.")
-    return walkers
-
-
-def check_posterior(model: LatentModel, posterior: Particles, refuse: Callable | None) -> None:
-    """Refuse what a recipe cannot do, and weights that would need all data at a step that sees a minibatch.
-
-    Raises:
-        ModelError: saying what to use instead.
-    """
-    reason = refuse(model) if refuse is not None else None
-    if reason:
-        raise ModelError(reason)
-    if posterior.weighted and model.subsampled and model.global_sites:
-        raise ModelError(
-            f"the latent '{model.global_sites[0]}' is global and the data are subsampled: its weights would need all "
-            "data at every step. Drop batch_size, or use posterior=Particles()."
-        )

@@ -6,7 +6,7 @@ by their kernel and the walkers by theirs. Every system of the docs' table is a 
 (2510.12311, eqs. 8–10) is ULA for both families and gradient steps with noise.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +16,15 @@ from jax import Array, random
 from numpyro_ebipla._core.state import Params, PosteriorState, TrainState, WalkerState
 from numpyro_ebipla._core.tree import all_finite, put
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.particles.persistent import Adaptations, Block, LogJoint, Particles, Prepared, gather
-from numpyro_ebipla.particles.recall import due, recalled
-from numpyro_ebipla.training.contrast import Contrast, EnergyGap, contrast, cross_entropy
+from numpyro_ebipla.particles.base import Adaptations, Block, LogJoint, Prepared, gather
+from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.contrast import Contrast, contrast, cross_entropy
 from numpyro_ebipla.training.minibatch import minibatch
-from numpyro_ebipla.walkers.base import Walkers, WalkerStrategy
+from numpyro_ebipla.training.safeguards import braked, due, energy_brake, recalled, trust
+from numpyro_ebipla.walkers.base import Walkers
 
 #: Of :attr:`.TrainState.slow_average`, see :func:`averaged`.
 SLOW_AVERAGING = 2.0
-#: Steps after which the trust region begins to shrink, see :func:`trust`.
-TRUST_FALLS = 1000
-
-
-class Config(NamedTuple):
-    """One choice per column of the table of systems: what a step is composed of."""
-
-    model: LatentModel
-    particles: Particles
-    walkers: dict[str, WalkerStrategy]
-    energy_params: tuple[str, ...]
-    optim: optax.GradientTransformationExtraArgs
-    num_particles: int
-    averaging: float
-    max_energy: float
 
 
 def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict[str, Array]]:
@@ -57,7 +43,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         inverse_temperature=config.model.num_data * config.num_particles,
         num_data=config.model.num_data,
     )
-    brake, trusted = energy_brake(config, now.gap), trust(config, state, updates, batch, walk, now)
+    brake, trusted = energy_brake(config, now.gap), trust(config, state, updates, batch, walk, now.energy)
     params = optax.apply_updates(state.params, braked(config, updates, brake * trusted))
     block, adapt, moved = advance_particles(config, state, batch, key_posterior, ready, now)
     prior, walked = advance_walkers(config, key_walkers, (state.params, params), batch, prior, now.walkers)
@@ -186,56 +172,6 @@ def sound_step(
     taken = state.step + sound.astype(jnp.int32)
     new = TrainState(taken, state.rng_key, params, average, slow, optim_state, mutable, posterior, prior)
     return new, info | {"sound": sound}
-
-
-# --- brakes, minibatches, averages --------------------------------------------------------------------
-
-
-def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
-    """A factor from −1 to 1 on the energy's updates: small where its walkers cannot keep up.
-
-    A fit runs away where the energy falls at the particles in a place that no walker has visited, and the particles
-    follow. Then the gap in energy between walkers and particles grows; beyond one plus the walkers' deviation the
-    updates are held back, and soon reversed, which fills the hole up again.
-    """
-    brake = jnp.ones(())
-    for name, strategy in config.walkers.items():
-        if strategy.brake_gap:
-            excess = jnp.maximum(gaps[name].median / (1 + gaps[name].deviation), 1.0)
-            brake = jnp.minimum(brake, 2 / jnp.square(excess) - 1)
-    return brake
-
-
-def trust(
-    config: Config, state: TrainState, updates: Params, batch: Batch, walk: dict[str, Walkers], now: Contrast
-) -> Array:
-    """A factor from 0 to 1 on the energy's updates, so that no step changes its shape faster than walkers can follow.
-
-    The change is measured where it matters, by its standard deviation over the walkers in nats. What is allowed falls
-    like the default optimiser's rates: where the bound binds all the way, a constant one would be a constant noise.
-    """
-    factor = jnp.ones(())
-    limits = {name: strategy.trust for name, strategy in config.walkers.items() if strategy.trust is not None}
-    if not limits:
-        return factor
-    model = config.model
-    after = model.tilted(model.constrain_params(optax.apply_updates(state.params, updates)), batch)
-    slower = 1 / jnp.sqrt(1 + state.step / TRUST_FALLS)
-    for name, limit in limits.items():
-        change = after[name].energy(walk[name].position) - now.energy[name]
-        weight = walk[name].weight
-        centred = change - jnp.sum(weight * change, 0)
-        deviation = jnp.sqrt(jnp.mean(jnp.sum(weight * jnp.square(centred), 0)))
-        factor = jnp.minimum(factor, slower * limit / jnp.maximum(deviation, slower * limit))
-    return jnp.where(jnp.isfinite(factor), factor, 0.0)
-
-
-def braked(config: Config, updates: Params, brake: Array) -> Params:
-    """``updates`` with those of the energy's parameters slowed down."""
-    return {
-        name: jax.tree.map(lambda u: brake.astype(u.dtype) * u, update) if name in config.energy_params else update
-        for name, update in updates.items()
-    }
 
 
 def batch_indices(model: LatentModel, state: TrainState) -> Array | None:

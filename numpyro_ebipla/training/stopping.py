@@ -12,12 +12,48 @@ likewise.
 (1.0, 4.4)
 """
 
+import time
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.state import Params
+
+
+class Limits(NamedTuple):
+    """When a run ends before its last step.
+
+    Attributes:
+        deadline: on the clock of :func:`time.monotonic`.
+        r_hat: see :mod:`numpyro_ebipla.training.stopping`, or None.
+    """
+
+    deadline: float = np.inf
+    r_hat: float | dict[str, float] | None = None
+
+
+NO_LIMITS = Limits()
+
+
+def limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
+    """The limits from now on that the arguments of ``run`` ask for.
+
+    Raises:
+        ValueError: naming the argument that is off.
+    """
+    numbers = {"max_time": (max_time, 0), "stop_at_r_hat": (stop_at_r_hat, 1)}
+    if isinstance(stop_at_r_hat, dict):
+        numbers |= {f"stop_at_r_hat[{name!r}]": (value, 1) for name, value in stop_at_r_hat.items()}
+        del numbers["stop_at_r_hat"]
+    for name, (value, least) in numbers.items():
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not (number and value > least) and (value is not None or "[" in name):
+            raise ValueError(f"{name} must be a number above {least}, got {value!r}.")
+    return Limits(np.inf if max_time is None else time.monotonic() + max_time, stop_at_r_hat)
+
 
 #: Steps between two looks at the parameters.
 PROBE_EVERY = 25

@@ -12,8 +12,10 @@ from jax import Array, random
 from numpyro_ebipla._core.state import WalkerState
 from numpyro_ebipla._core.tree import normal_like
 from numpyro_ebipla._core.validate import check_counts, check_type
-from numpyro_ebipla.kernels.mala import MALA, ULA, Kernel
-from numpyro_ebipla.smc.anneal import TiltedDensity
+from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.langevin import ULA
+from numpyro_ebipla.kernels.mala import MALA
+from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.walkers.base import Info, Walkers, WalkerStrategy, moved
 
 

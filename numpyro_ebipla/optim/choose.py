@@ -1,0 +1,94 @@
+"""Which optimiser: any of optax or NumPyro, one for each role, or the default."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, random
+from jax.example_libraries import optimizers
+from numpyro.optim import Minimize, _NumPyroOptim
+
+from numpyro_ebipla.optim.reaching_adam import reaching_adam
+
+
+def by_role(optims: dict[str, Any]) -> Callable[[tuple[str, ...]], optax.GradientTransformationExtraArgs]:
+    """One optimiser for the energy's parameters and one for the rest, given the names of the former.
+
+    Raises:
+        ValueError: for other keys than ``"energy"`` and ``"rest"``.
+        TypeError: as :func:`as_optax`.
+    """
+    if set(optims) != {"energy", "rest"}:
+        raise ValueError(f'optim: a dictionary must have the keys "energy" and "rest", got {sorted(optims)}.')
+    parts = {role: _default(role) if optim is default_optimizer else as_optax(optim) for role, optim in optims.items()}
+
+    def chosen(energy_params: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
+        label = lambda params: {name: "energy" if name in energy_params else "rest" for name in params}
+        return optax.with_extra_args_support(optax.multi_transform(parts, label))
+
+    return chosen
+
+
+def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
+    """Any supported optimiser as an optax transformation with extra arguments.
+
+    Raises:
+        TypeError: if it is neither an optax transformation, a NumPyro optimiser (``Minimize`` excepted, which
+            evaluates the loss by itself) nor one of ``jax.example_libraries.optimizers``.
+    """
+    if isinstance(optim, optax.GradientTransformation):
+        return optax.with_extra_args_support(optim)
+    if isinstance(optim, optimizers.Optimizer):
+        optim = _NumPyroOptim(lambda *args: args, *optim)
+    if not isinstance(optim, _NumPyroOptim) or isinstance(optim, Minimize):
+        raise TypeError(
+            "optim must be an optax.GradientTransformation, a numpyro.optim optimiser (not Minimize) or a "
+            f"jax.example_libraries Optimizer, got {type(optim).__name__}; e.g. optim=optax.adam(1e-3)."
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Array, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        state = optim.update(updates, state, value=value)
+        moved = optim.get_params(state)
+        return jax.tree.map(jnp.subtract, moved, params), state
+
+    return optax.GradientTransformationExtraArgs(optim.init, update)
+
+
+def check_optimiser(optim: optax.GradientTransformationExtraArgs, params: Any) -> None:
+    """Try an optimiser out on shapes: some optax transformations need more than a gradient.
+
+    Raises:
+        TypeError: if it fails on the model's parameters.
+    """
+
+    def one_step(params: Any, rng_key: Array) -> Any:
+        extra = {"value": jnp.zeros(()), "rng_key": rng_key, "inverse_temperature": 1, "num_data": 1}
+        updates, _ = optim.update(params, optim.init(params), params, **extra)
+        return optax.apply_updates(params, updates)
+
+    try:
+        jax.eval_shape(one_step, params, random.key(0))
+    except Exception as e:  # whatever it raises
+        raise TypeError(
+            "optim does not work on the model's parameters: it must be a transformation of gradients, which line "
+            f"searches (optax.lbfgs) and wrappers of parameters (optax.lookahead) are not; try optax.adam(1e-3). "
+            f"It says: {e}"
+        ) from e
+
+
+def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTransformationExtraArgs:
+    """:func:`reaching_adam` at ``0.01/√(1 + k/1000)``, orthogonal for the energy's parameters.
+
+    No horizon enters, so a run may be continued at any time; the tail average does the rest.
+
+    Args:
+        energy_params: names of the parameters on which an energy depends, but no base distribution.
+    """
+    return by_role({role: _default(role) for role in ("energy", "rest")})(energy_params)
+
+
+def _default(role: str) -> optax.GradientTransformationExtraArgs:
+    return reaching_adam(lambda k: 1e-2 / jnp.sqrt(1 + k / 1000), orthogonal=role == "energy")
