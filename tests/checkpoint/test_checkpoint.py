@@ -16,8 +16,9 @@ import optax
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, ULA, CheckpointError, EBIPLAWarning, EnergyPrior, ModelError, Persistent, loop, store
-from numpyro_ebipla.checkpoint import files, latest, load, restore, save
+from numpyro_ebipla import EBIPLA, ULA, CheckpointError, EBIPLAWarning, EnergyPrior, ModelError, Persistent
+from numpyro_ebipla.checkpoint import files, latest, load, restore, save, store
+from numpyro_ebipla.training import loop
 from numpyro_ebipla.training.stopping import split_r_hat
 
 Y = jnp.linspace(-1.0, 2.0, 6)

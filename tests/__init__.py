@@ -1,0 +1,1 @@
+"""The tests, in folders that mirror the package; `whole` tests it as its user meets it."""
