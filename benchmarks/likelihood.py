@@ -14,7 +14,7 @@ from jax import random
 from sklearn.datasets import load_digits
 
 from examples.digits import make_model
-from numpyro_ebipla import EBIPLA
+from numpyro_ebipla import EBIPLA, Annealing
 
 
 def main():
@@ -33,7 +33,7 @@ def main():
     print(f"{jax.devices()[0].device_kind}; {args.latents} latents, {args.steps} steps")
     for fineness in (0.9, 0.98):
         start = time.perf_counter()
-        options = {"num_particles": args.particles, "stage_ess": fineness, "max_temps": 1000}
+        options = {"num_particles": args.particles, "annealing": Annealing(stage_ess=fineness, max_temps=1000)}
         out = ebipla.log_likelihood(random.key(1), fit.params, test, **options)
         total, error = (float(x) / len(test) for x in out.total)
         print(

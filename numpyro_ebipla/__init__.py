@@ -11,6 +11,7 @@ from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.particles.weighted import WeightedParticles
 from numpyro_ebipla.results.fit import Fit
+from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.walkers.annealed import Annealed
 from numpyro_ebipla.walkers.persistent import Persistent
 from numpyro_ebipla.walkers.restarted import Contrastive, ShortRun
@@ -23,6 +24,7 @@ __all__ = [
     "MALA",
     "ULA",
     "Annealed",
+    "Annealing",
     "CheckpointError",
     "Contrastive",
     "EBIPLAWarning",

@@ -2,41 +2,37 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
-from tqdm.auto import tqdm
 
-from numpyro_ebipla import newdata
-from numpyro_ebipla._core.errors import ModelError, warn
 from numpyro_ebipla._core.state import Params, TrainState
-from numpyro_ebipla._core.static import is_traced, outside_jit, split_static
 from numpyro_ebipla._core.validate import check_key, check_options, check_untraced, count, scalar
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import Kernel
 from numpyro_ebipla.model.arguments import check_arguments
-from numpyro_ebipla.model.inspection import Inspection, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.optim.choose import as_optax, by_role, check_optimiser, default_optimizer
+from numpyro_ebipla.newdata import NewData
+from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
 from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.results.build import Collection
 from numpyro_ebipla.results.fit import Fit
-from numpyro_ebipla.system import System
-from numpyro_ebipla.training import collect as collecting
-from numpyro_ebipla.training.config import Config, check_posterior, parse_posterior, walkers_of
-from numpyro_ebipla.training.initial import check_faults, initial_state
-from numpyro_ebipla.training.loop import programs, run_chunk, run_steps
-from numpyro_ebipla.training.same_state import check_is_state, check_state
-from numpyro_ebipla.training.step import contrast_at, step
-from numpyro_ebipla.training.stopping import limits
+from numpyro_ebipla.system import Settings, Systems
+from numpyro_ebipla.training.collect import Plan
+from numpyro_ebipla.training.config import parse_posterior
+from numpyro_ebipla.training.loop import describe_programs, run_steps
+from numpyro_ebipla.training.same_state import check_is_state
+from numpyro_ebipla.training.step import contrast_at
+from numpyro_ebipla.training.stopping import parse_limits
 from numpyro_ebipla.walkers.base import WalkerStrategy
 
 
-class EBIPLA:
+class EBIPLA(NewData):
     r"""Maximum marginal likelihood by energy-based interacting particle Langevin dynamics (2510.12311).
 
     The model is an ordinary NumPyro model: ``numpyro.param`` sites and modules are fitted, latent sites are
@@ -111,37 +107,38 @@ class EBIPLA:
         if not callable(model):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
         self.model = model
-        self.num_particles = None if num_particles is None else count("num_particles", num_particles)
         self.num_steps = count("num_steps", num_steps)
         self.num_samples = count("num_samples", num_samples)
         self.thinning = count("thinning", thinning)
         self.warmup = count("warmup", warmup, least=0)
-        self.posterior = parse_posterior(posterior, kernel, num_moves)
         strategies = prior.values() if isinstance(prior, dict) else [prior]
         if not all(isinstance(s, WalkerStrategy | None) for s in strategies):
             raise TypeError(
                 f"prior must be a walker strategy such as Tempered(), or {{site: strategy}}, got {prior!r}."
             )
-        self.prior = prior
         if averaging is not None:
             scalar("averaging", averaging, lambda x: 0 <= x < np.inf, "None or a number of at least 0")
-        self.averaging = averaging
         scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
-        self.max_energy = max_energy
         if refuse is not None and not callable(refuse):
             raise TypeError(f"refuse must be a function of the model's layout, got {refuse!r}.")
         optim = default_optimizer if optim is None else optim
         if optim is not default_optimizer:
             optim = by_role(optim) if isinstance(optim, dict) else as_optax(optim)
-        self.optim = optim
-        self.refuse = refuse
-        self.static_kwargs = static_kwargs
-        self._systems: dict[Any, System] = {}
+        self.settings = Settings(
+            num_particles=None if num_particles is None else count("num_particles", num_particles),
+            posterior=parse_posterior(posterior, kernel, num_moves),
+            prior=prior,
+            optim=optim,
+            averaging=averaging,
+            max_energy=max_energy,
+            refuse=refuse,
+        )
+        self._systems = Systems(model, self.settings, static_kwargs)
 
     # --- in the manner of SVI -------------------------------------------------------------------------
 
     def init(self, rng_key: Array, *args: Any, init_params: Params | None = None, **kwargs: Any) -> TrainState:
-        """The initial state.
+        """Return the initial state.
 
         Args:
             rng_key: PRNG key of the whole run.
@@ -150,32 +147,34 @@ class EBIPLA:
             init_params: constrained values for some ``param`` sites, instead of the model's.
         """
         check_untraced("init", rng_key, args, kwargs, init_params)
-        return self._begin(check_key(rng_key), args, kwargs, init_params)[1]()
+        key_params, key_state = random.split(check_key(rng_key))
+        system = self._systems.inspected(args, kwargs, key_params, init_params)
+        found = system.inspection
+        return system.begin(key_state, found.params, found.mutable, found.data)
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
-        """One step; returns the new state and the contrast. It may be jitted or scanned over.
+        """Take one step; return the new state and the contrast. It may be jitted or scanned over.
 
         A step that would leave the finite numbers is not taken: the state stays as it was, and the contrast is NaN.
         """
-        system = self._system_of(state, args, kwargs)
-        state, info = system.update(state, self._data(args, kwargs))
+        system = self._systems.of_state(state, args, kwargs)
+        state, info = system.update(state, self._systems.data(args, kwargs))
         return state, jnp.where(info["sound"], info["contrast"], jnp.nan)
 
     def evaluate(self, state: TrainState, *args: Any, **kwargs: Any) -> Array:
-        """The contrast at ``state``, on its next minibatch, without an update."""
-        return contrast_at(self._system_of(state, args, kwargs).config, state, self._data(args, kwargs)).value
+        """Return the contrast at ``state``, on its next minibatch, without an update."""
+        system = self._systems.of_state(state, args, kwargs)
+        return contrast_at(system.config, state, self._systems.data(args, kwargs)).value
 
     def get_params(self, state: TrainState, *args: Any, **kwargs: Any) -> Params:
-        """Constrained parameters: the running average, or the last ones if ``averaging`` is None.
+        """Return constrained parameters: the running average, or the last ones if ``averaging`` is None.
 
         A new object needs the model's arguments, from which it learns the constraints.
         """
         check_is_state(state)
-        if not self._systems or args or kwargs:
-            config = self._system(args, kwargs).config
-        else:
-            config = next(reversed(self._systems.values())).config
-        return config.model.constrain_params(self._estimate(state))
+        known = None if args or kwargs else self._systems.with_params_of(state)
+        system = known or self._systems.of(args, kwargs)
+        return system.config.model.constrain_params(system.estimate(state))
 
     def run(
         self,
@@ -233,170 +232,32 @@ class EBIPLA:
         check_untraced("run", rng_key, args, kwargs, init_state, init_params)
         own = {"sites": sites, "indices": indices, "max_bytes": max_bytes, "max_time": max_time, "resume": resume}
         check_options(self.model, self.run, own | {"num_steps": num_steps or None, "stop_at_r_hat": stop_at_r_hat})
-        ends = limits(max_time, stop_at_r_hat)
+        limits = parse_limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
         if init_state is not None and init_params is not None:
             raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
         found = store.read(rng_key, num_steps) if store else None
+        merged, data = self._systems.merged(kwargs), self._systems.data(args, kwargs)
         if init_state is None:
-            system, start = self._begin(rng_key, args, kwargs, init_params)
+            key_params, key_state = random.split(rng_key)
+            system = self._systems.inspected(args, kwargs, key_params, init_params)
+            numbers = (system.inspection.params, system.inspection.mutable, system.inspection.data)
+            begin = partial(system.begin, key_state, *numbers)
         else:
-            check_arguments(self.model, args, self._with_static(kwargs))
-            system = self._system_of(init_state, args, kwargs, "init_state")
-            start = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
-        config, data = system.config, self._data(args, kwargs)
-        plan = collecting.Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
-        plan, layout = collecting.with_sites(plan, sites, indices, system.inspection, config.num_particles, data)
-        state = start()
-
+            check_arguments(self.model, args, merged)
+            system = self._systems.of_state(init_state, args, kwargs, "init_state")
+            begin = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
+        plan = Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
+        collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
+        state = begin()
         if store:
+            programs = describe_programs(system.config, system.run_chunk, state, data)
             given = init_params if init_state is None else init_state
-            state, found = store.start(found, state, data, programs(config, system.run_chunk, state, data), given)
-        state, history, stopped = run_steps(system.run_chunk, state, data, num_steps, progress_bar, ends, store, found)
-        estimate = self._estimate(state)
+            state, found = store.resume_from(found, state, data, programs, given)
+        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found)
         key_draws = random.fold_in(rng_key, 1)
-        with tqdm(total=1, disable=not progress_bar, desc="collect") as bar:
-
-            def progress(done: int, of: int) -> None:
-                bar.total = of
-                bar.update(done - bar.n)
-
-            draws = None
-            try:
-                if config.model.latents:
-                    draws = collecting.collect(
-                        config.model, config.particles, plan, layout, estimate, state, data, key_draws, progress
-                    )
-            except KeyboardInterrupt:
-                stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
-                warn(stopped)
-        fit = Fit.build(
-            model=self.model,
-            args=args,
-            kwargs=self._with_static(kwargs),
-            config=config,
-            params=config.model.constrain_params(estimate),
-            state=state,
-            history=history,
-            draws=draws,
-            plan=plan,
-            stopped=stopped,
-            layout=layout,
-        )
+        fit = collection.finish(key_draws, *run, progress_bar, self.model, args, merged)
         warn_of_run(fit)
         return fit
-
-    # --- with the parameters held ---------------------------------------------------------------------
-
-    infer = newdata.infer
-    log_likelihood = newdata.log_likelihood
-    anomaly_score = newdata.anomaly_score
-    reconstruct = newdata.reconstruct
-    bidirectional = newdata.bidirectional
-
-    # --- parts ----------------------------------------------------------------------------------------
-
-    def _begin(
-        self, rng_key: Array, args: tuple, kwargs: dict[str, Any], init_params: Params | None
-    ) -> tuple[System, Callable[[], TrainState]]:
-        """The system, and what makes its state, which is the longer work."""
-        key_params, key_state = random.split(rng_key)
-        system = self._system(args, kwargs, key_params, init_params, fresh=True)
-        _, data, params, mutable, *_ = system.inspection
-
-        def start() -> TrainState:
-            state, faults = system.start(key_state, params, mutable, data)
-            check_faults(faults)
-            return state
-
-        return system, start
-
-    def _estimate(self, state: TrainState) -> Params:
-        return state.params if self.averaging is None else state.average
-
-    def _with_static(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of a call with the constructor's, as of SVI.
-
-        Raises:
-            TypeError: naming one that both have.
-        """
-        for name in kwargs:
-            if name in self.static_kwargs:
-                raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
-        return {**kwargs, **self.static_kwargs}
-
-    def _system_of(self, state: Any, args: tuple, kwargs: dict[str, Any], argument: str = "state") -> System:
-        """:meth:`_system`, for which a state is checked."""
-        system = self._system(args, kwargs)
-        check_state(system.config, system.shapes(), state, argument)
-        return system
-
-    def _data(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        kwargs = self._with_static(kwargs)
-        arrays, _ = split_static((args, kwargs))
-        if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
-            check_arguments(self.model, args, kwargs)
-        return jax.tree.map(jnp.asarray, arrays)
-
-    def _system(
-        self,
-        args: tuple,
-        kwargs: dict[str, Any],
-        rng_key: Array | None = None,
-        init_params: Params | None = None,
-        fresh: bool = False,
-    ) -> System:
-        """The compiled functions for these arguments' shapes; a cache, nothing that a state depends on."""
-        merged = self._with_static(kwargs)
-        arrays, static = split_static((args, merged))
-        signature = (static, tuple((x.shape, jnp.result_type(x)) for x in arrays), jax.config.read("jax_enable_x64"))
-        known = self._systems.get(signature)
-        if known is not None and not fresh:
-            return known
-        if is_traced(arrays):
-            if known is not None:  # there is nothing to look at
-                return known
-            raise ModelError(
-                "the model is seen for the first time inside jit: call init(...) or update(...) once outside with "
-                "arguments of these shapes."
-            )
-        with outside_jit():
-            key = random.key(0) if rng_key is None else rng_key
-            if known is not None:
-                check_arguments(self.model, args, merged)
-                data = self._data(args, kwargs)
-                return known._replace(inspection=known.inspection.restarted(key, init_params, data))
-            inspection = inspect_model(self.model, key, args, merged, init_params)
-            config = self._configure(inspection)
-        update = partial(step, config)
-        chunk = jax.jit(partial(run_chunk, config), donate_argnums=0)
-        start = jax.jit(partial(initial_state, config))
-        start_at = (inspection.params, inspection.mutable, inspection.data)
-        shapes = cache(lambda: jax.eval_shape(start, random.key(0), *start_at)[0])
-        system = System(config, inspection, chunk, jax.jit(update), start, shapes)
-        self._systems[signature] = system
-        return system
-
-    def _configure(self, inspection: Inspection) -> Config:
-        model = inspection.model
-        check_posterior(model, self.posterior, self.refuse)
-        chains = model.batch_size if model.local_sites else 1
-        num_particles = self.num_particles or int(np.clip(-(-2000 // chains), 4, 64))
-        posterior = self.posterior
-        if not model.latents:
-            num_particles, posterior = 1, Particles()  # there are none to keep, in whatever way
-        walkers = walkers_of(model, self.prior)
-        optim = self.optim(inspection.energy_params) if callable(self.optim) else self.optim
-        check_optimiser(optim, inspection.params)
-        return Config(
-            model=model,
-            particles=posterior,
-            walkers=walkers,
-            energy_params=inspection.energy_params,
-            optim=optim,
-            num_particles=num_particles,
-            averaging=self.averaging or 0.0,
-            max_energy=self.max_energy,
-        )

@@ -205,7 +205,7 @@ def plot_energy(
         prior, name = fit, site or "x"
         walkers = np.asarray(prior.sample(jax.random.key(0), (500,))) if walkers is None else walkers
     else:
-        name = fit._energy_site(site)
+        name = fit.energy_site(site)
         prior = fit.energy_prior(name)
         _check_two_dimensional(prior, name)
         walkers = fit.prior_samples()[name] if walkers is None else walkers

@@ -1,19 +1,253 @@
-"""A model compiled for arguments of given shapes."""
+"""A model compiled for arguments of given shapes: what :class:`.EBIPLA` keeps behind its methods."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
-from numpyro_ebipla._core.state import TrainState
-from numpyro_ebipla.model.inspection import Inspection
-from numpyro_ebipla.training.config import Config
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, random
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.state import Params, TrainState
+from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_static
+from numpyro_ebipla._core.tree import all_finite, strong_type
+from numpyro_ebipla._core.validate import check_key
+from numpyro_ebipla.model.arguments import check_arguments, like_own
+from numpyro_ebipla.model.inspection import Inspection, inspect_model
+from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.optim.choose import check_optimiser
+from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
+from numpyro_ebipla.training.initial import check_faults, initial_state
+from numpyro_ebipla.training.loop import run_chunk
+from numpyro_ebipla.training.same_state import check_state
+from numpyro_ebipla.training.step import step
+from numpyro_ebipla.walkers.base import WalkerStrategy
+
+#: Chains of posterior particles that a step moves, about: enough to keep two cores busy.
+CHAINS = 2000
+#: Least and largest number of particles that follows from it.
+FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
+
+
+class Settings(NamedTuple):
+    """The options of :class:`.EBIPLA` that decide what a step is composed of."""
+
+    num_particles: int | None
+    posterior: Particles
+    prior: WalkerStrategy | dict[str, WalkerStrategy] | None
+    optim: Callable[[tuple[str, ...]], optax.GradientTransformationExtraArgs] | optax.GradientTransformationExtraArgs
+    averaging: float | None
+    max_energy: float
+    refuse: Callable[[LatentModel], str | None] | None
 
 
 class System(NamedTuple):
-    """A model with one choice per column of the table of systems, for arguments of given shapes."""
+    """A model with one choice per column of the table of systems, for arguments of given shapes.
+
+    All its programs are here and at ``config.model``, and go when it goes.
+
+    Attributes:
+        config: the choices.
+        inspection: the model's layout and initial numbers.
+        update: ``(state, data) -> (state, info)``, a step.
+        run_chunk: ``(state, data, num_steps) -> (state, taken, info)``; it takes the state's buffers.
+        start: ``(rng_key, params, mutable, data) -> (state, faults)``.
+        shapes: a state of shapes.
+    """
 
     config: Config
     inspection: Inspection
-    run_chunk: Callable
     update: Callable
+    run_chunk: Callable
     start: Callable
     shapes: Callable[[], TrainState]
+
+    def begin(self, rng_key: Array, params: Params, mutable: dict[str, Any], data: Any) -> TrainState:
+        """Return an initial state.
+
+        Raises:
+            ModelError: naming a site whose log density is not finite.
+        """
+        state, faults = self.start(rng_key, params, mutable, data)
+        check_faults(faults)
+        return state
+
+    def estimate(self, state: TrainState) -> Params:
+        """Return the parameters that a fit reports, unconstrained: the running average, or the last ones."""
+        return state.params if self.config.averaging is None else state.average
+
+
+class Held(NamedTuple):
+    """Parameters that are held, and what they are held for."""
+
+    params: Params
+    system: System
+    batch: Batch
+
+    @property
+    def model(self) -> LatentModel:
+        """The model as pure functions."""
+        return self.system.config.model
+
+
+class Systems:
+    """The systems of one model and its settings, by the shapes of the arguments: a cache, which no state depends on.
+
+    Args:
+        model: a NumPyro model.
+        settings: what its steps are composed of.
+        static_kwargs: keyword arguments of the model that stay the same in all calls.
+    """
+
+    def __init__(self, model: Callable, settings: Settings, static_kwargs: dict[str, Any]) -> None:
+        self.model, self.settings, self.static_kwargs = model, settings, static_kwargs
+        self._made: dict[Any, System] = {}
+
+    def merged(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return keyword arguments of a call with the constructor's, as SVI does.
+
+        Raises:
+            TypeError: naming one that both have.
+        """
+        for name in kwargs:
+            if name in self.static_kwargs:
+                raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
+        return {**kwargs, **self.static_kwargs}
+
+    def data(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Return the model's array arguments."""
+        kwargs = self.merged(kwargs)
+        arrays, _ = split_static((args, kwargs))
+        if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
+            check_arguments(self.model, args, kwargs)
+        return jax.tree.map(jnp.asarray, arrays)
+
+    def of(self, args: tuple, kwargs: dict[str, Any]) -> System:
+        """Return the system for arguments of these shapes.
+
+        Raises:
+            ModelError: for a model that cannot be fitted, or one that is first seen inside jit.
+        """
+        known = self._made.get(self._signature(args, kwargs))
+        return known or self._make(args, kwargs, random.key(0), None)
+
+    def inspected(
+        self, args: tuple, kwargs: dict[str, Any], rng_key: Array | None = None, init_params: Params | None = None
+    ) -> System:
+        """Return the system with an inspection of these very data, for this key and these initial parameters.
+
+        Raises:
+            ModelError: naming the site or argument that cannot be fitted.
+        """
+        key = random.key(0) if rng_key is None else rng_key
+        known = self._made.get(self._signature(args, kwargs))
+        if known is None:
+            return self._make(args, kwargs, key, init_params)
+        if is_traced(split_static((args, kwargs))[0]):  # there is nothing to look at
+            return known
+        with outside_jit():
+            check_arguments(self.model, args, self.merged(kwargs))
+            data = self.data(args, kwargs)
+            return known._replace(inspection=known.inspection.restarted(key, init_params, data))
+
+    def of_state(self, state: Any, args: tuple, kwargs: dict[str, Any], argument: str = "state") -> System:
+        """Return the system for these arguments, to which a state must belong.
+
+        Raises:
+            TypeError, ModelError: saying what differs.
+        """
+        system = self.of(args, kwargs)
+        check_state(system.config, system.shapes(), state, argument)
+        return system
+
+    def with_params_of(self, state: TrainState) -> System | None:
+        """Return the latest system with parameters like those of a state, if there is one."""
+        shapes = lambda params: jax.tree.map(jnp.shape, params)
+        made = reversed(self._made.values())
+        return next((s for s in made if shapes(s.inspection.params) == shapes(state.params)), None)
+
+    def hold(self, rng_key: Any, params: Any, args: tuple, kwargs: dict[str, Any]) -> Held:
+        """Return parameters to hold, with the model and what it sees, checked.
+
+        Raises:
+            TypeError: if ``rng_key`` is not a PRNG key, or ``params`` not a dictionary of arrays.
+            ModelError: for parameters that are missing or unknown, or have other shapes than the model's.
+        """
+        rng_key = check_key(rng_key)
+        if not isinstance(params, dict):
+            raise TypeError(f"params must be {{name: value}}, such as fit.params, got {type(params).__name__}.")
+        for name, value in params.items():
+            if not all(is_array(x) or isinstance(x, int | float | np.number) for x in jax.tree.leaves(value)):
+                raise TypeError(f"params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}.")
+        system = self.inspected(args, kwargs)
+        model, needed, mutable = system.config.model, system.inspection.params, system.inspection.mutable
+        missing = sorted({*needed, *mutable} - {*params})
+        if missing:
+            raise ModelError(
+                f"params lacks {missing}: pass all that were fitted, {{**fit.params, **fit.state.mutable}}; the "
+                "model's initial values are not used."
+            )
+        own = {**jax.eval_shape(model.constrain_params, needed), **mutable}
+        params = strong_type(like_own("params", params, own))
+        held = {name: value for name, value in params.items() if name in needed}
+        for name, value in model.unconstrain_params(held).items():
+            sound = all_finite(value)
+            if not is_traced(sound) and not sound:
+                raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
+        mutable = {name: params[name] for name in mutable}
+        return Held(held, system, Batch(None, self.data(args, kwargs), rng_key, mutable))
+
+    # --- parts ----------------------------------------------------------------------------------------
+
+    def _signature(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Return what decides a compilation: static arguments, shapes and types, and the precision."""
+        arrays, static = split_static((args, self.merged(kwargs)))
+        shapes = tuple((x.shape, jnp.result_type(x)) for x in arrays)
+        return static, shapes, jax.config.read("jax_enable_x64")
+
+    def _make(self, args: tuple, kwargs: dict[str, Any], rng_key: Array, init_params: Params | None) -> System:
+        merged = self.merged(kwargs)
+        if is_traced(split_static((args, merged))[0]):
+            raise ModelError(
+                "the model is seen for the first time inside jit: call init(...) or update(...) once outside with "
+                "arguments of these shapes."
+            )
+        with outside_jit():
+            inspection = inspect_model(self.model, rng_key, args, merged, init_params)
+            config = self._configure(inspection)
+        update = jax.jit(partial(step, config))
+        chunk = jax.jit(partial(run_chunk, update), donate_argnums=0)
+        start = jax.jit(partial(initial_state, config))
+        begin = (random.key(0), inspection.params, inspection.mutable, inspection.data)
+        shapes = cache(lambda: jax.eval_shape(start, *begin)[0])
+        system = System(config, inspection, update, chunk, start, shapes)
+        self._made[self._signature(args, kwargs)] = system
+        return system
+
+    def _configure(self, inspection: Inspection) -> Config:
+        """Choose what the settings leave open."""
+        model, settings = inspection.model, self.settings
+        check_posterior(model, settings.posterior, settings.refuse)
+        chains = model.batch_size if model.local_sites else 1
+        num_particles = settings.num_particles or int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
+        particles = settings.posterior
+        if not model.latents:
+            num_particles, particles = 1, Particles()  # there are none to keep, in whatever way
+        optim: Any = settings.optim
+        if not isinstance(optim, optax.GradientTransformation):
+            optim = optim(inspection.energy_params)
+        check_optimiser(optim, inspection.params)
+        return Config(
+            model=model,
+            particles=particles,
+            walkers=choose_walkers(model, settings.prior),
+            energy_params=inspection.energy_params,
+            optim=optim,
+            num_particles=num_particles,
+            averaging=settings.averaging,
+            max_energy=settings.max_energy,
+        )

@@ -37,6 +37,7 @@ from numpyro_ebipla import (
     MALA,
     ULA,
     Annealed,
+    Annealing,
     Contrastive,
     EnergyPrior,
     Particles,
@@ -53,6 +54,7 @@ from numpyro_ebipla import (
 
 ROOT = Path(__file__).parents[1]
 NUM_DATA, NUM_STEPS = 12, 24
+FEW_MOVES = Annealing(num_moves=2, stage_ess=0.98)
 
 
 def data(width: int = 3) -> np.ndarray:
@@ -84,7 +86,7 @@ def latent_energy(y: Any, batch_size: int | None = None) -> None:
     with numpyro.plate("data", len(y), subsample_size=batch_size):
         batch = numpyro.subsample(y, event_dim=1)
         base = dist.Normal(0, 1).expand([2]).to_event(1)
-        x = numpyro.sample("x", EnergyPrior(lambda x: mlp(weights, x), base, num_moves=2, num_walkers=32))
+        x = numpyro.sample("x", EnergyPrior(lambda x: mlp(weights, x), base, annealing=FEW_MOVES, num_walkers=32))
         numpyro.sample("y", dist.Normal(x @ decoder, noise).to_event(1), obs=batch)
 
 
@@ -93,7 +95,7 @@ def observed_energy(y: Any, batch_size: int | None = None) -> None:
     weights = numpyro.param("energy", energy_params(3))
     base = dist.Normal(0, 2).expand([3]).to_event(1)
     with numpyro.plate("data", len(y), subsample_size=batch_size):
-        prior = EnergyPrior(lambda x: mlp(weights, x), base, num_moves=2, num_walkers=32)
+        prior = EnergyPrior(lambda x: mlp(weights, x), base, annealing=FEW_MOVES, num_walkers=32)
         numpyro.sample("y", prior, obs=numpyro.subsample(y, event_dim=1))
 
 
@@ -104,7 +106,7 @@ def conditional_energy(y: Any, batch_size: int | None = None) -> None:
         batch = numpyro.subsample(y, event_dim=1)
         covariate = batch[:, 0]
         base = dist.Normal(0, 1).expand([len(covariate)])
-        x = numpyro.sample("x", EnergyPrior(lambda x: slope * covariate * x + 0.1 * x**2, base, num_moves=2))
+        x = numpyro.sample("x", EnergyPrior(lambda x: slope * covariate * x + 0.1 * x**2, base, annealing=FEW_MOVES))
         numpyro.sample("y", dist.Normal(x, 1), obs=batch[:, 1])
 
 
@@ -162,14 +164,14 @@ def everything(model: Callable, **options: Any) -> dict[str, Any]:
     found = {"fit": arrays(fit), "prior": fit.prior_samples()}
     found["checks"] = {check.name: check.value for check in fit.diagnostics().checks}
     found["log_z"] = {name: fit.log_normalizer(name) for name, site in fit.config.model.energies.items()}
-    few = {"num_particles": 16, "num_populations": 2, "num_moves": 2}
+    few: dict[str, Any] = {"num_particles": 16, "num_populations": 2, "annealing": Annealing(num_moves=2)}
     found["log_likelihood"] = tuple(ebipla.log_likelihood(key, params, data(), **few))
     if fit.draws is not None:
         found["reconstruct"] = ebipla.reconstruct(key, params, data(), num_particles=16)
         found["redrawn"] = ebipla.reconstruct(key, params, data(), num_draws=3, num_particles=16)
         found["infer"] = arrays(ebipla.infer(key, params, data()[::-1]))
-        few["num_particles"] = 8
-        found["bidirectional"] = tuple(ebipla.bidirectional(key, params, data(), max_temps=40, stage_ess=0.7, **few))
+        few |= {"num_particles": 8, "annealing": Annealing(num_moves=2, max_temps=40, stage_ess=0.7)}
+        found["bidirectional"] = tuple(ebipla.bidirectional(key, params, data(), **few))
         groups = fit.to_arviz(log_likelihood=True, posterior_predictive=True)
         for group in ("log_likelihood", "posterior_predictive", "observed_data"):
             found[group] = {str(name): np.asarray(value) for name, value in groups[group].items()}

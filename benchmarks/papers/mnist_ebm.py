@@ -17,7 +17,7 @@ from numpyro.contrib.module import flax_module
 
 from benchmarks.papers.data import mnist
 from benchmarks.report import Report
-from numpyro_ebipla import EBIPLA, ULA, Contrastive, EnergyPrior, Persistent, recipes
+from numpyro_ebipla import EBIPLA, ULA, Annealing, Contrastive, EnergyPrior, Persistent, recipes
 from numpyro_ebipla.smc.weights import log_mean_exp
 
 
@@ -92,7 +92,11 @@ def model(y: Array, base: dist.Distribution, channels: int, batch_size: int) -> 
     energy = flax_module("energy", Energy(channels), input_shape=base.event_shape)
     with numpyro.plate("data", len(y), subsample_size=batch_size):
         batch = numpyro.subsample(y, event_dim=2)
-        numpyro.sample("x", EnergyPrior(lambda x: energy(x)[..., 0], base, num_walkers=128, num_moves=5), obs=batch)
+        numpyro.sample(
+            "x",
+            EnergyPrior(lambda x: energy(x)[..., 0], base, num_walkers=128, annealing=Annealing(stage_ess=0.98)),
+            obs=batch,
+        )
 
 
 # --- data and classifier ------------------------------------------------------------------------------

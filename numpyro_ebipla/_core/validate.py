@@ -36,6 +36,15 @@ def check_untraced(method: str, *values: Any) -> None:
         )
 
 
+def accepts(model: Callable, name: str) -> bool:
+    """Return whether a model takes a keyword argument of this name."""
+    try:
+        theirs = inspect.signature(model).parameters
+    except ValueError:  # no signature, e.g. a callable from C
+        return True
+    return name in theirs or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in theirs.values())
+
+
 def check_options(model: Callable, method: Callable, options: dict[str, Any]) -> None:
     """Refuse options of a method that are given, where the model has arguments of their names and might be meant.
 
@@ -110,6 +119,17 @@ def site_names(name: str, value: Any) -> tuple[str, ...]:
 def check_number(options: Any, name: str, above: float = 0.0, below: float = np.inf) -> None:
     """:func:`number` of an attribute."""
     number(f"{type(options).__name__}: {name}", getattr(options, name), above, below)
+
+
+def check_share(options: Any, name: str) -> None:
+    """Raise unless an attribute is a number from 0 to 1.
+
+    Raises:
+        ValueError: naming it.
+    """
+    value = getattr(options, name)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{type(options).__name__}: {name} must lie between 0 and 1, got {value!r}.")
 
 
 def check_type(options: Any, name: str, kind: type, examples: str) -> None:

@@ -89,7 +89,7 @@ class Store:
             )
         return found
 
-    def start(
+    def resume_from(
         self, found: Checkpoint | None, state: Any, data: Any, programs: dict[str, str], given: Any = None
     ) -> tuple[Any, Checkpoint | None]:
         """The state to go on from, that of ``found`` or ``state``; and ``found``, rid of its copy of it.

@@ -49,11 +49,13 @@ def of_parameters(
         chosen: ``[M']`` the data of the draws.
     """
     if draws is None:
-        blocks = [data_score(model, thetas, batch._replace(indices=block)) for block in model.blocks(chosen)]
-        score = np.concatenate([np.asarray(block) for block in blocks], 1)[:, : len(chosen)]
+        score = model.map_blocks(partial(model.compiled(data_score), thetas), batch, 1, chosen)
+        score = np.asarray(score)
     else:
         score = draws.score
-    change, shift = map(np.asarray, normaliser_shifts(model, thetas, batch, fresh)) if fresh else (np.zeros(1), None)
+    change, shift = (
+        map(np.asarray, model.compiled(normaliser_shifts)(thetas, batch, fresh)) if fresh else (np.zeros(1), None)
+    )
     if score is None:
         return [of_bound(draws.gain + change.mean() * model.num_data, model.num_data)]
     if shift is None:
@@ -138,7 +140,6 @@ def _noise(halves: np.ndarray) -> np.ndarray:
     return apart.T @ apart / len(apart) ** 2
 
 
-@partial(jax.jit, static_argnums=0)
 def data_score(model: LatentModel, thetas: tuple[Params, Params], batch: Batch) -> Array:
     """:attr:`.Draws.score` of a model without latents, whose data stand in both halves."""
     density = lambda params: model.log_joint(model.constrain_params(params), {}, {}, batch, {}).per_datum
@@ -148,7 +149,6 @@ def data_score(model: LatentModel, thetas: tuple[Params, Params], batch: Batch) 
 # --- what normalisers contribute ----------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=0)
 def normaliser_shifts(
     model: LatentModel, thetas: tuple[Params, Params], batch: Batch, fresh: dict[str, Fresh]
 ) -> tuple[Array, Array]:

@@ -9,9 +9,9 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.diagnostics.checks import Check, at_most
-from numpyro_ebipla.model.energy import EnergyPrior, anneal_prior
-from numpyro_ebipla.smc.anneal import equally_weighted
-from numpyro_ebipla.smc.weights import log_mean_exp
+from numpyro_ebipla.model.energy import EnergyPrior
+from numpyro_ebipla.smc.anneal import anneal, draw_equally
+from numpyro_ebipla.smc.normaliser import Estimate, pooled
 
 #: Populations of fresh draws, and draws of each.
 POPULATIONS, POPULATION = 8, 1000
@@ -20,22 +20,24 @@ MAX_COMPARED = 1000
 
 
 class Fresh(NamedTuple):
-    """Populations annealed from the base: unconstrained draws ``[K, n, …]``, ``log_z [K, …]``."""
+    """Populations annealed from the base: unconstrained draws ``[K, n, …]``, and log Z of all of them together."""
 
     draws: Array
-    log_z: Array
+    log_z: Estimate
 
 
 @jax.jit
 def fresh(prior: EnergyPrior, rng_key: Array) -> Fresh:
-    """Annealed as the prior's own options say."""
+    """Anneal populations as the prior's own options say."""
 
-    def one(key: Array) -> Fresh:
+    def one(key: Array) -> tuple[Array, Array, Array]:
         key_anneal, key_draw = random.split(key)
-        population = anneal_prior(prior, prior.tilted(), key_anneal, max(prior.num_walkers, POPULATION))
-        return Fresh(equally_weighted(key_draw, population, POPULATION), population.log_z)
+        out = anneal(key_anneal, prior.tilted(), max(prior.num_walkers, POPULATION), prior.annealing)
+        return draw_equally(key_draw, out.position, out.log_weight, POPULATION), out.log_z, out.variance
 
-    return lax.map(one, random.split(rng_key, POPULATIONS))
+    draws, log_z, variance = lax.map(one, random.split(rng_key, POPULATIONS))
+    value, variance = pooled(log_z, variance)
+    return Fresh(draws, Estimate(value, jnp.sqrt(variance)))
 
 
 def flat_draws(fresh: Fresh) -> Array:
@@ -47,8 +49,8 @@ def of_prior(
     site: str,
     fresh: Fresh,
     log_z: float | None = None,
-    walkers: np.ndarray | None = None,
-    particles: np.ndarray | None = None,
+    walkers: Any = None,
+    particles: Any = None,
 ) -> list[Check]:
     """Walkers and particles against fresh draws of the prior at the same parameters.
 
@@ -59,16 +61,15 @@ def of_prior(
         walkers: ``[P, …]`` the strategy's own, unconstrained; None for priors with a normaliser for each datum.
         particles: ``[n, …]`` of the posteriors of all data, or the data; None if there are none.
     """
-    log_zs = np.asarray(fresh.log_z, np.float64)
-    error = float(np.max(log_zs.std(axis=0, ddof=1)) / np.sqrt(len(log_zs)))
+    error = float(np.max(fresh.log_z.std_error))
     verdicts = ("annealed populations agree", "annealed populations disagree: sample and log_normalizer are off, too")
-    remedy = "EnergyPrior(…, num_moves=160) or more num_walkers"
+    remedy = "EnergyPrior(…, annealing=Annealing(num_moves=160, stage_ess=0.98)) or more num_walkers"
     checks = [at_most(f"{site}: log Z, std error", error, 0.2, verdicts, remedy)]
     if walkers is None:
         return checks
     if log_z is not None:
         verdicts = ("walkers and fresh draws agree on log Z", "the walkers' log Z is off: the prior has gone wrong")
-        off = abs(log_z - float(log_mean_exp(fresh.log_z).mean()))
+        off = abs(log_z - float(fresh.log_z.value.mean()))
         remedy = "more num_moves, num_walkers or num_rungs in prior=Tempered(…)"
         checks.append(at_most(f"{site}: log Z, walkers − fresh", off, 0.3, verdicts, remedy, 3 * error))
     draws = np.asarray(fresh.draws)

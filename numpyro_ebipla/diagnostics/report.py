@@ -1,7 +1,5 @@
 """All checks of a fit, and a warning after a run whose cheap ones fail."""
 
-from typing import Any
-
 import numpy as np
 from jax import Array, random
 
@@ -10,14 +8,16 @@ from numpyro_ebipla.diagnostics.checks import Check, Diagnostics, at_least, at_m
 from numpyro_ebipla.diagnostics.parameters import of_parameters
 from numpyro_ebipla.diagnostics.prior import Fresh, fresh, of_prior
 from numpyro_ebipla.diagnostics.run import of_draws, of_history
-from numpyro_ebipla.likelihood.annealed import AnnealOptions, log_likelihood
+from numpyro_ebipla.likelihood.annealed import log_likelihood
+from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.training.fitted import Fitted
 
 #: A run of fewer steps or draws is not warned of.
 JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
 
 
-def of_run(fit: Any) -> list[Check]:
+def of_run(fit: Fitted) -> list[Check]:
     """What a :class:`~numpyro_ebipla.results.fit.Fit` can tell without further work."""
     checks = of_history(fit.history, "diverged" in (fit.stopped or ""))
     if fit.config.model.latents and fit.draws is None:
@@ -28,7 +28,7 @@ def of_run(fit: Any) -> list[Check]:
     return checks
 
 
-def warn_of_run(fit: Any) -> None:
+def warn_of_run(fit: Fitted) -> None:
     """Warn if the checks that cost nothing say that a whole run went wrong; short ones are left alone."""
     if len(fit.losses) < JUDGED_STEPS or fit.num_samples < JUDGED_DRAWS:
         return
@@ -40,13 +40,13 @@ def warn_of_run(fit: Any) -> None:
         warn(f"the fit may be wrong, see fit.diagnostics():\n{said}")
 
 
-def of_fit(fit: Any, rng_key: Array) -> Diagnostics:
+def of_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
     """All checks of a :class:`~numpyro_ebipla.results.fit.Fit`."""
     model, draws, batch = fit.config.model, fit.draws, _batch(fit, rng_key)
     priors = model.energy_priors(fit.params, batch)
     new = {name: fresh(prior, random.fold_in(rng_key, i)) for i, (name, prior) in enumerate(priors.items())}
     checks = [*of_run(fit), *_parameters(fit, batch, new), *_weights(fit, rng_key)]
-    walkers, log_z = fit._walkers(rng_key, _chosen(fit)[:1]) if priors else ({}, {})
+    walkers = fit.replay_walkers(rng_key, fit.collected[:1])
     for name, prior in priors.items():
         if model.energies[name].per_datum:
             checks += of_prior(name, new[name])
@@ -56,18 +56,19 @@ def of_fit(fit: Any, rng_key: Array) -> Diagnostics:
             particles = model.energy_positions(fit.params, {}, {}, batch)[name]
         elif draws is not None and name in draws.samples:
             particles = prior.as_walkers(draws.samples[name])
-        checks += of_prior(name, new[name], log_z.get(name), prior.as_walkers(walkers[name]), particles)
+        at = prior.as_walkers(walkers.position[name])
+        checks += of_prior(name, new[name], walkers.log_z.get(name), at, particles)
     return Diagnostics(tuple(checks))
 
 
-def _parameters(fit: Any, batch: Batch, new: dict[str, Fresh]) -> list[Check]:
+def _parameters(fit: Fitted, batch: Batch, new: dict[str, Fresh]) -> list[Check]:
     if fit.config.model.latents and fit.draws is None:
         return []
     thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
-    return of_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, _chosen(fit))
+    return of_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
 
 
-def _weights(fit: Any, rng_key: Array) -> list[Check]:
+def _weights(fit: Fitted, rng_key: Array) -> list[Check]:
     """The marginal likelihood by weighted particles against populations annealed at the fitted parameters.
 
     Weight that was lost while the parameters had far to go does not come back, and no ESS remembers it.
@@ -76,7 +77,7 @@ def _weights(fit: Any, rng_key: Array) -> list[Check]:
     if not fit.config.particles.weighted or any(site.per_datum for site in model.energies.values()):
         return []
     try:
-        fresh = log_likelihood(model, fit.params, fit._batch(None, rng_key), AnnealOptions()).total
+        fresh = log_likelihood(model, fit.params, fit.batch(None, rng_key), Populations()).total
         own = fit.log_marginal_likelihood()
     except (ModelError, ValueError):  # an improper prior, a scaled site; a fit that diverged
         return []
@@ -87,11 +88,6 @@ def _weights(fit: Any, rng_key: Array) -> list[Check]:
     return [at_most("log p(y), weights − fresh", off, 1.0, verdicts, remedy, slack)]
 
 
-def _chosen(fit: Any) -> np.ndarray:
-    """The data of the draws."""
-    return np.arange(fit.config.model.num_data) if fit.plan.indices is None else fit.plan.indices
-
-
-def _batch(fit: Any, rng_key: Array) -> Batch:
+def _batch(fit: Fitted, rng_key: Array) -> Batch:
     """A minibatch of them."""
-    return fit._batch(fit.config.model.blocks(_chosen(fit), joint=False)[0], rng_key)
+    return fit.batch(fit.config.model.blocks(fit.collected, joint=False)[0], rng_key)

@@ -1,7 +1,5 @@
 """Log likelihoods by populations annealed from the prior to each posterior."""
 
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +9,8 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.likelihood.normalisers import log_z_shift, normalisers
-from numpyro_ebipla.likelihood.posterior import anneal_posterior
+from numpyro_ebipla.likelihood.normalisers import Shift, energies_of, log_z_shift, normalisers, shared_normalisers
+from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
 
@@ -48,94 +46,83 @@ class LogLikelihood(NamedTuple):
         return Estimate(jnp.sum(self.value) + self.rest, jnp.sqrt(jnp.sum(own) + jnp.square(jnp.sum(self.log_z_error))))
 
 
-@dataclass(frozen=True)
-class AnnealOptions:
-    """How populations are annealed to the posterior; see :func:`~numpyro_ebipla.smc.anneal.anneal`."""
-
-    num_particles: int = 128
-    num_populations: int = 4
-    num_moves: int = 5
-    stage_ess: float = 0.9
-    max_temps: int = 200
-
-    def anneal(self) -> dict[str, Any]:
-        """Keyword arguments of :func:`~numpyro_ebipla.likelihood.posterior.anneal_posterior`."""
-        return {"num_moves": self.num_moves, "stage_ess": self.stage_ess, "max_temps": self.max_temps}
-
-
 def is_joint(model: LatentModel) -> bool:
-    """Whether only the density of all data together is to be had."""
+    """Return whether only the density of all data together is to be had."""
     return bool(model.global_sites) or model.plate is None
 
 
-def log_likelihood(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> LogLikelihood:
-    """``log p(y)`` at constrained ``params``; see :class:`LogLikelihood`. Of all data, whichever ``batch`` visits."""
+def log_likelihood(model: LatentModel, params: Params, batch: Batch, populations: Populations) -> LogLikelihood:
+    """Estimate ``log p(y)`` of all data at constrained ``params``, whichever of them ``batch`` visits."""
     key_z, key_blocks = random.split(batch.rng_key)
-    whole = model.blocks()
-    batch = batch._replace(indices=whole[0])
+    batch = batch._replace(indices=model.blocks()[0])
     check_proper(model, params, batch)
-    log_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=False)
-    parts = []
-    for i, indices in enumerate(whole):
-        here = batch._replace(indices=indices, rng_key=random.fold_in(key_blocks, i))
-        parts.append(_of_block(model, options, params, here, log_z))
-    if len(parts) == 1:
-        return parts[0]
-    value, error, number, shared_error = (
-        jnp.concatenate(column)[: model.num_data] for column in list(zip(*parts, strict=True))[:4]
-    )
-    return LogLikelihood(value, error, number, shared_error, parts[0].rest)
+    log_z = shared_normalisers(model, populations.num_populations, params, batch._replace(rng_key=key_z))
+    of_block = model.compiled(_of_block, populations)
+    axes = None if is_joint(model) else LogLikelihood._make((0, 0, 0, 0, None))
+    found = model.map_blocks(lambda here: of_block(params, here, log_z), batch._replace(rng_key=key_blocks), axes)
+    return jax.tree.map(jnp.asarray, found)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _of_block(
-    model: LatentModel, options: AnnealOptions, params: Params, batch: Batch, log_z: dict[str, Estimate]
+    model: LatentModel, populations: Populations, params: Params, batch: Batch, log_z: dict[str, Estimate]
 ) -> LogLikelihood:
+    """Estimate ``log p(y)`` of the data of one block."""
     proper = model.proper()
     key_z, key_model, key_anneal = random.split(batch.rng_key, 3)
-    own_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
+    at, own = batch._replace(rng_key=key_z), energies_of(model, per_datum=True)
+    own_z = normalisers(model, own, populations.num_populations, params, at)
     shift, joint = log_z_shift(proper, params, batch._replace(rng_key=key_model), log_z | own_z)
-
-    def squared(estimates: dict[str, Estimate]) -> Array:
-        """Variance of the log density from that of the log normalisers, by datum or in all."""
-        total = jnp.zeros(())
-        for name, estimate in estimates.items():
-            if is_joint(model):
-                by_datum, rest = shift({name: estimate.std_error})
-                # Normalisers of different data have independent errors.
-                wide = name in own_z
-                change = jnp.sum(jnp.square(by_datum)) if wide else jnp.square(jnp.sum(by_datum) + rest)
-                total += change
-            else:
-                total += jnp.square(shift({name: estimate.std_error})[0])
-        return total
-
     by_datum, rest = shift({name: estimate.value for name, estimate in (log_z | own_z).items()})
-    num = options.num_particles * options.num_populations
-    if not model.latents:
-        exact = joint({})
-        value, rest = exact[0] + by_datum, exact[1] + rest
-        if is_joint(model):
-            value, rest = value.sum() + rest, jnp.zeros(())
-        variance = jnp.zeros_like(value)
+    if model.latents:
+        value, variance, own_rest = _annealed(proper, populations, params, batch._replace(rng_key=key_anneal))
     else:
+        value, own_rest = joint({})
+        variance = jnp.zeros_like(value)
+    if is_joint(model):
+        whole = value if model.latents else value.sum() + own_rest
+        value, rest = whole + by_datum.sum() + rest, jnp.zeros(())
+        variance = jnp.sum(variance)
+    else:
+        value, rest = value + by_datum, own_rest + rest
+    shared = jnp.broadcast_to(_variance_by(shift, log_z, is_joint(model), common=True), value.shape)
+    error = jnp.sqrt(variance + _variance_by(shift, own_z, is_joint(model), common=False) + shared)
+    return LogLikelihood(value, error, 1 / (variance + 1 / populations.total), jnp.sqrt(shared), rest)
 
-        def one(key: Array) -> tuple[Array, Array, Array, Array]:
-            here = batch._replace(rng_key=key)
-            out = anneal_posterior(proper, params, here, options.num_particles, **options.anneal())
-            return out.log_z, out.variance, out.rest, out.stage_ess
 
-        log_zs, variances, rests, left = lax.map(one, random.split(key_anneal, options.num_populations))
-        value, variance = pooled(log_zs, variances)
-        rounding = jnp.square(jnp.finfo(value.dtype).eps * value)  # of the sums that cancel in the weights
-        variance = jnp.where(left.min(0) < TOO_SHORT, jnp.inf, variance + rounding)
-        if is_joint(model):
-            value, rest = value + by_datum.sum() + rest, jnp.zeros(())
+def _annealed(model: LatentModel, populations: Populations, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+    """Estimate the log density without normalisers: value, its variance, and what depends on no latent."""
+
+    def one(key: Array) -> tuple[Array, Array, Array, Array]:
+        here = batch._replace(rng_key=key)
+        out = anneal_posterior(model, params, here, populations.num_particles, populations.annealing)
+        return out.annealed.log_z, out.annealed.variance, out.rest, out.annealed.stage_ess
+
+    keys = random.split(batch.rng_key, populations.num_populations)
+    log_z, variance, rest, left = lax.map(one, keys)
+    value, variance = pooled(log_z, variance)
+    rounding = jnp.square(jnp.finfo(value.dtype).eps * value)  # of the sums that cancel in the weights
+    return value, jnp.where(left.min(0) < TOO_SHORT, jnp.inf, variance + rounding), rest[0]
+
+
+def _variance_by(shift: Shift, log_z: dict[str, Estimate], joined: bool, common: bool) -> Array:
+    """Return the variance of the log density that comes with that of log normalisers, by datum or in all.
+
+    Args:
+        shift: see :func:`.log_z_shift`.
+        log_z: the normalisers.
+        joined: whether it is wanted of all data together.
+        common: whether all data share each normaliser; otherwise they have independent errors.
+    """
+    total = jnp.zeros(())
+    for name, estimate in log_z.items():
+        by_datum, rest = shift({name: estimate.std_error})
+        if not joined:
+            total += jnp.square(by_datum)
+        elif common:
+            total += jnp.square(jnp.sum(by_datum) + rest)
         else:
-            value, rest = value + by_datum, rests[0] + rest
-    shared = jnp.broadcast_to(squared(log_z), value.shape)
-    error = jnp.sqrt(variance + squared(own_z) + shared)
-    return LogLikelihood(value, error, 1 / (variance + 1 / num), jnp.sqrt(shared), rest)
+            total += jnp.sum(jnp.square(by_datum))
+    return total
 
 
 def check_proper(model: LatentModel, params: Params, batch: Batch, scaled: bool = False) -> None:

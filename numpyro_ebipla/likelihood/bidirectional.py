@@ -7,7 +7,6 @@ Roy, 2016). Temperatures, step sizes and scales of the moves are learned beforeh
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +15,17 @@ from jax import Array, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params
-from numpyro_ebipla.likelihood.annealed import AnnealOptions, check_proper, is_joint
-from numpyro_ebipla.likelihood.normalisers import log_z_shift, normalisers
-from numpyro_ebipla.likelihood.posterior import anneal_posterior, posterior_density
+from numpyro_ebipla.likelihood.annealed import check_proper, is_joint
+from numpyro_ebipla.likelihood.normalisers import energies_of, log_z_shift, normalisers, shared_normalisers
+from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, posterior_density
 from numpyro_ebipla.model.handlers import Observe
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.smc.path import anneal_along, learn_path
+from numpyro_ebipla.smc.normaliser import Estimate
+from numpyro_ebipla.smc.path import learn_path, weigh_along
 from numpyro_ebipla.smc.weights import log_mean_exp
+
+#: Lengths of ladders are multiples of this.
+LADDER_LENGTH = 32
 
 
 class Bounds(NamedTuple):
@@ -42,85 +45,92 @@ class Bounds(NamedTuple):
         return self.upper - self.lower
 
 
-def bidirectional(model: LatentModel, params: Params, batch: Batch, options: AnnealOptions) -> Bounds:
+def bidirectional(model: LatentModel, params: Params, batch: Batch, populations: Populations) -> Bounds:
     """Simulate data as many as there are and bound their ``log p(y)``; see :meth:`.EBIPLA.bidirectional`."""
-    whole = model.blocks()
     key_z, key_blocks = random.split(batch.rng_key)
-    batch = batch._replace(indices=whole[0])
+    batch = batch._replace(indices=model.blocks()[0])
     check_proper(model, params, batch)
     _check_simulated(model, params, batch)
-    log_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=False)
-    parts = []
-    for i, indices in enumerate(whole):
-        key_draw, key_temps, key_run = random.split(random.fold_in(key_blocks, i), 3)
-        draw = _simulate(model, params, batch._replace(indices=indices, rng_key=key_draw))
-        temps, num = _ladder(model, options, params, batch._replace(indices=indices, rng_key=key_temps), draw[1])
-        # A few lengths only, as each is compiled for.
-        length = -(-int(num) // 32) * 32
-        ladder = jnp.interp(jnp.linspace(0, int(num), length + 1)[1:], jnp.arange(int(num) + 1), _from_zero(temps, num))
-        here = batch._replace(indices=indices, rng_key=key_run)
-        parts.append(_both(model, options, params, here, log_z, draw, ladder))
-    if len(parts) == 1:
-        return parts[0]
-    lower, upper = (jnp.concatenate(column)[: model.num_data] for column in zip(*parts, strict=True))
-    return Bounds(lower, upper)
+    log_z = shared_normalisers(model, populations.num_populations, params, batch._replace(rng_key=key_z))
+    simulate, climb = model.compiled(_simulate), model.compiled(_climb, populations)
+    bound = model.compiled(_bounds, populations)
+
+    def of_block(here: Batch) -> Bounds:
+        key_draw, key_temps, key_run = random.split(here.rng_key, 3)
+        draw = simulate(params, here._replace(rng_key=key_draw))
+        ladder = _even_ladder(*climb(params, here._replace(rng_key=key_temps), draw.values))
+        return bound(params, here._replace(rng_key=key_run), log_z, draw, ladder)
+
+    axis = None if is_joint(model) else 0
+    return model.map_blocks(of_block, batch._replace(rng_key=key_blocks), Bounds._make((axis, axis)))
 
 
-def _from_zero(temps: Array, num: Array) -> Array:
-    return jnp.concatenate([jnp.zeros(1), temps[: int(num)]])
+class Simulated(NamedTuple):
+    """Latents drawn from the model, and values of its observed sites."""
+
+    local: Latents
+    glob: Latents
+    values: dict[str, Array]
+
+
+def _simulate(model: LatentModel, params: Params, batch: Batch) -> Simulated:
+    return Simulated(*model.proper().simulate(params, batch))
 
 
 def _observing(model: LatentModel, values: dict[str, Array]) -> LatentModel:
+    """Return the model with simulated values in the place of the data."""
     model = model.proper()
     return replace(model, model=Observe(model.model, values))
 
 
-@partial(jax.jit, static_argnums=0)
-def _simulate(model: LatentModel, params: Params, batch: Batch) -> tuple[tuple[Latents, Latents], dict[str, Array]]:
-    local, glob, values = model.proper().simulate(params, batch)
-    return (local, glob), values
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _ladder(
-    model: LatentModel, options: AnnealOptions, params: Params, batch: Batch, values: dict[str, Array]
+def _climb(
+    model: LatentModel, populations: Populations, params: Params, batch: Batch, values: dict[str, Array]
 ) -> tuple[Array, Array]:
-    """Temperatures at which stages cost equally much, and their number."""
-    out = anneal_posterior(_observing(model, values), params, batch, options.num_particles, **options.anneal())
+    """Return temperatures at which stages cost equally much, and their number."""
+    observing = _observing(model, values)
+    out = anneal_posterior(observing, params, batch, populations.num_particles, populations.annealing).annealed
     return out.temps, out.num_temps
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _both(
+def _even_ladder(temps: Array, num_temps: Array) -> Array:
+    """Return a ladder of about these temperatures, in one of a few lengths only, as each is compiled for."""
+    num = int(num_temps)
+    length = -(-num // LADDER_LENGTH) * LADDER_LENGTH
+    from_zero = jnp.concatenate([jnp.zeros(1), temps[:num]])
+    return jnp.interp(jnp.linspace(0, num, length + 1)[1:], jnp.arange(num + 1), from_zero)
+
+
+def _bounds(
     model: LatentModel,
-    options: AnnealOptions,
+    populations: Populations,
     params: Params,
     batch: Batch,
-    log_z: dict[str, Any],
-    draw: tuple[tuple[Latents, Latents], dict[str, Array]],
+    log_z: dict[str, Estimate],
+    draw: Simulated,
     temps: Array,
 ) -> Bounds:
-    latents, values = draw
-    observing = _observing(model, values)
+    """Anneal forwards from the prior and back from the latents that the data were simulated with."""
+    observing = _observing(model, draw.values)
     key_z, key_model, key_pilot, key_base, key_forward, key_back = random.split(batch.rng_key, 6)
-    own_z = normalisers(model, options.num_populations, params, batch._replace(rng_key=key_z), per_datum=True)
+    at, own = batch._replace(rng_key=key_z), energies_of(model, per_datum=True)
+    own_z = normalisers(model, own, populations.num_populations, params, at)
     log_z = log_z | own_z
     batch = batch._replace(rng_key=key_model)
     shift, _ = log_z_shift(observing, params, batch, log_z)
     by_datum, rest = shift({name: estimate.value for name, estimate in log_z.items()})
     density = posterior_density(observing, params, batch)
-    num, moves = options.num_particles, options.num_moves
-    schedule = learn_path(key_pilot, density.tilted, num, temps, moves)
+    num, annealing = populations.num_particles, populations.annealing
+    path = learn_path(key_pilot, density.tilted, num, temps, annealing)
     base = density.tilted.sample_base(key_base, num)
-    true = density.flat(*jax.tree.map(lambda x: jnp.repeat(x[None], num, 0), latents))
-    lower = log_mean_exp(anneal_along(key_forward, density.tilted, base, schedule, moves))
-    upper = -log_mean_exp(anneal_along(key_back, density.tilted, true, schedule, moves, back=True))
+    true = density.flat(*jax.tree.map(lambda x: jnp.repeat(x[None], num, 0), (draw.local, draw.glob)))
+    lower = log_mean_exp(weigh_along(key_forward, density.tilted, base, path, annealing.num_moves))
+    upper = -log_mean_exp(weigh_along(key_back, density.tilted, true, path, annealing.num_moves, back=True))
     by_datum = by_datum.sum() + rest if is_joint(model) else by_datum
     return Bounds(lower + by_datum, upper + by_datum)
 
 
 def _check_simulated(model: LatentModel, params: Params, batch: Batch) -> None:
-    """Refuse what cannot be simulated, or is simulated otherwise than it is weighed.
+    """Raise unless the model can be simulated, as it is weighed.
 
     Raises:
         ModelError: naming the site.

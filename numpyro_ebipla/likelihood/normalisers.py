@@ -1,54 +1,55 @@
 """Log normalisers of a model's energy priors, and what they do to its log density."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax, random
+from jax import Array, random
 
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.model.energy import anneal_prior
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.smc.normaliser import Estimate, pooled
+from numpyro_ebipla.smc.normaliser import Estimate
+
+#: How the log density moves by given changes of log normalisers: ``by -> (per datum [B], rest)``.
+Shift = Callable[[dict[str, Array]], tuple[Array, Array]]
+#: Populations by which log Z of an energy prior is estimated.
+NUM_POPULATIONS = 4
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="per_datum")
+def energies_of(model: LatentModel, per_datum: bool) -> tuple[str, ...]:
+    """Return the energy priors with a normaliser for each datum, or those with one for all."""
+    return tuple(name for name, site in model.energies.items() if site.per_datum == per_datum)
+
+
 def normalisers(
-    model: LatentModel, num_populations: int, params: Params, batch: Batch, *, per_datum: bool
+    model: LatentModel, names: tuple[str, ...], num_populations: int, params: Params, batch: Batch
 ) -> dict[str, Estimate]:
-    """Log Z of the energy priors with one normaliser, or with one for each datum, annealed as they say.
+    """Estimate log Z of some energy priors, each of its prior's batch shape, by :meth:`.EnergyPrior.log_normalizer`."""
+    priors = model.proper().energy_priors(params, batch) if names else {}
+    keys = [random.fold_in(batch.rng_key, i) for i in range(len(names))]
+    return {name: priors[name].log_normalizer(key, num_populations) for name, key in zip(names, keys, strict=True)}
 
-    Each has its prior's batch shape.
+
+def shared_normalisers(model: LatentModel, num_populations: int, params: Params, batch: Batch) -> dict[str, Estimate]:
+    """Estimate log Z of the energy priors that have one normaliser for all data, by a compiled program."""
+    find = model.compiled(normalisers, energies_of(model, per_datum=False), num_populations)
+    return find(params, batch)
+
+
+def log_z_shift(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Estimate]) -> tuple[Shift, Shift]:
+    """Return how the log density ``([B] per datum, rest)`` moves by log normalisers, in which it is linear; and itself.
+
+    Args:
+        model: the model.
+        params: constrained.
+        batch: data to visit.
+        log_z: the normalisers, of which the shapes matter.
     """
-    names = [name for name, site in model.energies.items() if site.per_datum == per_datum]
-    priors = model.proper().energy_priors(params, batch)
-    result = {}
-    for i, name in enumerate(names):
-        prior = priors[name]
-        # A prior with a normaliser for each datum has that many populations.
-        num = prior.num_walkers if prior.batch_shape else 4 * prior.num_walkers
-
-        def one(key: Array, prior: Any = prior, num: int = num) -> tuple[Array, Array]:
-            out = anneal_prior(prior, prior.tilted(), key, num)
-            return out.log_z.reshape(prior.batch_shape), out.variance.reshape(prior.batch_shape)
-
-        keys = random.split(random.fold_in(batch.rng_key, i), num_populations)
-        value, variance = pooled(*lax.map(one, keys))
-        result[name] = Estimate(value, jnp.sqrt(variance))
-    return result
-
-
-def log_z_shift(
-    model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Estimate]
-) -> tuple[Callable, Callable]:
-    """How the log density ``([B] per datum, rest)`` moves by log normalisers, in which it is linear; and itself."""
     local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
     zero = {name: jnp.zeros_like(estimate.value) for name, estimate in log_z.items()}
 
     def joint(log_z: dict[str, Array]) -> tuple[Array, Array]:
-        per_datum, rest = model.log_joint(params, local, glob, batch, log_z)[:2]
-        return per_datum[0], rest[0]
+        found = model.log_joint(params, local, glob, batch, log_z)
+        return found.per_datum[0], found.rest[0]
 
     return lambda by: jax.jvp(joint, (zero,), (zero | by,))[1], joint

@@ -1,48 +1,53 @@
-"""The marginal likelihood: from populations annealed to the posterior, or from a fit's own weighted particles."""
+"""Populations annealed from the prior to each posterior, which give draws of it and the marginal likelihood."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, random
 
 from numpyro_ebipla._core.state import Latents, Params
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.smc.anneal import anneal
+from numpyro_ebipla.smc import anneal as smc
+from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import systematic_ancestors
 
 
-class Population(NamedTuple):
+@dataclass(frozen=True)
+class Populations:
+    """How many populations are annealed to each posterior, of what size, and how."""
+
+    num_particles: int = 128
+    num_populations: int = 4
+    annealing: Annealing = Annealing()
+
+    @property
+    def total(self) -> int:
+        """Particles of all populations together."""
+        return self.num_particles * self.num_populations
+
+
+class PosteriorPopulation(NamedTuple):
     """Weighted draws of the posterior; ``C`` is ``(N, B)``, or ``(N,)`` if there are global latents.
 
     Attributes:
         local: ``{site: [N, B, *event]}`` unconstrained.
         glob: ``{site: [N, *event]}``.
-        log_weight: ``[*C]``.
         log_density: ``[*C]`` log joint density at fixed parameters, energies unnormalised.
-        log_z: ``[B]`` (a scalar) log ∫ exp(log joint) over the latents.
-        variance: of ``log_z``, see :class:`~numpyro_ebipla.smc.anneal.Annealed`.
-        rest: log density of what depends on no latent, beside ``log_z``: observed sites outside the data plate.
-        ess: smallest effective sample size on the way, as a fraction of N.
-        num_temps: number of temperatures.
-        temps: ``[max_temps]`` these, filled up with ones.
-        stage_ess: as :attr:`.Annealed.stage_ess`, ``[B]`` or a scalar.
+        rest: log density of what depends on no latent, beside ``annealed.log_z``: observed sites outside the data
+            plate.
+        annealed: weights, ``log_z`` (``[B]``, a scalar): log ∫ exp(log joint) over the latents, and how it went.
     """
 
     local: Latents
     glob: Latents
-    log_weight: Array
     log_density: Array
-    log_z: Array
-    variance: Array
     rest: Array
-    ess: Array
-    num_temps: Array
-    temps: Array
-    stage_ess: Array
+    annealed: smc.Population
 
 
 class PosteriorDensity(NamedTuple):
@@ -62,7 +67,7 @@ class PosteriorDensity(NamedTuple):
 
 
 def posterior_density(model: LatentModel, params: Params, batch: Batch) -> PosteriorDensity:
-    """The posterior of a minibatch along ``log p_0(x) + t (log p(x, y) − log p_0(x))``.
+    """Return the posterior of a minibatch along ``log p_0(x) + t (log p(x, y) − log p_0(x))``.
 
     Data are independent unless there are global latents; then all data must be in the batch.
     """
@@ -91,53 +96,37 @@ def posterior_density(model: LatentModel, params: Params, batch: Batch) -> Poste
         return per_datum.sum(-1) + rest if joined else per_datum
 
     def log_joint(x: Array) -> tuple[Array, Array]:
-        per_datum, rest = model.log_joint(params, *split(x), batch, {})[:2]
-        return (per_datum.sum(-1) + rest, jnp.zeros(())) if joined else (per_datum, rest[0])
+        joint = model.log_joint(params, *split(x), batch, {})
+        if joined:
+            return joint.per_datum.sum(-1) + joint.rest, jnp.zeros(())
+        return joint.per_datum, joint.rest[0]
 
     def sample_base(key: Array, num: int) -> Array:
-        return flat(*jax.vmap(draw)(jax.random.split(key, num)))
+        return flat(*jax.vmap(draw)(random.split(key, num)))
 
     tilted = TiltedDensity(log_base, lambda x: log_base(x) - log_joint(x)[0], sample_base)
     return PosteriorDensity(tilted, log_joint, split, flat)
 
 
 def anneal_posterior(
-    model: LatentModel,
-    params: Params,
-    batch: Batch,
-    num_particles: int,
-    *,
-    num_moves: int = 5,
-    stage_ess: float = 0.9,
-    max_temps: int = 200,
-) -> Population:
+    model: LatentModel, params: Params, batch: Batch, num_particles: int, annealing: Annealing
+) -> PosteriorPopulation:
     """Anneal particles from the prior (the base, for energy priors) to the posterior of a minibatch.
 
-    See :func:`posterior_density` for the path, :func:`~numpyro_ebipla.smc.anneal.anneal` for the options.
+    See :func:`posterior_density` for the path.
     """
     density = posterior_density(model, params, batch)
-    out = anneal(
-        batch.rng_key,
-        density.tilted,
-        num_particles,
-        num_moves=num_moves,
-        stage_ess=stage_ess,
-        max_temps=max_temps,
-        rate=0.2,
-    )
-    log_density, rest = density.log_joint(out.position)
-    latents = density.split(out.position)
-    how = (out.ess, out.num_temps, out.temps, out.stage_ess)
-    return Population(*latents, out.log_weight, log_density, out.log_z, out.variance, rest, *how)
+    out = smc.anneal(batch.rng_key, density.tilted, num_particles, annealing)
+    return PosteriorPopulation(*density.split(out.position), *density.log_joint(out.position), out)
 
 
-def equal_draws(rng_key: Array, population: Population, num_draws: int) -> tuple[Latents, Latents]:
-    """``num_draws`` equally weighted ``(local, global)`` latents of a population, for each datum of its own."""
-    log_weight = population.log_weight
+def draw_posterior(rng_key: Array, population: PosteriorPopulation, num_draws: int) -> tuple[Latents, Latents]:
+    """Return ``num_draws`` equally weighted ``(local, global)`` latents, for each datum of its own."""
+    log_weight = population.annealed.log_weight
     if log_weight.ndim == 1:
         ancestors = systematic_ancestors(rng_key, log_weight, num_draws)
         return jax.tree.map(lambda x: x[ancestors], (population.local, population.glob))
-    keys = jax.random.split(rng_key, log_weight.shape[1])
+    keys = random.split(rng_key, log_weight.shape[1])
     draw = lambda key, log_weight: systematic_ancestors(key, log_weight, num_draws)
     ancestors = jax.vmap(draw, (0, 1), 1)(keys, log_weight)
     columns = jnp.arange(log_weight.shape[1])

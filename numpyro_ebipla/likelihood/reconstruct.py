@@ -1,22 +1,22 @@
 """Posterior means of what the observed sites' distributions expect, given data."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params
-from numpyro_ebipla._core.static import is_traced
-from numpyro_ebipla.likelihood.annealed import AnnealOptions, check_proper
-from numpyro_ebipla.likelihood.posterior import anneal_posterior, equal_draws
+from numpyro_ebipla.likelihood.annealed import check_proper
+from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
 from numpyro_ebipla.model.energy import unwrap
 from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
 from numpyro_ebipla.smc.weights import normalised
+
+#: ``(site, axis of its mean that runs over the data, or None)`` for each site.
+Axes = tuple[tuple[str, int | None], ...]
 
 
 def reconstruct(
@@ -25,37 +25,22 @@ def reconstruct(
     batch: Batch,
     num_draws: int | None,
     sites: tuple[str, ...] | None,
-    options: AnnealOptions,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`.
+    populations: Populations,
+) -> tuple[dict[str, Any], Any]:
+    """Return posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`.
 
-    Also :attr:`.Population.stage_ess`, ``[M]`` or a scalar: how the ladders of temperatures did.
+    Also :attr:`.smc.anneal.Population.stage_ess`, ``[M]`` or a scalar: how the ladders of temperatures did.
     """
-    whole = model.blocks()
-    batch = batch._replace(indices=whole[0])
+    batch = batch._replace(indices=model.blocks()[0])
     check_proper(model, params, batch, scaled=True)
     axes = _axes(model, params, batch, sites)
-    parts = []
-    for i, indices in enumerate(whole):
-        here = batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i))
-        part = _of_block(model, tuple(axes.items()), num_draws, options, params, here)
-        parts.append(part if is_traced(part) else jax.tree.map(np.asarray, part))
-    if len(parts) == 1:
-        return parts[0]
-
-    numpy = jnp if is_traced(parts) else np
-
-    def join(arrays: list[Any], axis: int | None) -> Any:
-        return (
-            arrays[0] if axis is None else numpy.take(numpy.concatenate(arrays, axis), np.arange(model.num_data), axis)
-        )
-
-    found = {name: join([part[0][name] for part in parts], axis) for name, axis in axes.items()}
-    return found, join([part[1] for part in parts], 0 if parts[0][1].ndim else None)
+    of_block = model.compiled(_of_block, tuple(axes.items()), num_draws, populations)
+    by_datum = 0 if model.local_sites and not model.global_sites else None
+    return model.map_blocks(lambda here: of_block(params, here), batch, (axes, by_datum))
 
 
 def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ...] | None) -> dict[str, int | None]:
-    """The sites to reconstruct, and the axis of each mean that runs over the data.
+    """Return the sites to reconstruct, and the axis of each mean that runs over the data.
 
     Raises:
         ModelError: naming a site that has no mean, or that is not observed.
@@ -87,15 +72,10 @@ def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ..
     return found
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _of_block(
-    model: LatentModel,
-    axes: tuple[tuple[str, int | None], ...],
-    num_draws: int | None,
-    options: AnnealOptions,
-    params: Params,
-    batch: Batch,
+    model: LatentModel, axes: Axes, num_draws: int | None, populations: Populations, params: Params, batch: Batch
 ) -> tuple[dict[str, Array], Array]:
+    """Return means, or draws of means, given the data of one block."""
     model = model.proper()
     key_anneal, key_draw = random.split(batch.rng_key)
     names = tuple(name for name, _ in axes)
@@ -106,15 +86,16 @@ def _of_block(
     if not model.latents:
         only = means({}, {})
         return (only if num_draws is None else jax.tree.map(lambda x: jnp.stack([x] * num_draws), only)), jnp.ones(())
-    num = options.num_particles * options.num_populations
-    population = anneal_posterior(model, params, batch._replace(rng_key=key_anneal), num, **options.anneal())
+    at = batch._replace(rng_key=key_anneal)
+    population = anneal_posterior(model, params, at, populations.total, populations.annealing)
+    left = population.annealed.stage_ess
     if num_draws is not None:
-        draws = equal_draws(key_draw, population, num_draws)
-        return lax.map(lambda latents: means(*latents), draws), population.stage_ess
-    weight = normalised(population.log_weight)
+        draws = draw_posterior(key_draw, population, num_draws)
+        return lax.map(lambda latents: means(*latents), draws), left
+    weight, num = normalised(population.annealed.log_weight), populations.total
 
     def add(total: dict[str, Array], particle: Any) -> tuple[dict[str, Array], None]:
-        """One particle at a time: all of them at once may not fit into memory."""
+        """Add one particle's means: those of all particles at once may not fit into memory."""
         local, glob, weight = particle
         mean = means(local, glob)
         for name, axis in axes:
@@ -128,4 +109,4 @@ def _of_block(
     one = jax.tree.map(lambda x: x[0], (population.local, population.glob))
     shapes = jax.eval_shape(means, *one)
     start = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-    return lax.scan(add, start, (population.local, population.glob, weight))[0], population.stage_ess
+    return lax.scan(add, start, (population.local, population.glob, weight))[0], left

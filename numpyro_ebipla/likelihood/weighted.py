@@ -1,6 +1,5 @@
 """The marginal likelihood from a fit's own weighted particles."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,34 +17,41 @@ from numpyro_ebipla.smc.weights import ess, log_mean_exp
 def weighted_log_marginal(
     model: LatentModel, params: Params, posterior: PosteriorState, batch: Batch, log_z: dict[str, Estimate]
 ) -> Estimate:
-    """Log marginal likelihood of all data by weighted particles, moved by their weights to ``params`` (constrained).
+    """Estimate the log marginal likelihood of all data by weighted particles.
 
-    Each population's ``log mean exp`` is corrected for half its variance, by which the log of an unbiased estimate is
-    too low: over many data this bias would outgrow the standard error. ``log_z`` are the energy priors' normalisers.
+    Their weights move them to ``params``. Each population's ``log mean exp`` is corrected for half its variance, by
+    which the log of an unbiased estimate is too low: over many data this bias would outgrow the standard error.
+
+    Args:
+        model: the model.
+        params: constrained.
+        posterior: the particles.
+        batch: what the model sees.
+        log_z: the energy priors' normalisers.
     """
     values = {name: estimate.value for name, estimate in log_z.items()}
-    parts = []
-    for indices in model.blocks():
-        block, _ = gather(posterior, indices)
-        parts.append(_log_marginal_block(model, params, block, batch._replace(indices=indices), values))
-    value, variance, rest, count = parts[0]
-    if model.subsampled:
-        value, variance = (jnp.concatenate([p[i] for p in parts])[: model.num_data] for i in range(2))
-        count = jax.tree.map(lambda c: c * model.num_data / model.batch_size, count)
+    of_block = model.compiled(_of_block)
+
+    def at(batch: Batch) -> tuple[Array, Array, Array, dict[str, Array]]:
+        return of_block(params, gather(posterior, batch.indices)[0], batch, values)
+
+    by_datum = None if model.global_sites else 0
+    value, variance, rest, count = model.map_blocks(at, batch, (by_datum, by_datum, None, None))
     if not model.global_sites:
         value = value.sum() + rest
-    errors = [count[name] * log_z[name].std_error for name in log_z]
+    repeated = model.num_data / model.batch_size if model.subsampled else 1.0
+    errors = [repeated * count[name] * log_z[name].std_error for name in log_z]
     return Estimate(value, jnp.sqrt(jnp.sum(variance) + sum(jnp.square(e) for e in errors)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _log_marginal_block(
+def _of_block(
     model: LatentModel, params: Params, block: Block, batch: Batch, log_z: dict[str, Array]
 ) -> tuple[Array, Array, Array, dict[str, Array]]:
-    """Log marginal likelihoods, their variances, what depends on no latent, derivatives of the whole in ``log_z``."""
+    """Return log marginal likelihoods, their variances, what depends on no latent, and slopes of the whole in log Z."""
 
     def log_joint(local: Latents, glob: Latents, log_z: Any = log_z) -> tuple[Array, Array]:
-        return model.log_joint(params, local, glob, batch, log_z)[:2]
+        joint = model.log_joint(params, local, glob, batch, log_z)
+        return joint.per_datum, joint.rest
 
     log_weight = weights_at(block, evaluated_at(log_joint, 1.0, block.local, block.glob))
     variance = block.memory.variance[0] + 1 / ess(log_weight) - 1 / log_weight.shape[0]

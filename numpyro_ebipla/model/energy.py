@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array, lax, random
-from jax.scipy.special import logsumexp
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 
@@ -20,16 +19,18 @@ from numpyro_ebipla._core.errors import EBIPLAWarning
 from numpyro_ebipla._core.static import is_array, join_function, split_function
 from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
 from numpyro_ebipla.kernels.base import Kernel, Point, evaluated, start
-from numpyro_ebipla.model.energy_checks import _check_base, _check_options, _check_real, _extends, _shape_message
-from numpyro_ebipla.smc.anneal import Annealed, anneal, equally_weighted, initial_log_step
+from numpyro_ebipla.model.energy_checks import check_base, check_options, check_real, extends, shape_message
+from numpyro_ebipla.smc.anneal import anneal, draw_equally
+from numpyro_ebipla.smc.annealing import FINE, Annealing
 from numpyro_ebipla.smc.density import TiltedDensity
+from numpyro_ebipla.smc.normaliser import Estimate, log_normaliser
 
 _log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
 _base_only: ContextVar[bool] = ContextVar("base_only", default=False)
 
 
 @contextmanager
-def log_normaliser(log_z: Any) -> Iterator[None]:
+def subtracting(log_z: Any) -> Iterator[None]:
     """Inside, ``EnergyPrior.log_prob`` subtracts ``log_z`` (it broadcasts to the batch shape).
 
     Whoever supplies it answers for its derivative too: the warning about a missing normaliser is off.
@@ -69,10 +70,8 @@ class EnergyPrior(dist.Distribution):
             An energy that depends on covariates of the data inside a plate returns ``[..., B]``.
         base: distribution with continuous support and a ``sample`` method.
         num_walkers: least size of the population that :meth:`sample` anneals.
-        num_moves: MALA moves at each of its temperatures, and moves of ``kernel`` after the last.
-        step_size: of those moves in units of the population's variance; adapted on the way if None.
-        max_temps: largest number of temperatures.
-        kernel: of the moves at the end, none by default: :class:`~numpyro_ebipla.MALA` or any other.
+        annealing: how, by default finely: in small stages of many moves.
+        kernel: of further moves at the end, as many as at each temperature; none by default.
 
     Raises:
         TypeError: if ``energy`` is not callable or ``base`` is no distribution.
@@ -88,7 +87,7 @@ class EnergyPrior(dist.Distribution):
 
     arg_constraints: dict[str, Any] = {}
     pytree_data_fields = ("_arrays", "base")
-    pytree_aux_fields = ("_static", "_mapped", "num_walkers", "num_moves", "step_size", "max_temps", "kernel")
+    pytree_aux_fields = ("_static", "_mapped", "num_walkers", "annealing", "kernel")
 
     def __init__(
         self,
@@ -96,18 +95,15 @@ class EnergyPrior(dist.Distribution):
         base: dist.Distribution,
         *,
         num_walkers: int = 256,
-        num_moves: int = 40,
-        step_size: float | None = None,
-        max_temps: int = 200,
+        annealing: Annealing = FINE,
         kernel: Kernel | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        _check_base(energy, base)
-        _check_options(num_walkers, num_moves, max_temps, step_size, kernel)
+        check_base(energy, base)
+        check_options(num_walkers, annealing, kernel)
         self._arrays, self._static = split_function(energy)
         self.base = base
-        self.num_walkers, self.num_moves, self.max_temps = num_walkers, num_moves, max_temps
-        self.step_size, self.kernel = step_size, kernel
+        self.num_walkers, self.annealing, self.kernel = num_walkers, annealing, kernel
         batch_shape, self._mapped = self._infer_shape()
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
 
@@ -176,7 +172,7 @@ class EnergyPrior(dist.Distribution):
         shape = transform.inverse_shape(self.batch_shape + self.event_shape)
         return transform(u.reshape(u.shape[:1] + shape))
 
-    def as_walkers(self, x: Array) -> Array:
+    def as_walkers(self, x: Any) -> Array:
         """Values ``[..., *batch_shape, *event_shape]`` as :meth:`tilted` has walkers.
 
         Elements that share a normaliser (axes left of the batch shape, or of length one in it) are walkers.
@@ -199,11 +195,12 @@ class EnergyPrior(dist.Distribution):
             num *= size
         return _sample(self, key, num).reshape(sample_shape + self.batch_shape + self.event_shape)
 
-    def log_normalizer(self, rng_key: Array, num_populations: int = 4) -> tuple[Array, Array]:
+    def log_normalizer(self, rng_key: Array, num_populations: int = 4) -> Estimate:
         """Estimate ``log Z = log ∫ exp(−energy) base`` and its standard error, each of ``batch_shape``.
 
-        By independent populations annealed as in :meth:`sample`, of 4 × ``num_walkers`` walkers each; the error
-        is that of the mean over populations. More ``num_moves`` or ``num_walkers`` make both smaller.
+        Independent populations are annealed as in :meth:`sample`, of 4 × ``num_walkers`` walkers each (of
+        ``num_walkers``, if every element of ``batch_shape`` has a normaliser of its own), and pooled by
+        :func:`.smc.normaliser.pooled`. More ``num_walkers`` or ``annealing`` moves make the error smaller.
 
         >>> import jax.numpy as jnp, numpyro.distributions as dist
         >>> prior = EnergyPrior(lambda x: 0.5 * x**2, dist.Normal(0, 1))
@@ -211,9 +208,7 @@ class EnergyPrior(dist.Distribution):
         >>> bool(abs(log_z - jnp.log(0.5) / 2) < 0.05)
         True
         """
-        log_z = _log_normalizer(self, rng_key, num_populations)
-        mean = logsumexp(log_z, 0) - jnp.log(num_populations)
-        return mean, jnp.std(log_z, axis=0, ddof=1) / jnp.sqrt(num_populations)
+        return _log_normalizer(self, rng_key, num_populations)
 
     def _infer_shape(self) -> tuple[tuple[int, ...], bool]:
         """The batch shape that base and energy have together, and whether the energy takes single points."""
@@ -228,42 +223,31 @@ class EnergyPrior(dist.Distribution):
 
         one = returned(*batch, *event)
         if isinstance(one, tuple):
-            _check_real(jax.eval_shape(call, jax.ShapeDtypeStruct((*batch, *event), jnp.result_type(float))).dtype)
+            check_real(jax.eval_shape(call, jax.ShapeDtypeStruct((*batch, *event), jnp.result_type(float))).dtype)
             full = one or batch
-            if _extends(full, batch) and returned(3, *full, *event) == (3, *full):
+            if extends(full, batch) and returned(3, *full, *event) == (3, *full):
                 return full, False
         if (returned(*event) if batch else one) == ():
             return batch, True
-        raise ValueError(_shape_message(one, batch, event))
+        raise ValueError(shape_message(one, batch, event))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
     key_anneal, key_draw = random.split(rng_key)
     density = prior.tilted()
-    population = anneal_prior(prior, density, key_anneal, max(num, prior.num_walkers))
-    draws = equally_weighted(key_draw, population, num)
+    population = anneal(key_anneal, density, max(num, prior.num_walkers), prior.annealing)
+    draws = draw_equally(key_draw, population.position, population.log_weight, num)
     if prior.kernel is not None:
-        draws = _moved(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.num_moves)
+        draws = _moved(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.annealing.num_moves)
     return prior.constrain_walkers(draws)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) -> Array:
-    def one(key: Array) -> Array:
-        return anneal_prior(prior, prior.tilted(), key, 4 * prior.num_walkers).log_z.reshape(prior.batch_shape)
-
-    return lax.map(one, random.split(rng_key, num_populations))
-
-
-def anneal_prior(prior: EnergyPrior, density: TiltedDensity, rng_key: Array, num_walkers: int) -> Annealed:
-    """A population annealed as the prior's options say, in small stages: draws must be right, not fast."""
-    dtype = jax.eval_shape(lambda k: density.sample_base(k, 1), rng_key).dtype
-    log_step, rate = initial_log_step(dtype), 0.2
-    if prior.step_size is not None:
-        log_step, rate = jnp.full_like(log_step, jnp.log(prior.step_size)), 0.0
-    options: dict[str, Any] = {"num_moves": prior.num_moves, "max_temps": prior.max_temps, "rate": rate}
-    return anneal(rng_key, density, num_walkers, log_step, stage_ess=0.98, **options)
+def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) -> Estimate:
+    num_walkers = prior.num_walkers if prior.batch_shape else 4 * prior.num_walkers
+    found = log_normaliser(rng_key, prior.tilted(), num_walkers, num_populations, prior.annealing)
+    return jax.tree.map(lambda x: x.reshape(prior.batch_shape), found)
 
 
 def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:

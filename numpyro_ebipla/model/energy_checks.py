@@ -9,18 +9,19 @@ from jax import random
 
 from numpyro_ebipla._core.validate import count
 from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.smc.annealing import Annealing
 
 
-def _extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
-    """Whether ``full`` is what ``batch`` broadcasts to."""
+def extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Return whether ``full`` is what ``batch`` broadcasts to."""
     try:
         return jnp.broadcast_shapes(full, batch) == full
     except ValueError:
         return False
 
 
-def _shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], event: tuple[int, ...]) -> str:
-    """What is wrong with the shape that an energy returns, and what to do."""
+def shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], event: tuple[int, ...]) -> str:
+    """Say what is wrong with the shape that an energy returns, and what to do."""
     x = batch + event
     advice = (
         f"It is called with x of shape [..., {', '.join(map(str, x))}] and must return one energy for each "
@@ -35,7 +36,12 @@ def _shape_message(one: tuple[int, ...] | Exception, batch: tuple[int, ...], eve
     return f"EnergyPrior: the energy returns shape {one} for x of shape {x}, expected {batch}: {hint}. {advice}"
 
 
-def _check_base(energy: Any, base: Any) -> None:
+def check_base(energy: Any, base: Any) -> None:
+    """Raise unless the energy can be called and the base sampled.
+
+    Raises:
+        TypeError, ValueError: saying what to pass instead.
+    """
     if not callable(energy):
         raise TypeError(
             f"EnergyPrior: energy must be callable, got {type(energy).__name__}; pass a bound module "
@@ -56,7 +62,12 @@ def _check_base(energy: Any, base: Any) -> None:
         ) from e
 
 
-def _check_real(dtype: Any) -> None:
+def check_real(dtype: Any) -> None:
+    """Raise unless an energy has a gradient.
+
+    Raises:
+        ValueError: naming the type that it returns.
+    """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"EnergyPrior: the energy returns numbers of type {dtype}; Langevin moves need its gradient, so it must "
@@ -64,10 +75,14 @@ def _check_real(dtype: Any) -> None:
         )
 
 
-def _check_options(num_walkers: Any, num_moves: Any, max_temps: Any, step_size: Any, kernel: Any) -> None:
-    for name, value in (("num_walkers", num_walkers), ("num_moves", num_moves), ("max_temps", max_temps)):
-        count(f"EnergyPrior: {name}", value)
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"EnergyPrior: step_size must be positive or None, got {step_size!r}.")
+def check_options(num_walkers: Any, annealing: Any, kernel: Any) -> None:
+    """Raise unless the options of an energy prior are sound.
+
+    Raises:
+        ValueError, TypeError: naming the option.
+    """
+    count("EnergyPrior: num_walkers", num_walkers)
+    if not isinstance(annealing, Annealing):
+        raise TypeError(f"EnergyPrior: annealing must be Annealing(…), got {annealing!r}.")
     if not isinstance(kernel, Kernel | None):
         raise TypeError(f"EnergyPrior: kernel must be MALA(), ULA(), Underdamped() or None, got {kernel!r}.")

@@ -17,7 +17,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents
-from numpyro_ebipla.model.energy import EnergyPrior, log_normaliser, unwrap
+from numpyro_ebipla.model.energy import EnergyPrior, subtracting, unwrap
 
 
 def trace_model(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def trace_model(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
 def site_log_prob(site: dict[str, Any], log_det: Array | None, log_z: Array) -> Array:
     """Scaled log density at a site, in its full batch shape."""
     fn, value = site["fn"], site["value"]
-    with log_normaliser(log_z):
+    with subtracting(log_z):
         if site.get("intermediates"):
             log_prob = fn.log_prob(value, site["intermediates"])
         else:

@@ -6,18 +6,19 @@ sites; a data plate's M/B scale is divided out again, so that what belongs to on
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, random
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from numpyro_ebipla._core.state import Latents, Params
-from numpyro_ebipla._core.static import join_static
+from numpyro_ebipla._core.static import is_traced, join_static
 from numpyro_ebipla.model.energy import EnergyPrior, base_only, unwrap
 from numpyro_ebipla.model.handlers import (
     Place,
@@ -31,6 +32,9 @@ from numpyro_ebipla.model.handlers import (
 )
 from numpyro_ebipla.model.layout import DataPlate, EnergySite, LatentSite
 from numpyro_ebipla.smc.density import TiltedDensity
+
+#: For :meth:`LatentModel.map_blocks`: one value of each block.
+BY_BLOCK = "by block"
 
 
 class Batch(NamedTuple):
@@ -78,6 +82,19 @@ class LatentModel:
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
+    programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
+
+    def compiled(self, function: Callable, *static: Any) -> Callable:
+        """Return ``function(self, *static, …)``, compiled; the program lives as long as the model does.
+
+        Args:
+            function: of the model, some static values and arrays.
+            *static: hashable values.
+        """
+        key = (function, static)
+        if key not in self.programs:
+            self.programs[key] = jax.jit(partial(function, self, *static))
+        return self.programs[key]
 
     @property
     def num_data(self) -> int:
@@ -308,6 +325,51 @@ class LatentModel:
         size = min(self.batch_size, num)
         order = (jnp.arange(-(-num // size) * size, dtype=jnp.int32) % num).reshape(-1, size)
         return order if wanted is None else jnp.asarray(wanted, jnp.int32)[order]
+
+    def map_blocks(
+        self,
+        function: Callable[[Batch], Any],
+        batch: Batch,
+        axes: Any,
+        wanted: np.ndarray | None = None,
+        joint: bool = True,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Any:
+        """Apply a function to one block of data after the other, and join what it returns.
+
+        Args:
+            function: batch -> tree of arrays.
+            batch: what all blocks see; each gets its own ``indices``, and a key derived from this one.
+            axes: a prefix of that tree: the axis that runs over the data; None for what all blocks agree on, of which
+                the first is kept; ``BY_BLOCK`` for one value of each block, which are stacked.
+            wanted: see :meth:`blocks`.
+            joint: see :meth:`blocks`.
+            progress: told how many blocks are done, of how many.
+        """
+        blocks, parts = self.blocks(wanted, joint), []
+        for i, indices in enumerate(blocks):
+            part = function(batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i)))
+            # Many blocks may not fit into the device's memory.
+            parts.append(part if len(blocks) == 1 or is_traced(part) else jax.tree.map(np.asarray, part))
+            progress(i + 1, len(blocks))
+        in_order = self.subsampled and not (joint and self.global_sites)  # blocks hold what is wanted, in its order
+        chosen: Any = wanted
+        if in_order:
+            chosen = slice(self.num_data if wanted is None else len(wanted))
+        xp: Any = jnp if is_traced(parts) else np
+
+        def join(axis: Any, *arrays: Any) -> Any:
+            if axis == BY_BLOCK:
+                return xp.stack(arrays)
+            if axis is None:
+                return arrays[0]
+            joined = xp.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
+            if chosen is None or (len(blocks) == 1 and isinstance(chosen, slice) and chosen.stop >= joined.shape[axis]):
+                return joined
+            return joined[(slice(None),) * (axis % joined.ndim) + (chosen,)]
+
+        trees = lambda axis, *parts: jax.tree.map(partial(join, axis), *parts)
+        return jax.tree.map(trees, axes, *parts, is_leaf=lambda axis: axis is None)
 
     def is_local(self, site: dict[str, Any]) -> bool:
         """Whether a site lies in the data plate."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.state import Latents
+from numpyro_ebipla._core.validate import check_share
 from numpyro_ebipla.kernels.base import Kernel
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
@@ -76,8 +77,7 @@ class WeightedParticles(Particles):
             )
         if isinstance(self.kernel, ULA) and self.num_moves > 1:
             raise ValueError("WeightedParticles weighs one unadjusted move per step: num_moves=1, or kernel=MALA().")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"WeightedParticles: threshold must lie between 0 and 1, got {self.threshold!r}.")
+        check_share(self, "threshold")
 
     def start(self, local: Latents, glob: Latents, log_weight: Array, log_density: Array, variance: Array) -> Memory:
         """As :meth:`Particles.start`."""

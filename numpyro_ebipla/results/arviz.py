@@ -1,7 +1,4 @@
-"""A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``).
-
-``fit`` below is a :class:`~numpyro_ebipla.results.fit.Fit`, which stands above this module.
-"""
+"""A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``)."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,18 +11,21 @@ from jax import Array, random
 from numpyro_ebipla._core.static import is_array
 from numpyro_ebipla._core.tree import by_path
 from numpyro_ebipla._core.validate import scalar
-from numpyro_ebipla.results.at_draws import likelihood, predictive
+from numpyro_ebipla.results.at_draws import log_likelihood as likelihood_at_draws
+from numpyro_ebipla.results.at_draws import posterior_predictive as predicted_at_draws
 from numpyro_ebipla.results.sites import (
     Site,
     Variable,
-    all_indices,
     check_dims,
     chosen_indices,
-    plate_name,
     positions,
-    restricted,
+    posterior_variables,
     trace_sites,
 )
+from numpyro_ebipla.training.fitted import Fitted
+
+#: Tag by which the key of a conversion is derived from the state's own.
+KEY_ARVIZ = 0xA2
 
 
 def import_arviz() -> ModuleType:
@@ -42,7 +42,7 @@ def import_arviz() -> ModuleType:
 
 
 def convert(
-    fit: Any,
+    fit: Fitted,
     var_names: Sequence[str] | None,
     indices: Any,
     *,
@@ -58,12 +58,12 @@ def convert(
     az = import_arviz()
     scalar("max_bytes", max_bytes, lambda x: x > 0, "a number above 0")
     chosen = chosen_indices(fit, indices)
-    key = fit._key(0xA2, rng_key)
+    key = fit.key(KEY_ARVIZ, rng_key)
     sites, observed = trace_sites(fit, chosen, dims)
     key_prior, key_likelihood, key_predictive = random.split(key, 3)
     groups: dict[str, dict[str, Variable]] = {}
     if fit.draws is not None:
-        groups["posterior"] = posterior(fit, var_names, chosen, dims)
+        groups["posterior"] = posterior_variables(fit, var_names, chosen, dims)
         groups["sample_stats"] = sample_stats(fit, chosen)
     elif posterior_predictive:
         raise ValueError(
@@ -71,9 +71,9 @@ def convert(
             "(or fit.energy_prior().sample) has draws of the fitted energy prior."
         )
     if posterior_predictive:
-        groups["posterior_predictive"] = predictive(fit, chosen, sites, key_predictive, max_bytes)
+        groups["posterior_predictive"] = predicted_at_draws(fit, chosen, sites, key_predictive, max_bytes)
     if log_likelihood:
-        groups["log_likelihood"] = likelihood(fit, chosen, sites, key_likelihood, max_bytes)
+        groups["log_likelihood"] = likelihood_at_draws(fit, chosen, sites, key_likelihood, max_bytes)
     if prior and fit.config.model.energies:
         groups["prior"] = prior_walkers(fit, chosen, sites, key_prior)
     groups["observed_data"] = observed
@@ -90,27 +90,12 @@ def convert(
 # --- the groups ---------------------------------------------------------------------------------------
 
 
-def posterior(
-    fit: Any, var_names: Sequence[str] | None, chosen: np.ndarray, dims: dict[str, list[str]]
-) -> dict[str, Variable]:
-    """The draws at ``var_names`` (None: all) of the chosen data."""
-    if isinstance(var_names, str):
-        var_names = [var_names]
-    samples = fit.get_samples()
-    for name in var_names or ():
-        if name not in samples:
-            raise ValueError(f"var_names: '{name}' was not collected; there are {list(samples)}.")
-    sites, _ = trace_sites(fit, chosen, dims, values=False)
-    names = samples if var_names is None else var_names
-    return {name: restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
-
-
-def sample_stats(fit: Any, chosen: np.ndarray) -> dict[str, Variable]:
+def sample_stats(fit: Fitted, chosen: np.ndarray) -> dict[str, Variable]:
     """The log density, by datum where it is so known, and the acceptance of each draw's moves."""
     assert fit.draws is not None
     lp = np.asarray(fit.draws.log_density)
     if lp.ndim == 3:
-        stats = {"lp": Variable(np.take(lp, positions(fit, chosen), 2), (plate_name(fit) or "lp_dim_0",))}
+        stats = {"lp": Variable(np.take(lp, positions(fit, chosen), 2), (fit.plate_name or "lp_dim_0",))}
     else:
         stats = {"lp": Variable(lp, ())}
     for name, value in fit.draws.accept.items():
@@ -120,10 +105,10 @@ def sample_stats(fit: Any, chosen: np.ndarray) -> dict[str, Variable]:
     return stats
 
 
-def prior_walkers(fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array) -> dict[str, Variable]:
+def prior_walkers(fit: Fitted, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array) -> dict[str, Variable]:
     """One chain whose draws are the walkers."""
     result = {}
-    plate = plate_name(fit)
+    plate = fit.plate_name
     for name, value in fit.prior_samples(rng_key, chosen).items():
         site = sites[name]
         # An unconditional prior has no axis for the plate (and no plate's axis has length one by chance).
@@ -136,12 +121,12 @@ def prior_walkers(fit: Any, chosen: np.ndarray, sites: dict[str, Site], rng_key:
 
 
 def constant_data(
-    fit: Any, chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
+    fit: Fitted, chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
 ) -> dict[str, Variable]:
     """Array arguments of the model that are not an observed site's data."""
     full = {name: v.values for name, v in observed.items()}
     if len(chosen) < fit.config.model.num_data:
-        full = {name: v.values for name, v in trace_sites(fit, all_indices(fit), {})[1].items()}
+        full = {name: v.values for name, v in trace_sites(fit, np.arange(fit.config.model.num_data), {})[1].items()}
     result = {}
     for name, value in _arguments(fit).items():
         value = np.asarray(value)
@@ -150,8 +135,8 @@ def constant_data(
         names = check_dims(name, dims.get(name), value.ndim)
         if names is None:
             names = tuple(f"{name}_dim_{i}" for i in range(value.ndim))
-        elif plate_name(fit) in names:
-            value = np.take(value, chosen, names.index(plate_name(fit)))
+        elif fit.plate_name in names:
+            value = np.take(value, chosen, names.index(fit.plate_name))
         result[name] = Variable(value, names)
     return result
 
@@ -159,12 +144,12 @@ def constant_data(
 # --- coordinates and arguments ------------------------------------------------------------------------
 
 
-def check_coords(fit: Any, chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
+def check_coords(fit: Fitted, chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
     """The coordinates, those of the data plate cut to the chosen data."""
-    plate = plate_name(fit)
+    plate = fit.plate_name
     if plate is None:
         return coords
-    labels = np.asarray(coords.get(plate, all_indices(fit)))
+    labels = np.asarray(coords.get(plate, np.arange(fit.config.model.num_data)))
     if len(labels) != fit.config.model.num_data:
         raise ValueError(
             f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one "
@@ -173,7 +158,7 @@ def check_coords(fit: Any, chosen: np.ndarray, coords: dict[str, Any]) -> dict[s
     return {**coords, plate: labels[chosen]}
 
 
-def _arguments(fit: Any) -> dict[str, Any]:
+def _arguments(fit: Fitted) -> dict[str, Any]:
     """The model's array arguments by name; leaves of a pytree by path."""
     try:
         bound = inspect.signature(fit.config.model.model).bind(*fit.args, **fit.kwargs).arguments

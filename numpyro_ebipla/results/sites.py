@@ -1,8 +1,6 @@
-"""The sites of a fit: names for their axes, and which of the data are meant.
+"""The sites of a fit: names for their axes, and which of the data are meant."""
 
-``fit`` below is a :class:`~numpyro_ebipla.results.fit.Fit`, which stands above this module.
-"""
-
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +10,7 @@ from jax import Array, random
 
 from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.training.fitted import Fitted
 
 
 class Variable(NamedTuple):
@@ -44,11 +43,11 @@ class Site(NamedTuple):
 
 
 def trace_sites(
-    fit: Any, chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
+    fit: Fitted, chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
 ) -> tuple[dict[str, Site], dict[str, Variable]]:
     """All sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
     model, found = fit.config.model, {}
-    batch = fit._batch(jnp.asarray(chosen, jnp.int32) if model.subsampled else None, random.key(0))
+    batch = fit.batch(jnp.asarray(chosen, jnp.int32) if model.subsampled else None, random.key(0))
 
     def run(batch: Batch) -> dict[str, Array]:
         trace, _ = model.trace(fit.params, {}, {}, batch)
@@ -68,7 +67,7 @@ def trace_sites(
     }
 
 
-def _site(fit: Any, name: str, site: dict[str, Any], given: list[str] | None) -> Site:
+def _site(fit: Fitted, name: str, site: dict[str, Any], given: list[str] | None) -> Site:
     """Axes of plates named by the plate, others as the site or ``given`` says, or by number."""
     shape, frames = jnp.shape(site["value"]), site["cond_indep_stack"]
     event_dim, events = 0, []
@@ -85,7 +84,7 @@ def _site(fit: Any, name: str, site: dict[str, Any], given: list[str] | None) ->
             names[axis] = frame.name
     layout = fit.layout.get(name)
     if layout is not None and layout.axis is not None:
-        names[len(shape) + layout.axis] = plate_name(fit)
+        names[len(shape) + layout.axis] = fit.plate_name
     if len(events) == event_dim and events:
         names[len(shape) - event_dim :] = events
     names = list(check_dims(name, given, len(shape)) or names)
@@ -95,10 +94,10 @@ def _site(fit: Any, name: str, site: dict[str, Any], given: list[str] | None) ->
 
 
 def restricted(
-    fit: Any, name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
+    fit: Fitted, name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
 ) -> Variable:
     """``[chain, draw, ...]`` cut to the chosen data; of ``data``, without chain and draw."""
-    model, plate = fit.config.model, plate_name(fit)
+    model, plate = fit.config.model, fit.plate_name
     if plate in dims:
         axis = 2 + dims.index(plate)
         if data:
@@ -109,37 +108,43 @@ def restricted(
     return Variable(value[0, 0] if data else np.asarray(value), dims)
 
 
+def posterior_variables(
+    fit: Fitted, var_names: Sequence[str] | None, chosen: np.ndarray, dims: dict[str, list[str]]
+) -> dict[str, Variable]:
+    """Return the draws at ``var_names`` (None: all) of the chosen data.
+
+    Raises:
+        ValueError: for a site that was not collected.
+    """
+    if isinstance(var_names, str):
+        var_names = [var_names]
+    samples = fit.get_samples()
+    for name in var_names or ():
+        if name not in samples:
+            raise ValueError(f"var_names: '{name}' was not collected; there are {list(samples)}.")
+    sites, _ = trace_sites(fit, chosen, dims, values=False)
+    names = samples if var_names is None else var_names
+    return {name: restricted(fit, name, samples[name], sites[name].dims, chosen) for name in names}
+
+
 # --- which data ---------------------------------------------------------------------------------------
 
 
-def plate_name(fit: Any) -> str | None:
-    """The data plate's name."""
-    return fit.config.model.plate.name if fit.config.model.plate else None
-
-
-def all_indices(fit: Any) -> np.ndarray:
-    return np.arange(fit.config.model.num_data)
-
-
-def _collected(fit: Any) -> np.ndarray:
-    return all_indices(fit) if fit.plan.indices is None else np.asarray(fit.plan.indices)
-
-
-def positions(fit: Any, chosen: np.ndarray) -> np.ndarray:
+def positions(fit: Fitted, chosen: np.ndarray) -> np.ndarray:
     """Where the chosen data are among the collected ones."""
     place = np.zeros(fit.config.model.num_data, int)
-    collected = _collected(fit)
+    collected = fit.collected
     place[collected] = np.arange(len(collected))
     return place[chosen]
 
 
-def chosen_indices(fit: Any, indices: Any) -> np.ndarray:
+def chosen_indices(fit: Fitted, indices: Any) -> np.ndarray:
     """``indices`` checked, by default all that were collected.
 
     Raises:
         ValueError: for one that was not collected.
     """
-    collected = _collected(fit)
+    collected = fit.collected
     if indices is None:
         return collected
     indices = np.atleast_1d(np.asarray(indices))

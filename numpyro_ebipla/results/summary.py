@@ -1,7 +1,4 @@
-"""The text of a fit for the terminal.
-
-``fit`` below is a :class:`~numpyro_ebipla.results.fit.Fit`, which stands above this module.
-"""
+"""The text of a fit for the terminal."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,8 +10,8 @@ from numpyro.diagnostics import summary
 
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.tree import spaced
-from numpyro_ebipla.results.arviz import posterior
-from numpyro_ebipla.results.sites import chosen_indices, plate_name
+from numpyro_ebipla.results.sites import chosen_indices, posterior_variables
+from numpyro_ebipla.training.fitted import Fitted
 
 #: Scalars of a site over which a summary computes its diagnostics, at most.
 MAX_DIAGNOSED = 1000
@@ -24,7 +21,7 @@ MAX_LISTED = 20
 SHOWN = ("log_z", "swap", "ess")
 
 
-def summary_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
+def summary_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
     """See :meth:`numpyro_ebipla.results.fit.Fit.print_summary`; the diagnostics are not in it."""
     lines = [repr(fit), *_run_lines(fit), "", *_param_lines(fit.params)]
     if fit.draws is not None:
@@ -32,7 +29,7 @@ def summary_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob:
     return lines
 
 
-def _run_lines(fit: Any) -> Iterator[str]:
+def _run_lines(fit: Fitted) -> Iterator[str]:
     """Why it ended and what the history ends with."""
     if fit.stopped:
         yield f"stopped: {fit.stopped}"
@@ -58,15 +55,15 @@ def _param_lines(params: Params) -> list[str]:
     return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]
 
 
-def _site_lines(fit: Any, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
+def _site_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
     """A table of the draws' diagnostics."""
     chosen = chosen_indices(fit, indices)
-    variables = posterior(fit, var_names, chosen, {})
+    variables = posterior_variables(fit, var_names, chosen, {})
     if fit.num_samples < 4:
         return [f"R-hat and ESS need at least 4 draws of each particle, there are {fit.num_samples}."]
     rows, notes = [], []
     for name, variable in variables.items():
-        labels = [chosen if dim == plate_name(fit) else None for dim in variable.dims]
+        labels = [chosen if dim == fit.plate_name else None for dim in variable.dims]
         flat = variable.values.reshape((*variable.values.shape[:2], -1))
         size = flat.shape[-1]
         diagnosed = spaced(size, MAX_DIAGNOSED)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.results.sites import plate_name, trace_sites
-from numpyro_ebipla.training.collect import Layout
+from numpyro_ebipla.results.sites import trace_sites
+from numpyro_ebipla.training.collect import SiteLayout
+from numpyro_ebipla.training.fitted import Fitted
 
 
 class Visiting(Messenger):
@@ -23,7 +24,9 @@ class Visiting(Messenger):
     become NaN, and so does what is computed from them.
     """
 
-    def __init__(self, fn: Callable, model: LatentModel, layout: dict[str, Layout], indices: np.ndarray | None) -> None:
+    def __init__(
+        self, fn: Callable, model: LatentModel, layout: dict[str, SiteLayout], indices: np.ndarray | None
+    ) -> None:
         super().__init__(fn)
         self.plate, self.subsampled, self.num_data = model.plate, model.subsampled, model.num_data
         self.indices = indices
@@ -48,14 +51,17 @@ class Visiting(Messenger):
             msg["value"] = spread(msg["value"], axis, self.indices, self.num_data)
 
 
-def on_collected(fit: Any) -> Any:
-    """The fit with its parameters put into its model, which visits the data collected, as do deterministic sites."""
+F = TypeVar("F", bound=Fitted)
+
+
+def on_collected(fit: F) -> F:
+    """Return the fit with its parameters put into its model, which visits the data collected."""
     fitted = handlers.substitute(fit.model, data={**fit.params, **fit.state.mutable})
     model = Visiting(fitted, fit.config.model, fit.layout, fit.plan.indices)
     return _cut_deterministic(replace(fit, model=model))
 
 
-def _cut_deterministic(fit: Any) -> Any:
+def _cut_deterministic(fit: F) -> F:
     """Cut deterministic sites to the chosen data where the latents are, so that all axes of the plate agree.
 
     A plate that is not subsampled computes them for all data.
@@ -65,7 +71,7 @@ def _cut_deterministic(fit: Any) -> Any:
     if fit.draws is None or indices is None or model.subsampled or not cut:
         return fit
     sites, _ = trace_sites(fit, np.asarray(indices), {}, values=False)
-    samples, layout, plate = dict(fit.draws.samples), dict(fit.layout), plate_name(fit)
+    samples, layout, plate = dict(fit.draws.samples), dict(fit.layout), fit.plate_name
     for name, value in samples.items():
         if name in model.latents or plate not in sites[name].dims:
             continue

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,17 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import scalar, site_names
 from numpyro_ebipla.model.inspection import Inspection
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.particles.base import Block, Points, evaluated_at, gather, points_of, positions, refreshed
+from numpyro_ebipla.model.latent_model import BY_BLOCK, Batch, LatentModel
+from numpyro_ebipla.particles.base import (
+    Adaptations,
+    Block,
+    Points,
+    evaluated_at,
+    gather,
+    points_of,
+    positions,
+    refreshed,
+)
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.training.safeguards import recalled
 
@@ -56,14 +64,14 @@ class Draws(NamedTuple):
             ``-log Z`` of energy priors is in neither of the two.
     """
 
-    samples: dict[str, np.ndarray]
-    log_density: np.ndarray
-    accept: dict[str, np.ndarray]
-    gain: np.ndarray | None
-    score: np.ndarray | None
+    samples: dict[str, Any]
+    log_density: Any
+    accept: dict[str, Any]
+    gain: Any = None
+    score: Any = None
 
 
-class Layout(NamedTuple):
+class SiteLayout(NamedTuple):
     """Shape and type of one particle's value at a site, and its data axis from the right (None if global)."""
 
     shape: tuple[int, ...]
@@ -73,7 +81,7 @@ class Layout(NamedTuple):
 
 def with_sites(
     plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
-) -> tuple[Plan, dict[str, Layout]]:
+) -> tuple[Plan, dict[str, SiteLayout]]:
     """The plan for these sites (None: all latent ones) and data, and how the values are laid out.
 
     Raises:
@@ -99,7 +107,7 @@ def with_sites(
 
 def _layouts(
     model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
-) -> dict[str, Layout]:
+) -> dict[str, SiteLayout]:
     """How the values at latent and deterministic sites are laid out.
 
     The data axis of a deterministic site is the one whose length follows that of the minibatch.
@@ -125,11 +133,11 @@ def _layouts(
         axis = grown[0] if grown else None
         if name in model.latents:
             axis = model.latents[name].value_axis if model.latents[name].local else None
-        result[name] = Layout(shape, value.dtype, axis)
+        result[name] = SiteLayout(shape, value.dtype, axis)
     return result
 
 
-def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, Layout]) -> None:
+def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> None:
     """Estimate the memory of all draws before any work.
 
     Raises:
@@ -153,7 +161,7 @@ def collect(
     model: LatentModel,
     particles: Particles,
     plan: Plan,
-    layout: dict[str, Layout],
+    layout: dict[str, SiteLayout],
     params: Params,
     state: TrainState,
     data: Any,
@@ -165,76 +173,93 @@ def collect(
     Local latents of different data are independent given the parameters, so a subsampled model is worked off
     in blocks of B data. A global latent couples all data: then they form one block.
     """
-    how = (plan.num_samples, plan.thinning, plan.warmup, plan.sites)
-    blocks = model.blocks(plan.indices)
-    parts = []
-    for i, indices in enumerate(blocks):
-        batch = Batch(indices, data, random.fold_in(rng_key, i), state.mutable)
-        theta = (params, state.slow_average)
-        out = _run_block(model, particles, how, theta, *gather(state.posterior, indices), batch)
-        parts.append(jax.tree.map(np.asarray, out))
-        progress(i + 1, len(blocks))
-    return _assemble(model, plan, layout, parts)
+    run = model.compiled(_run_block, particles, plan.num_samples, plan.thinning, plan.warmup, plan.sites)
+    by_datum = _by_datum(model)
+    chains, scores = (-1, -2) if by_datum else (None, None)
+    axes = Draws._make(({name: layout[name].axis for name in plan.sites}, chains, BY_BLOCK, None, scores))
+    found = model.map_blocks(
+        lambda batch: run((params, state.slow_average), *gather(state.posterior, batch.indices), batch),
+        Batch(None, data, rng_key, state.mutable),
+        axes,
+        plan.indices,
+        progress=progress,
+    )
+    accept = {name: np.mean(value, axis=0) for name, value in found.accept.items()}
+    return jax.tree.map(np.asarray, found._replace(accept=accept))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_block(
     model: LatentModel,
     particles: Particles,
-    how: tuple[int, int, int, tuple[str, ...]],
+    num_samples: int,
+    thinning: int,
+    warmup: int,
+    sites: tuple[str, ...],
     theta: tuple[Params, Params],
-    block: Block,
-    adapt: Any,
+    chains: Block,
+    adapt: Adaptations,
     batch: Batch,
-) -> tuple[dict[str, Array], Array, dict[str, Array], Array | None, Array | None]:
-    num_samples, thinning, warmup, sites = how
+) -> Draws:
+    """Warm the particles of one block up and draw from them.
+
+    ``theta`` are the parameters and the slow average, unconstrained.
+    """
     params, before = (model.constrain_params(p) for p in theta)
     key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
-    block = particles.equally_weighted(random.fold_in(key_warmup, 1), block)._replace(memory=None)
+    chains = particles.equally_weighted(random.fold_in(key_warmup, 1), chains)._replace(memory=None)
+    by_datum = _by_datum(model)
 
     def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
-        return model.log_joint(params, local, glob, batch, {})[:2]
+        joint = model.log_joint(params, local, glob, batch, {})
+        return joint.per_datum, joint.rest
 
     def log_density(local: Any, glob: Any, params: Params) -> Array:
-        per_datum, rest = model.log_joint(params, local, glob, batch, {})[:2]
-        return per_datum if _by_datum(model) else per_datum.sum(-1) + rest
+        joint = model.log_joint(params, local, glob, batch, {})
+        return joint.per_datum if by_datum else joint.per_datum.sum(-1) + joint.rest
 
     def advance(key: Array, points: Points, adapt: Any, num_moves: int) -> tuple[Points, Any, dict[str, Array]]:
         moved = Particles(particles.kernel, num_moves)
         points, adapt, info = moved.moved(key, log_joint, 1.0, points, adapt)
         return refreshed(log_joint, 1.0, points), adapt, info
 
-    def draw(points: Points, key: Array) -> tuple[Points, Any]:
+    def draw(points: Points, key: Array) -> tuple[Points, Draws]:
         points, _, info = advance(key, points, adapt, thinning)
         at = positions(points)
-        density = points[0].log_density if _by_datum(model) else points[1].log_density
-        gain = None if _by_datum(model) else density - log_density(*at, before)
-        return points, (model.values(params, *at, batch, sites), density, info, gain)
+        density = points[0].log_density if by_datum else points[1].log_density
+        gain = None if by_datum else density - log_density(*at, before)
+        return points, Draws(model.values(params, *at, batch, sites), density, info, gain)
 
-    known = evaluated_at(log_joint, 1.0, block.local, block.glob)
-    if warmup and particles.recalls:
-        block, known, _ = recalled(block, known, jnp.ones((), bool))
-    points = points_of(block, known)
-    if warmup:
-        points, adapt, _ = advance(key_warmup, points, adapt, warmup)
-
-    def draws(points: Points, keys: Array) -> tuple[Points, Any]:
+    def draws(points: Points, keys: Array) -> tuple[Points, Draws]:
         points, out = lax.scan(draw, points, keys)
-        if not _by_datum(model):
-            return points, (out, None)
+        if not by_datum:
+            return points, out
         at = positions(points)
         score = slopes(lambda p: log_density(*at, model.constrain_params(p)), *theta)
-        return points, (out, jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
+        halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))])
+        return points, out._replace(score=halves)
 
+    known = evaluated_at(log_joint, 1.0, chains.local, chains.glob)
+    if warmup and particles.recalls:
+        chains, known, _ = recalled(chains, known, jnp.ones((), bool))
+    points = points_of(chains, known)
+    if warmup:
+        points, adapt, _ = advance(key_warmup, points, adapt, warmup)
     parts = _score_times(num_samples, len(jax.tree.leaves(params)))
-    _, (out, score) = lax.scan(draws, points, random.split(key_draws, num_samples).reshape(parts, -1))
-    values, density, info, gain = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
-    values, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (values, density))
-    if not _by_datum(model):
-        return values, density, info, gain.mean(0), None
-    score = score.mean(0)
-    return values, density, info, None, jnp.broadcast_to(score, (2, *score.shape[1:]))
+    _, out = lax.scan(draws, points, random.split(key_draws, num_samples).reshape(parts, -1))
+    return _by_particle(out)
+
+
+def _by_particle(out: Draws) -> Draws:
+    """Return draws ``[N, S, …]`` from ``[part, draw, N, …]``, gains and scores averaged over the draws."""
+    score = out.score
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out._replace(score=None))
+    samples, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (flat.samples, flat.log_density))
+    if score is not None:
+        score = score.mean(0)
+        score = jnp.broadcast_to(score, (2, *score.shape[1:]))  # of one particle both halves are the same
+    gain = None if flat.gain is None else flat.gain.mean(0)
+    return Draws(samples, density, flat.accept, gain, score)
 
 
 def _score_times(num_samples: int, num_arrays: int) -> int:
@@ -256,25 +281,5 @@ def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Arra
 
 
 def _by_datum(model: LatentModel) -> bool:
-    """Whether the chains of different data are independent, so that each has a log density of its own."""
+    """Return whether the chains of different data are independent, so that each has a log density of its own."""
     return bool(model.local_sites) and not model.global_sites
-
-
-def _assemble(model: LatentModel, plan: Plan, layout: dict[str, Layout], parts: list[Any]) -> Draws:
-    """Blocks joined along their data axes, and what only filled up the last one cut off."""
-    wanted = model.num_data if plan.indices is None else len(plan.indices)
-    in_order = model.subsampled and not model.global_sites  # blocks hold just what is wanted, in its order
-    chosen = slice(wanted) if in_order or plan.indices is None else plan.indices
-
-    def join(arrays: list[np.ndarray], axis: int | None) -> np.ndarray:
-        if axis is None:
-            return arrays[0]
-        joined = np.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
-        return joined[(slice(None),) * (axis % joined.ndim) + (chosen,)]
-
-    samples = {name: join([part[0][name] for part in parts], layout[name].axis) for name in plan.sites}
-    axis = -1 if _by_datum(model) else None
-    accept = {k: np.mean([part[2][k] for part in parts], axis=0) for k in parts[0][2]}
-    log_density = join([part[1] for part in parts], axis)
-    score = join([part[4] for part in parts], -2) if _by_datum(model) else None
-    return Draws(samples, log_density, accept, parts[0][3], score)

@@ -25,7 +25,7 @@ class Config(NamedTuple):
     energy_params: tuple[str, ...]
     optim: optax.GradientTransformationExtraArgs
     num_particles: int
-    averaging: float
+    averaging: float | None
     max_energy: float
 
 
@@ -49,7 +49,7 @@ def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
     return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
 
 
-def walkers_of(model: LatentModel, prior: Any) -> dict[str, WalkerStrategy]:
+def choose_walkers(model: LatentModel, prior: Any) -> dict[str, WalkerStrategy]:
     """The strategy of every energy prior, from the one way or the several to say it.
 
     Raises:

@@ -11,6 +11,7 @@ from numpyro_ebipla._core.state import Params, PosteriorState, TrainState
 from numpyro_ebipla._core.tree import chain_select, strong_type
 from numpyro_ebipla.likelihood.posterior import anneal_posterior
 from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.training.config import Config
 
 #: Draws from the prior for an initial particle whose log density is not finite, before an error.
@@ -71,8 +72,8 @@ def _weighted_particles(config: Config, rng_key: Array, params: Params, mutable:
     params = model.constrain_params(params)
 
     def anneal(key: Array, indices: Array | None) -> tuple[Any, ...]:
-        out = anneal_posterior(model, params, Batch(indices, data, key, mutable), config.num_particles)
-        return (out.local, out.glob), out.log_weight, out.log_density, out.variance[None]
+        out = anneal_posterior(model, params, Batch(indices, data, key, mutable), config.num_particles, Annealing())
+        return (out.local, out.glob), out.annealed.log_weight, out.log_density, out.annealed.variance[None]
 
     if not model.subsampled:
         latents, log_weight, log_density, variance = anneal(rng_key, None)

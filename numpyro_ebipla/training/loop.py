@@ -20,7 +20,7 @@ from numpyro_ebipla.checkpoint.store import Store
 from numpyro_ebipla.model.latent_model import Batch
 from numpyro_ebipla.particles.base import gather
 from numpyro_ebipla.training.config import Config
-from numpyro_ebipla.training.step import batch_indices, log_joint_at, step
+from numpyro_ebipla.training.step import batch_indices, log_joint_at
 from numpyro_ebipla.training.stopping import (
     NO_LIMITS,
     PROBE_EVERY,
@@ -189,10 +189,13 @@ def _held_interrupt() -> Iterator[threading.Event]:
 
 
 def run_chunk(
-    config: Config, state: TrainState, data: Any, num_steps: Array
+    update: Callable, state: TrainState, data: Any, num_steps: Array
 ) -> tuple[TrainState, Array, dict[str, Array]]:
-    """Up to ``num_steps`` steps (traced, so that every length shares one compilation)."""
-    shapes = jax.eval_shape(lambda s, d: step(config, s, d)[1], state, data)
+    """Take up to ``num_steps`` steps (traced, so that every length shares one compilation).
+
+    ``update`` is a jitted :func:`.step`: it is traced once, for the shapes of what it reports and for the loop.
+    """
+    _, shapes = jax.eval_shape(update, state, data)
     record = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), shapes)
 
     def go_on(carry: Any) -> Array:
@@ -201,7 +204,7 @@ def run_chunk(
 
     def body(carry: Any) -> Any:
         i, state, record, _ = carry
-        state, info = step(config, state, data)
+        state, info = update(state, data)
         record = jax.tree.map(lambda r, x: r.at[i].set(x), record, info)
         return i + 1, state, record, info["sound"]
 
@@ -209,7 +212,7 @@ def run_chunk(
     return state, taken, record
 
 
-def programs(config: Config, chunk: Any, state: TrainState, data: Any) -> dict[str, str]:
+def describe_programs(config: Config, chunk: Any, state: TrainState, data: Any) -> dict[str, str]:
     """Texts that are equal for equal models (``"model"``: of their log density), and for equal settings, too."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, data))
 

@@ -52,7 +52,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
     info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()}
     info |= {"brake": brake, "trust": trusted} if config.walkers else {}
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
-    average = averaged(state.average, params, state.step, config.averaging)
+    average = averaged(state.average, params, state.step, config.averaging or 0.0)
     slow = averaged(state.slow_average, params, state.step, SLOW_AVERAGING)
     after = (params, average, slow, optim_state, now.mutable, prior, (block, adapt))
     return sound_step(config, state, batch.indices, after, now, info)

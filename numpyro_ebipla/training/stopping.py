@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
-def limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
+def parse_limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
     """The limits from now on that the arguments of ``run`` ask for.
 
     Raises:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_ebipla._core.state import WalkerState
-from numpyro_ebipla._core.validate import check_counts, check_number
+from numpyro_ebipla._core.validate import check_counts, check_type
 from numpyro_ebipla.smc.anneal import anneal
+from numpyro_ebipla.smc.annealing import EVERY_STEP, TO_LEARN_STEPS, Annealing
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import normalised
 from numpyro_ebipla.walkers.base import Info, Walkers, WalkerStrategy
@@ -18,46 +19,34 @@ class Annealed(WalkerStrategy):
     """Walkers annealed afresh from the base at every step, by sequential Monte Carlo.
 
     They have no memory that could go wrong; only the step sizes of their moves are carried. Reliable where a
-    few dozen temperatures suffice; in higher dimensions see :class:`~numpyro_ebipla.walkers.tempered.Tempered`.
+    few dozen temperatures suffice; in higher dimensions see :class:`.Tempered`.
 
     Args:
         num_walkers: P.
-        num_moves: MALA moves at each temperature.
-        stage_ess: see :func:`~numpyro_ebipla.smc.anneal.anneal`.
-        max_temps: largest number of temperatures.
+        annealing: by default in large stages of one move each.
     """
 
     num_walkers: int = 256
-    num_moves: int = 1
-    stage_ess: float = 0.8
-    max_temps: int = 50
+    annealing: Annealing = EVERY_STEP
     per_datum = True
     brake_gap = True
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_walkers", "num_moves", "max_temps")
-        check_number(self, "stage_ess", below=1.0)
+        check_counts(self, "num_walkers")
+        check_type(self, "annealing", Annealing, "Annealing(…)")
 
     def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
         """As :meth:`WalkerStrategy.init`."""
         x = density.sample_base(rng_key, 1)
         shape = density.log_base(x).shape[1:]
-        start = anneal(rng_key, density, self.num_walkers, num_moves=5, rate=0.3)
+        start = anneal(rng_key, density, self.num_walkers, TO_LEARN_STEPS)
         return WalkerState(None, None, None, None, jnp.zeros(shape, x.dtype), start.log_step)
 
     def prepare(
         self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
     ) -> tuple[Walkers, WalkerState, Info]:
         """As :meth:`WalkerStrategy.prepare`."""
-        population = anneal(
-            rng_key,
-            density,
-            self.num_walkers,
-            state.adapt,
-            num_moves=self.num_moves,
-            stage_ess=self.stage_ess,
-            max_temps=self.max_temps,
-        )
+        population = anneal(rng_key, density, self.num_walkers, self.annealing, state.adapt)
         state = state._replace(adapt=population.log_step, log_z=population.log_z)
         info = {
             "accept": population.accept_prob,

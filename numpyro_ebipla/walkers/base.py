@@ -1,7 +1,6 @@
 """What all ways to keep prior walkers share."""
 
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax, random
@@ -9,7 +8,7 @@ from jax import Array, lax, random
 from numpyro_ebipla._core.state import Adaptation, WalkerState
 from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla.kernels.base import Kernel, Point, evaluated
-from numpyro_ebipla.smc.anneal import equally_weighted
+from numpyro_ebipla.smc.anneal import draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
 
 Info = dict[str, Array]
@@ -156,5 +155,4 @@ class WalkerStrategy:
     def shown(self, rng_key: Array, walkers: Walkers, state: WalkerState) -> Array:
         """Of what ``prepare`` returned, walkers of equal weight ``[P, ...]``."""
         del state
-        weighted: Any = SimpleNamespace(position=walkers.position, log_weight=jnp.log(walkers.weight))
-        return equally_weighted(rng_key, weighted, walkers.weight.shape[0])
+        return draw_equally(rng_key, walkers.position, jnp.log(walkers.weight), walkers.weight.shape[0])

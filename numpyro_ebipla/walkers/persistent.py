@@ -8,11 +8,11 @@ from jax import Array, random
 
 from numpyro_ebipla._core.state import WalkerState
 from numpyro_ebipla._core.tree import batched_value_and_grad
-from numpyro_ebipla._core.validate import check_counts, check_type, count
+from numpyro_ebipla._core.validate import check_counts, check_share, check_type, count
 from numpyro_ebipla.kernels.base import Kernel, Point
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
-from numpyro_ebipla.smc.anneal import anneal, equally_weighted
+from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample, ula_increment
 from numpyro_ebipla.walkers.base import Info, Walkers, WalkerStrategy, moved
@@ -47,8 +47,7 @@ class Persistent(WalkerStrategy):
     def __post_init__(self) -> None:
         check_counts(self, "num_walkers", "num_moves")
         check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"Persistent: threshold must lie between 0 and 1, got {self.threshold!r}.")
+        check_share(self, "threshold")
         count("Persistent: num_passive", self.num_passive, least=0)
         if self.weighted and not isinstance(self.kernel, ULA | MALA):
             raise ValueError(
@@ -68,8 +67,8 @@ class Persistent(WalkerStrategy):
         if self.weighted:
             key_anneal, key_draw = random.split(rng_key)
             num = self.num_walkers + self.num_passive
-            start = anneal(key_anneal, density, num, num_moves=5, stage_ess=0.9, max_temps=200)
-            x, log_z = equally_weighted(key_draw, start, num), start.log_z
+            start = anneal(key_anneal, density, num)
+            x, log_z = draw_equally(key_draw, start.position, start.log_weight, num), start.log_z
             log_density = density.log_density(x)
         else:
             x, log_density = density.sample_base(rng_key, self.num_walkers), None

@@ -11,8 +11,7 @@ from numpyro_ebipla._core.state import WalkerState
 from numpyro_ebipla._core.tree import batched_value_and_grad, chain_select
 from numpyro_ebipla._core.validate import check_counts, check_number, count
 from numpyro_ebipla.kernels.metropolis import Shape, metropolis
-from numpyro_ebipla.smc.anneal import TARGET_ACCEPT
-from numpyro_ebipla.smc.density import TiltedDensity
+from numpyro_ebipla.smc.density import TARGET_ACCEPT, TiltedDensity
 from numpyro_ebipla.smc.weights import log_mean_exp, normalised
 from numpyro_ebipla.walkers.base import Info, Restraint, Walkers, WalkerStrategy
 

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, Persistent, recipes
+from numpyro_ebipla import EBIPLA, MALA, Annealing, EBIPLAWarning, EnergyPrior, Persistent, recipes
 from numpyro_ebipla.diagnostics import Diagnostics
 from numpyro_ebipla.diagnostics.parameters import of_score
 from numpyro_ebipla.diagnostics.prior import Fresh, mmd2, of_prior
@@ -25,13 +25,15 @@ def normal_model(y, **kwargs):
 
 
 Y = 1.0 + 2**0.5 * random.normal(random.key(1), (400,))
+#: Five moves at each temperature are enough for one dimension.
+QUICK = Annealing(stage_ess=0.98)
 
 
 def quadratic_model(y):
     """The prior exp(−a x² / 2) N(0, 1) is normal with variance 1 / (1 + a)."""
     a = numpyro.param("a", 0.0, constraint=dist.constraints.greater_than(-0.9))
     with numpyro.plate("data", len(y)):
-        x = numpyro.sample("x", EnergyPrior(lambda x: a * x**2 / 2, dist.Normal(0, 1), num_moves=5))
+        x = numpyro.sample("x", EnergyPrior(lambda x: a * x**2 / 2, dist.Normal(0, 1), annealing=QUICK))
         numpyro.sample("y", dist.Normal(x, 0.3), obs=y)
 
 
@@ -190,7 +192,7 @@ def test_global_latents_and_observed_energies_have_their_gain():
     def ebm(y):
         a = numpyro.param("a", 0.0, constraint=dist.constraints.greater_than(-0.9))
         with numpyro.plate("data", len(y)):
-            numpyro.sample("y", EnergyPrior(lambda x: a * x**2 / 2, dist.Normal(0, 1), num_moves=5), obs=y)
+            numpyro.sample("y", EnergyPrior(lambda x: a * x**2 / 2, dist.Normal(0, 1), annealing=QUICK), obs=y)
 
     y = 0.5 * random.normal(random.key(2), (300,))
     fit = EBIPLA(ebm, num_steps=1500).run(random.key(0), y, progress_bar=False)
@@ -229,7 +231,7 @@ def fitted_mixture(prior):
     def model(y):
         offset = numpyro.param("offset", 0.0, constraint=dist.constraints.interval(-0.1, 0.1))
         with numpyro.plate("data", len(y)):
-            x = numpyro.sample("x", EnergyPrior(mixture_energy(1.2), dist.Normal(0, 1), num_moves=5))
+            x = numpyro.sample("x", EnergyPrior(mixture_energy(1.2), dist.Normal(0, 1), annealing=QUICK))
             numpyro.sample("y", dist.Normal(x + offset, 0.5), obs=y)
 
     y = jnp.where(jnp.arange(200) < 20, -1.2, 1.2) + 0.5 * random.normal(random.key(3), (200,))

@@ -10,7 +10,16 @@ from jax import random
 from jax.scipy.special import logsumexp
 from scipy import stats
 
-from numpyro_ebipla import EBIPLA, MALA, EBIPLAWarning, EnergyPrior, ModelError, WeightedParticles, nan_masked
+from numpyro_ebipla import (
+    EBIPLA,
+    MALA,
+    Annealing,
+    EBIPLAWarning,
+    EnergyPrior,
+    ModelError,
+    WeightedParticles,
+    nan_masked,
+)
 from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla.kernels import evaluated, start
 
@@ -242,10 +251,12 @@ def test_so_are_particles_and_reconstructions(method):
 def test_more_temperatures_reach_it(recwarn):
     y = jnp.array([100.0])
     far = EBIPLA(shifted, num_particles=64, num_samples=20)
-    new = far.infer(random.key(1), {"mean": jnp.array(0.5)}, 10 * y, max_temps=20_000)
+    new = far.infer(random.key(1), {"mean": jnp.array(0.5)}, 10 * y, annealing=Annealing(max_temps=20_000))
     assert abs(new.get_samples()["x"].mean() - 500.25) < 4 * 0.5**0.5 / 8
     assert not [w for w in recwarn.list if w.category is EBIPLAWarning]
-    found = EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, y, max_temps=2000)
+    found = EBIPLA(shifted).log_likelihood(
+        random.key(0), {"mean": jnp.array(0.5)}, y, annealing=Annealing(max_temps=2000)
+    )
     assert float(found.std_error[0]) < 0.3
     assert abs(float(found.value[0] - density(y)[0])) < 4 * float(found.std_error[0])
 
@@ -261,4 +272,6 @@ def test_parameters_and_options_of_the_wrong_type():
     with pytest.raises(TypeError, match="the value of 'mean' must be an array"):
         EBIPLA(shifted).log_likelihood(random.key(0), {"mean": "one"}, jnp.zeros(2))
     with pytest.raises(ValueError, match="stage_ess must be a number between 0 and 1"):
-        EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, jnp.zeros(2), stage_ess="a")
+        Annealing(stage_ess="a")
+    with pytest.raises(TypeError, match=r"pass annealing=Annealing\(stage_ess=0.5\)"):
+        EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, jnp.zeros(2), stage_ess=0.5)

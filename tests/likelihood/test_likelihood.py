@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 from scipy import special, stats
 
-from numpyro_ebipla import EBIPLA, EnergyPrior, ModelError, nan_masked
+from numpyro_ebipla import EBIPLA, Annealing, EnergyPrior, ModelError, nan_masked
 from numpyro_ebipla.smc.normaliser import pooled
 
 RNG = np.random.default_rng(0)
@@ -142,7 +142,9 @@ def test_bounds_of_simulated_data_close(case):
     gap = np.asarray(EBIPLA(model).bidirectional(random.key(0), params, *many).gap)
     error = gap.std(ddof=1) / np.sqrt(len(gap))
     assert gap.shape == (10 * len(truth),) and -3 * error < gap.mean() < 0.05 + 3 * error
-    coarse = EBIPLA(model).bidirectional(random.key(1), params, *many, num_particles=4, num_moves=1, stage_ess=0.5)
+    coarse = EBIPLA(model).bidirectional(
+        random.key(1), params, *many, num_particles=4, annealing=Annealing(1, 0.5, 500)
+    )
     assert coarse.gap.mean() > gap.mean() + 2 * error
 
 
@@ -308,4 +310,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="num_particles must be an integer of at least 2"):
         ebipla.log_likelihood(random.key(0), params, *args, num_particles=1)
     with pytest.raises(ValueError, match="stage_ess"):
-        ebipla.log_likelihood(random.key(0), params, *args, stage_ess=1.5)
+        ebipla.log_likelihood(random.key(0), params, *args, annealing=Annealing(stage_ess=1.5))

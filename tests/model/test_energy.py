@@ -17,7 +17,7 @@ from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.inspect import get_model_relations
 
-from numpyro_ebipla import MALA, ULA, EBIPLAWarning, EnergyPrior, Underdamped
+from numpyro_ebipla import MALA, ULA, Annealing, EBIPLAWarning, EnergyPrior, Underdamped
 
 NORMAL2 = dist.Normal(0, 1).expand([2]).to_event(1)
 
@@ -65,7 +65,7 @@ def energy(request):
 
 
 def model_of(energy, y=None, num=5):
-    prior = EnergyPrior(energy(), NORMAL2, num_walkers=32, num_moves=1)
+    prior = EnergyPrior(energy(), NORMAL2, num_walkers=32, annealing=Annealing(1))
     with numpyro.plate("data", num):
         x = numpyro.sample("x", prior)
         numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
@@ -77,7 +77,7 @@ def bind(energy, seed=0):
         trace = handlers.trace(energy).get_trace()
     params = {n: jax.tree.map(lambda x: x + seed, s["value"]) for n, s in trace.items() if s["type"] == "param"}
     with handlers.substitute(data=params), handlers.seed(rng_seed=seed):
-        return EnergyPrior(energy(), NORMAL2, num_walkers=32, num_moves=1)
+        return EnergyPrior(energy(), NORMAL2, num_walkers=32, annealing=Annealing(1))
 
 
 # --- a NumPyro distribution -------------------------------------------------------------------------------
@@ -208,7 +208,13 @@ def moments_by_quadrature(prior, grid):
     "base, energy, low, high, options",
     [
         (dist.Normal(0, 2), lambda x: 2 * (x**2 - 2) ** 2, -8, 8, {}),
-        (dist.Gamma(2.0, 1.0), lambda x: 3 * jnp.cos(2 * x), 0, 25, {"kernel": MALA(), "num_moves": 6}),
+        (
+            dist.Gamma(2.0, 1.0),
+            lambda x: 3 * jnp.cos(2 * x),
+            0,
+            25,
+            {"kernel": MALA(), "annealing": Annealing(6, 0.98)},
+        ),
         (dist.Uniform(-1.0, 3.0), lambda x: 2 * (x - 2.5) ** 2, -1, 3, {}),
     ],
     ids=["bimodal", "positive", "interval"],
@@ -256,7 +262,7 @@ def test_conditional_priors_sample_each_element_from_its_own_density():
 @pytest.mark.parametrize(
     "options",
     [
-        {"step_size": 0.5, "num_moves": 2, "max_temps": 5},
+        {"annealing": Annealing(step_size=0.5, num_moves=2, max_temps=5)},
         {"kernel": ULA(0.01)},
         {"kernel": Underdamped(0.1)},
     ],
@@ -375,12 +381,18 @@ def test_bad_arguments_are_named(arguments, error, message):
     "options, error",
     [
         ({"num_walkers": 0}, ValueError),
-        ({"num_moves": 1.5}, ValueError),
-        ({"max_temps": True}, ValueError),
-        ({"step_size": -1.0}, ValueError),
+        ({"annealing": "fine"}, TypeError),
         ({"kernel": "MALA"}, TypeError),
     ],
 )
 def test_bad_options_are_named(options, error):
     with pytest.raises(error, match=next(iter(options))):
         EnergyPrior(lambda x: x, dist.Normal(), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_moves": 1.5}, {"max_temps": True}, {"step_size": -1.0}, {"threshold": 2}, {"rate": 0.0}], ids=repr
+)
+def test_bad_options_of_an_anneal_are_named(options):
+    with pytest.raises(ValueError, match=f"Annealing: {next(iter(options))}"):
+        Annealing(**options)

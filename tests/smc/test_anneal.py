@@ -7,9 +7,13 @@ import pytest
 from jax import random
 from jax.scipy.special import logsumexp
 
-from numpyro_ebipla.smc.anneal import anneal, equally_weighted, initial_log_step
+from numpyro_ebipla import Annealing
+from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, normalised
+
+#: Of the adaptation of step sizes.
+RATE = 0.1
 
 
 def gaussian_base(dim=None, scale=1.0):
@@ -58,10 +62,10 @@ def test_double_well(num_moves):
     @jax.jit
     @jax.vmap
     def repeat(key):
-        out = anneal(key, density, 500, initial_log_step(jnp.float32), num_moves=num_moves, stage_ess=0.8)
+        out = anneal(key, density, 500, Annealing(num_moves, stage_ess=0.8, rate=RATE))
         weight = normalised(out.log_weight)
         means = jnp.array([jnp.sum(weight * f(out.position)) for f in FUNCTIONS])
-        draws = equally_weighted(random.fold_in(key, 1), out, 500)
+        draws = draw_equally(random.fold_in(key, 1), out.position, out.log_weight, 500)
         return out.log_z, means, jnp.array([jnp.mean(f(draws)) for f in FUNCTIONS]), out.num_temps
 
     estimate, means, drawn, num_temps = repeat(random.split(random.key(0), 100))
@@ -82,7 +86,7 @@ def test_log_z_of_a_gaussian_tilt_in_several_dimensions():
     @jax.jit
     @jax.vmap
     def repeat(key):
-        out = anneal(key, density, 300, initial_log_step(jnp.float32), num_moves=2, stage_ess=0.8)
+        out = anneal(key, density, 300, Annealing(2, stage_ess=0.8, rate=RATE))
         return out.log_z, jnp.sum(normalised(out.log_weight)[:, None] * out.position**2, 0)
 
     log_z, square = repeat(random.split(random.key(1), 64))
@@ -106,7 +110,7 @@ def test_a_mixture_in_fifty_dimensions_in_single_precision():
     @jax.jit
     @jax.vmap
     def repeat(key):
-        out = anneal(key, density, 256, initial_log_step(jnp.float32), num_moves=3, stage_ess=0.8)
+        out = anneal(key, density, 256, Annealing(3, stage_ess=0.8, rate=RATE))
         return out.log_z, out.position.mean(), out.log_weight
 
     log_z, _, log_weight = repeat(random.split(random.key(2), 24))
@@ -123,7 +127,7 @@ def test_weights_survive_energies_far_from_zero():
     @jax.jit
     def run(shift):
         density = TiltedDensity(base[0], lambda x: 2 * x**2 + shift, base[1])
-        return anneal(random.key(3), density, 2000, initial_log_step(jnp.float32))
+        return anneal(random.key(3), density, 2000, Annealing(1, 0.5, max_temps=100, rate=RATE))
 
     for shift in (0.0, 1e4, -1e4):
         out = run(shift)
@@ -148,7 +152,7 @@ def test_a_wall_in_the_energy():
     @jax.jit
     @jax.vmap
     def repeat(key):
-        out = anneal(key, density, 500, initial_log_step(jnp.float32), num_moves=2)
+        out = anneal(key, density, 500, Annealing(2, 0.5, max_temps=100, rate=RATE))
         # A walker beyond the wall has weight zero.
         weight, x = normalised(out.log_weight), jnp.maximum(out.position, 0.0)
         return out.log_z, jnp.stack([jnp.sum(weight * x), jnp.sum(weight * x**2)]), out.num_temps, out.ess
@@ -164,7 +168,7 @@ def test_a_wall_in_the_energy():
 def test_no_energy_costs_no_work():
     base = gaussian_base(3)
     density = TiltedDensity(base[0], lambda x: jnp.zeros(x.shape[:-1]), base[1])
-    out = jax.jit(lambda k: anneal(k, density, 100, initial_log_step(jnp.float32)))(random.key(5))
+    out = jax.jit(lambda k: anneal(k, density, 100, Annealing(1, 0.5, max_temps=100, rate=RATE)))(random.key(5))
     assert int(out.num_temps) == 1 and float(out.log_z) == 0 and float(ess(out.log_weight)) == pytest.approx(100)
 
 
@@ -173,7 +177,7 @@ def test_the_ladder_is_stretched_to_end_in_time():
     base = gaussian_base()
     density = TiltedDensity(base[0], lambda x: 30 * (x - 1.0) ** 2, base[1])
     log_z, _ = quadrature(density)
-    run = jax.jit(jax.vmap(lambda k: anneal(k, density, 400, initial_log_step(jnp.float32), max_temps=3)[2::4]))
+    run = jax.jit(jax.vmap(lambda k: anneal(k, density, 400, Annealing(1, 0.5, max_temps=3, rate=RATE))[2::4]))
     estimate, num_temps = run(random.split(random.key(6), 400))
     assert num_temps.max() <= 3
     unbiased(np.exp(estimate - log_z), 1.0, 3)
@@ -184,12 +188,12 @@ def test_populations_with_normalisers_of_their_own():
     mean = jnp.array([0.0, 1.0, -2.0])
     log_base, _ = gaussian_base()
     density = TiltedDensity(log_base, lambda x: 2 * (x - mean) ** 2, lambda key, num: random.normal(key, (num, 3)))
-    run = jax.jit(jax.vmap(lambda k: anneal(k, density, 300, initial_log_step(jnp.float32), num_moves=2)))
+    run = jax.jit(jax.vmap(lambda k: anneal(k, density, 300, Annealing(2, 0.5, max_temps=100, rate=RATE))))
     out = run(random.split(random.key(7), 64))
     # N(0, 1) times exp(−2 (x − m)²): precision 5, mean 4m/5, Z = √(1/5) exp(−2 m²/5).
     unbiased(np.exp(out.log_z + 0.5 * np.log(5) + 0.4 * mean**2), 1.0, 4)
     unbiased(jnp.sum(normalised(out.log_weight.swapaxes(0, 1)).swapaxes(0, 1) * out.position, 1), 0.8 * mean, 4)
-    drawn = equally_weighted(random.key(8), jax.tree.map(lambda a: a[0], out), 4000)
+    drawn = draw_equally(random.key(8), out.position[0], out.log_weight[0], 4000)
     assert drawn.shape == (4000, 3)
     # The population's own mean is what they are draws of.
     weight = normalised(out.log_weight[0])

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, EBIPLAWarning, EnergyPrior, ModelError, nan_masked, recipes
+from numpyro_ebipla import EBIPLA, Annealing, EBIPLAWarning, EnergyPrior, ModelError, nan_masked, recipes
 from numpyro_ebipla.optim import default_optimizer
 
 M = 6
@@ -246,7 +246,7 @@ def test_a_keyword_given_twice(fitted, name):
         getattr(fitter, name)(*first.get(name, (random.key(0), P)), Y, batch_size=5)
 
 
-def clashing(y, sites=None, num_particles=3, num_steps=2, stage_ess=0.5):
+def clashing(y, sites=None, num_particles=3, num_steps=2, annealing=None):
     good(y)
     numpyro.deterministic("wide", jnp.zeros(num_particles))
 
@@ -260,12 +260,12 @@ def clashing(y, sites=None, num_particles=3, num_steps=2, stage_ess=0.5):
         ("num_particles", lambda e, **o: e.log_likelihood(random.key(0), P, Y, **o)),
         ("num_particles", lambda e, **o: e.anomaly_score(random.key(0), P, Y, **o)),
         ("sites", lambda e, **o: e.reconstruct(random.key(0), P, Y, **o)),
-        ("stage_ess", lambda e, **o: e.bidirectional(random.key(0), P, Y, **o)),
+        ("annealing", lambda e, **o: e.bidirectional(random.key(0), P, Y, **o)),
     ],
 )
 def test_an_option_that_the_model_has_as_well(option, call):
     """The method took it, and the model never saw it."""
-    value = {"sites": ["x"], "num_steps": 5, "num_particles": 5, "stage_ess": 0.8}[option]
+    value = {"sites": ["x"], "num_steps": 5, "num_particles": 5, "annealing": Annealing(stage_ess=0.8)}[option]
     with pytest.raises(ModelError, match=f"'{option}' is an option of .* rename the model's"):
         call(EBIPLA(clashing, **SMALL), **{option: value})
 
@@ -305,7 +305,9 @@ def test_a_check_of_another_name(fitted):
 @pytest.mark.parametrize("name", ["log_likelihood", "anomaly_score"])
 def test_warnings_point_at_the_line_of_the_call(name):
     with pytest.warns(EBIPLAWarning, match="temperatures were too few") as caught:
-        getattr(EBIPLA(good), name)(random.key(0), P, Y + 1e3, num_particles=4, num_populations=1, max_temps=2)
+        getattr(EBIPLA(good), name)(
+            random.key(0), P, Y + 1e3, num_particles=4, num_populations=1, annealing=Annealing(max_temps=2)
+        )
     assert [warning.filename for warning in caught] == [__file__]
 
 

@@ -11,7 +11,7 @@ from jax import random
 from numpyro.distributions import constraints
 from scipy import linalg, optimize, special, stats
 
-from numpyro_ebipla import EBIPLA, MALA, ULA, EnergyPrior, Persistent, Tempered, langevin_noise
+from numpyro_ebipla import EBIPLA, MALA, ULA, Annealing, EnergyPrior, Persistent, Tempered, langevin_noise
 
 
 def scan_steps(fit, states, y, steps, keep, **kwargs):
@@ -278,7 +278,9 @@ def test_an_energy_prior_conditional_on_covariates_of_another_plate():
     def model(y):
         b = numpyro.param("b", 0.0)
         with numpyro.plate("group", 3, dim=-2):
-            w = numpyro.sample("w", EnergyPrior(lambda w: -b * c * w, dist.Normal(0, 1), num_moves=5))
+            w = numpyro.sample(
+                "w", EnergyPrior(lambda w: -b * c * w, dist.Normal(0, 1), annealing=Annealing(stage_ess=0.98))
+            )
             numpyro.sample("z", dist.Normal(w, 1), obs=z)
         with numpyro.plate("data", len(y), dim=-1):
             numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0, 1)), 1), obs=y)

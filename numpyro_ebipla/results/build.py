@@ -1,0 +1,78 @@
+"""The end of a run: draws at the parameters that it reports, and the fit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax import Array
+from tqdm.auto import tqdm
+
+from numpyro_ebipla._core.errors import warn
+from numpyro_ebipla._core.state import TrainState
+from numpyro_ebipla.results.fit import Fit
+from numpyro_ebipla.results.visiting import on_collected
+from numpyro_ebipla.system import System
+from numpyro_ebipla.training.collect import Plan, SiteLayout, collect, with_sites
+
+
+class Collection:
+    """What is to be drawn, checked before the long work, and the fit that comes of it.
+
+    Args:
+        system: of the run.
+        plan: how many draws, and what of.
+        sites: see :meth:`.EBIPLA.run`.
+        indices: likewise.
+        data: the model's array arguments.
+
+    Raises:
+        ModelError: naming a site or datum that there is not, or draws that are too large.
+    """
+
+    plan: Plan
+    layout: dict[str, SiteLayout]
+
+    def __init__(self, system: System, plan: Plan, sites: Sequence[str] | None, indices: Any, data: Any) -> None:
+        self.system, self.data = system, data
+        self.plan, self.layout = with_sites(plan, sites, indices, system.inspection, system.config.num_particles, data)
+
+    def finish(
+        self,
+        rng_key: Array,
+        state: TrainState,
+        history: dict[str, np.ndarray],
+        stopped: str | None,
+        progress_bar: bool,
+        model: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Fit:
+        """Collect the draws, and return them with the record of the run.
+
+        Args:
+            rng_key: of the draws.
+            state: the last sound one.
+            history: ``{name: [steps]}``.
+            stopped: why the run ended early, or None.
+            progress_bar: whether to show one.
+            model: the user's.
+            args: of the model.
+            kwargs: of the model.
+        """
+        config, estimate, draws = self.system.config, self.system.estimate(state), None
+        with tqdm(total=1, disable=not progress_bar, desc="collect") as bar:
+
+            def progress(done: int, of: int) -> None:
+                bar.total = of
+                bar.update(done - bar.n)
+
+            try:
+                if config.model.latents:
+                    particles, at = config.particles, (estimate, state, self.data)
+                    draws = collect(config.model, particles, self.plan, self.layout, *at, rng_key, progress)
+            except KeyboardInterrupt:
+                stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
+                warn(stopped)
+        params = config.model.constrain_params(estimate)
+        record = (params, state, history, stopped, model, args, kwargs, draws, self.plan, self.layout, config)
+        return on_collected(Fit(*record))
