@@ -14,7 +14,7 @@ from numpyro_ebipla.training.config import Config
 
 
 def check_is_state(state: Any, argument: str = "state") -> None:
-    """Refuse what is no state, such as a fit.
+    """Raise unless ``state`` is a TrainState (passing a Fit is the usual slip).
 
     Raises:
         TypeError: naming the argument.
@@ -24,7 +24,7 @@ def check_is_state(state: Any, argument: str = "state") -> None:
 
 
 def check_state(config: Config, fresh: TrainState, state: Any, argument: str) -> None:
-    """Refuse a state of another model, plate size, precision or configuration than ``fresh``, which may be shapes only.
+    """Raise for a state of another model, plate size, precision or configuration than ``fresh``, which may be shapes.
 
     Raises:
         TypeError, ModelError
@@ -77,7 +77,7 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
 
 
 def _described(tree: Any) -> dict[str, tuple[Any, Any]]:
-    """Shape and type of every leaf."""
+    """Return shape and type of every leaf."""
     return {path: _shape_and_type(leaf) for path, leaf in by_path(tree).items()}
 
 
