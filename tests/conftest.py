@@ -39,5 +39,8 @@ def _forget_programs():
     yield
     import jax
 
+    from tests.models import fitter
+
+    fitter.cache_clear()
     jax.clear_caches()
     gc.collect()
