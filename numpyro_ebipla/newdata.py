@@ -17,7 +17,8 @@ from numpyro_ebipla.likelihood.annealed import TOO_SHORT, LogLikelihood, check_p
 from numpyro_ebipla.likelihood.bidirectional import Bounds, bidirectional
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
 from numpyro_ebipla.likelihood.reconstruct import reconstruct
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.build import Collection
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.smc.annealing import Annealing

@@ -16,8 +16,9 @@ from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_
 from numpyro_ebipla._core.tree import all_finite, strong_type
 from numpyro_ebipla._core.validate import check_key
 from numpyro_ebipla.model.arguments import check_arguments, like_own
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, inspect_model
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.choose import check_optimiser
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
@@ -152,7 +153,7 @@ class Systems:
         with outside_jit():
             check_arguments(self.model, args, self.merged(kwargs))
             data = self.data(args, kwargs)
-            return known._replace(inspection=known.inspection.restarted(key, init_params, data))
+            return known._replace(inspection=known.inspection.for_key(key, init_params, data))
 
     def of_state(self, state: Any, args: tuple, kwargs: dict[str, Any], argument: str = "state") -> System:
         """Return the system for these arguments, to which a state must belong.

@@ -15,7 +15,8 @@ from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.diagnostics.checks import MORE_STEPS, Check, at_most
 from numpyro_ebipla.diagnostics.prior import Fresh, flat_draws
 from numpyro_ebipla.likelihood.normalisers import log_z_shift
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.smc.weights import log_mean_exp
 from numpyro_ebipla.training.collect import Draws, slopes

@@ -10,7 +10,7 @@ from numpyro_ebipla.diagnostics.prior import Fresh, fresh, of_prior
 from numpyro_ebipla.diagnostics.run import of_draws, of_history
 from numpyro_ebipla.likelihood.annealed import log_likelihood
 from numpyro_ebipla.likelihood.posterior import Populations
-from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.training.fitted import Fitted
 
 #: A run of fewer steps or draws is not warned of.

@@ -11,7 +11,8 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.likelihood.normalisers import Shift, energies_of, log_z_shift, normalisers, shared_normalisers
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
 
 #: Share of a population left by one reweighting below which its weights say nothing.

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, random
+from numpyro import handlers
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params
 from numpyro_ebipla.likelihood.annealed import check_proper, is_joint
 from numpyro_ebipla.likelihood.normalisers import energies_of, log_z_shift, normalisers, shared_normalisers
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, posterior_density
-from numpyro_ebipla.model.handlers import Observe
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.smc.path import learn_path, weigh_along
 from numpyro_ebipla.smc.weights import log_mean_exp
@@ -80,7 +81,7 @@ def _simulate(model: LatentModel, params: Params, batch: Batch) -> Simulated:
 def _observing(model: LatentModel, values: dict[str, Array]) -> LatentModel:
     """Return the model with simulated values in the place of the data."""
     model = model.proper()
-    return replace(model, model=Observe(model.model, values))
+    return replace(model, model=handlers.condition(model.model, data=values))
 
 
 def _climb(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 
 #: How the log density moves by given changes of log normalisers: ``by -> (per datum [B], rest)``.

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.state import Latents, Params
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc import anneal as smc
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.smc.density import TiltedDensity

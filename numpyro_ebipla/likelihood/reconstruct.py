@@ -10,9 +10,10 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params
 from numpyro_ebipla.likelihood.annealed import check_proper
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.energy import unwrap
 from numpyro_ebipla.model.handlers import simulated
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.weights import normalised
 
 #: ``(site, axis of its mean that runs over the data, or None)`` for each site.

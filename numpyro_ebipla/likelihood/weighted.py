@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_ebipla._core.state import Latents, Params, PosteriorState
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import Block, evaluated_at, gather
 from numpyro_ebipla.particles.weighted import weights_at
 from numpyro_ebipla.smc.normaliser import Estimate

@@ -35,7 +35,12 @@ def like_own(argument: str, given: Params, own: Params) -> Params:
     return found
 
 
-def _arrays(init_params: Params | None) -> Params:
+def as_arrays(init_params: Params | None) -> Params:
+    """Return initial parameters as trees of arrays.
+
+    Raises:
+        TypeError: naming what is not an array.
+    """
     if not isinstance(init_params, dict | None):
         raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
     arrays = {}
@@ -55,7 +60,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
     Raises:
         ModelError: naming the argument.
     """
-    bound = _named_arguments(model, args, kwargs)
+    bound = name_arguments(model, args, kwargs)
     for name, value in bound.items():
         if any(isinstance(leaf, np.ma.MaskedArray) for leaf in jax.tree.leaves(value)):
             raise ModelError(
@@ -76,7 +81,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 )
 
 
-def _named_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by their names.
 
     Raises:

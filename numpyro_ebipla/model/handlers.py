@@ -1,4 +1,4 @@
-"""How a model is run: particles put at its latent sites, draws from bases, log densities by site."""
+"""Effect handlers by which a model is run: particles at its latent sites, draws from bases, log densities by site."""
 
 import warnings
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from numpyro_ebipla.model.energy import EnergyPrior, subtracting, unwrap
 
 
 def trace_model(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The model's trace; a plate filled with all its data is no reason to warn."""
+    """Return the model's trace; a plate filled with all its data is not worth a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="subsample_size does not match")
         return handlers.trace(model).get_trace(*args, **kwargs)
 
 
 def site_log_prob(site: dict[str, Any], log_det: Array | None, log_z: Array) -> Array:
-    """Scaled log density at a site, in its full batch shape."""
+    """Return the scaled log density at a site, in its full batch shape."""
     fn, value = site["fn"], site["value"]
     with subtracting(log_z):
         if site.get("intermediates"):
@@ -43,17 +43,18 @@ def site_log_prob(site: dict[str, Any], log_det: Array | None, log_z: Array) -> 
 
 
 def copy_containers(tree: Any) -> Any:
-    """New containers, as modules with mutable state write into theirs."""
+    """Return the tree in new containers, as modules with mutable state write into theirs."""
     return jax.tree.map(lambda x: x, tree)
 
 
 def unmasked(fn: Any) -> Any:
+    """Return the distribution inside masks."""
     while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 
 
-class Place(Messenger):
+class place(Messenger):
     """Put unconstrained values at latent sites, through the bijection to each site's support.
 
     The support is that of the distribution met on this run: it may depend on parameters and other latents.
@@ -65,6 +66,7 @@ class Place(Messenger):
         self.log_det: dict[str, Array] = {}
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a value."""
         if msg["type"] != "sample" or msg["name"] not in self.latents:
             return
         u = self.latents[msg["name"]]
@@ -74,9 +76,10 @@ class Place(Messenger):
 
 
 class from_base(Messenger):
-    """Where a latent has no value yet, draw from an energy prior's base, or spread over improper supports."""
+    """Draw latents without a value from an energy prior's base, or spread them over improper supports."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Draw a value."""
         if msg["type"] != "sample" or msg["value"] is not None or msg["is_observed"]:
             return
         fn, key = msg["fn"], msg["kwargs"].get("rng_key")
@@ -98,14 +101,15 @@ class from_base(Messenger):
             msg["value"] = transform(random.uniform(key, free, minval=-2.0, maxval=2.0))
 
 
-class sound_plates(Messenger):
-    """Refuse batch sizes that no plate can have: NumPyro goes on with them, or fails without the plate's name.
+class check_plates(Messenger):
+    """Raise for batch sizes that no plate can have: NumPyro goes on with them, or fails without the plate's name.
 
     Raises:
         ModelError: naming the plate.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Look at a plate."""
         if msg["type"] != "plate":
             return
         name, (size, batch) = msg["name"], msg["args"]
@@ -115,14 +119,15 @@ class sound_plates(Messenger):
             raise ModelError(f"plate '{name}' has subsample_size {batch}, above its {size} data: lower the batch size.")
 
 
-class no_latents_in_loops(Messenger):
-    """Refuse latents inside ``scan`` and ``cond`` of NumPyro: their bodies run where no particle can be placed.
+class check_loops(Messenger):
+    """Raise for latents inside ``scan`` and ``cond`` of NumPyro: their bodies run where no particle can be placed.
 
     Raises:
         ModelError: naming the latent.
     """
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Look into a loop."""
         if msg["type"] != "control_flow":
             return
         traces = [x for x in jax.tree.leaves(msg["value"], is_leaf=_is_trace) if _is_trace(x)]
@@ -140,12 +145,13 @@ def _is_trace(x: Any) -> bool:
 
 
 class unmask_latents(Messenger):
-    """Latents with their whole prior where a mask hides it: what the model says nothing of integrates to one.
+    """Give latents their whole prior where a mask hides it: what the model says nothing of integrates to one.
 
     So it is for the elements of ``<site>_unobserved`` that ``obs_mask`` calls observed, and for padded data.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Take a mask off."""
         if msg["type"] == "sample" and not msg["is_observed"]:
             msg["fn"] = _without_masks(msg["fn"])
 
@@ -164,25 +170,5 @@ def _without_masks(fn: Any) -> Any:
 
 
 def simulated(site: dict[str, Any]) -> bool:
-    """Whether an observed site can be redrawn; ``numpyro.factor`` cannot."""
+    """Return whether an observed site can be redrawn; ``numpyro.factor`` cannot."""
     return bool(site["is_observed"]) and not isinstance(unwrap(site["fn"]), dist.Unit)
-
-
-class Unobserve(Messenger):
-    """Observed sites drawn like any other."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and simulated(msg):
-            msg["value"], msg["is_observed"] = None, False
-
-
-class Observe(Messenger):
-    """Other values at observed sites."""
-
-    def __init__(self, fn: Callable, values: dict[str, Array]) -> None:
-        super().__init__(fn)
-        self.values = values
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]

@@ -17,11 +17,12 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_array, join_static, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla.model.arguments import _arrays, _named_arguments, check_arguments, like_own
+from numpyro_ebipla.model.arguments import as_arrays, check_arguments, like_own, name_arguments
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.energy import unwrap
-from numpyro_ebipla.model.handlers import from_base, no_latents_in_loops, sound_plates, trace_model
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
-from numpyro_ebipla.model.layout import Layout, constraints_of, lay_out
+from numpyro_ebipla.model.handlers import check_loops, check_plates, from_base, trace_model
+from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.model.layout import ModelLayout, constraints_of, lay_out
 
 #: JAX's errors where a number of Python is wanted and a traced array found.
 NEEDS_A_NUMBER = (
@@ -31,7 +32,7 @@ NEEDS_A_NUMBER = (
 )
 
 
-class Start(NamedTuple):
+class InitialNumbers(NamedTuple):
     """The numbers that a model starts with, for one key.
 
     Attributes:
@@ -59,7 +60,7 @@ class Inspection(NamedTuple):
         mutable: initial values at ``mutable`` sites.
         energy_params: names of the parameters on which an energy depends, but no base distribution.
         deterministic: names of the deterministic sites.
-        start: ``(rng_key, init_params, data) -> Start``, compiled: for other keys and initial values.
+        look: ``(rng_key, init_params, data) -> InitialNumbers``, compiled: for other keys and initial values.
     """
 
     model: LatentModel
@@ -68,11 +69,11 @@ class Inspection(NamedTuple):
     mutable: dict[str, Any]
     energy_params: tuple[str, ...]
     deterministic: tuple[str, ...]
-    start: Callable
+    look: Callable
 
-    def restarted(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
-        """The same model with its initial numbers for another key."""
-        params, mutable = _checked(self.start(rng_key, _arrays(init_params), data))
+    def for_key(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
+        """Return the inspection with the initial numbers for another key."""
+        params, mutable = _checked(self.look(rng_key, as_arrays(init_params), data))
         return self._replace(data=data, params=params, mutable=mutable)
 
 
@@ -91,12 +92,12 @@ def inspect_model(
     check_arguments(model, args, kwargs)
     data, static = split_static((args, kwargs))
     data = jax.tree.map(jnp.asarray, data)
-    found: list[Layout] = []
+    found: list[ModelLayout] = []
 
     # One program instead of a hundred small ones, to be run once or twice: it is the compilation that costs.
     # The layout leaves it on the side.
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def start(rng_key: Array, init_params: Params, data: Any) -> Start:
+    def look(rng_key: Array, init_params: Params, data: Any) -> InitialNumbers:
         args, kwargs = join_static(data, static)
         trace = _first_trace(model, rng_key, args, kwargs)
         if init_params:
@@ -109,7 +110,7 @@ def inspect_model(
         found.append(layout)
         return _numbers(trace, layout)
 
-    first = start(rng_key, _arrays(init_params), data)
+    first = look(rng_key, as_arrays(init_params), data)
     params, mutable = _checked(first)
     layout = found[0]
     latent_model = LatentModel(
@@ -121,7 +122,7 @@ def inspect_model(
         plate=layout.plate,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
-    return Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, start)
+    return Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
 
 
 def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str,
         ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
     """
     try:
-        sound = no_latents_in_loops(sound_plates(model))
+        sound = check_loops(check_plates(model))
         return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
     except NEEDS_A_NUMBER as e:
         raise ModelError(
@@ -139,14 +140,14 @@ def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str,
             f"plate: pass it as one (int(…)), then it stays the same in all steps. JAX says: {str(e).splitlines()[0]}"
         ) from e
     except Exception as e:
-        named = _named_arguments(model, args, kwargs)
+        named = name_arguments(model, args, kwargs)
         empty = [n for n, value in named.items() if any(np.size(x) == 0 for x in jax.tree.leaves(value) if is_array(x))]
         if not empty:
             raise
         raise ModelError(f"argument '{empty[0]}' of the model is empty, and so it cannot be run: {e}.") from e
 
 
-def _numbers(trace: dict[str, Any], layout: Layout) -> Start:
+def _numbers(trace: dict[str, Any], layout: ModelLayout) -> InitialNumbers:
     """What of a trace are numbers."""
     constrained = constraints_of(trace)
     transforms = _param_transforms(constrained)
@@ -160,16 +161,16 @@ def _numbers(trace: dict[str, Any], layout: Layout) -> Start:
     observed = {n: s for n, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
     outside = {n: _outside(s) for n, s in observed.items()}
     arrays = jax.tree.map(jnp.copy, split_static(constrained)[0])
-    return Start(strong_type(params), strong_type(mutable), energies, arrays, outside)
+    return InitialNumbers(strong_type(params), strong_type(mutable), energies, arrays, outside)
 
 
-def _checked(start: Start) -> tuple[Params, dict[str, Any]]:
+def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
     """Parameters and mutable values.
 
     Raises:
         ModelError: if something is not finite, or outside its support.
     """
-    params, mutable, energies, _, outside = start
+    params, mutable, energies, _, outside = numbers
     for name, value in params.items():
         if not all_finite(value):
             raise ModelError(

@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, random
+from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
 from numpyro_ebipla._core.state import Latents, Params
-from numpyro_ebipla._core.static import is_traced, join_static
+from numpyro_ebipla._core.static import join_static
+from numpyro_ebipla.model.blocks import Batch, Progress, map_blocks, silent, split_indices
 from numpyro_ebipla.model.energy import EnergyPrior, base_only, unwrap
 from numpyro_ebipla.model.handlers import (
-    Place,
-    Unobserve,
     copy_containers,
     from_base,
+    place,
     site_log_prob,
     trace_model,
     unmask_latents,
@@ -32,25 +32,6 @@ from numpyro_ebipla.model.handlers import (
 )
 from numpyro_ebipla.model.layout import DataPlate, EnergySite, LatentSite
 from numpyro_ebipla.smc.density import TiltedDensity
-
-#: For :meth:`LatentModel.map_blocks`: one value of each block.
-BY_BLOCK = "by block"
-
-
-class Batch(NamedTuple):
-    """What a run of the model sees besides parameters and latents.
-
-    Attributes:
-        indices: ``[B]`` the data to visit, None for all of a plate that is not subsampled.
-        data: the array arguments of the model.
-        rng_key: to draw from, and for models that ask for one.
-        mutable: values at ``mutable`` sites.
-    """
-
-    indices: Array | None
-    data: Any
-    rng_key: Array
-    mutable: dict[str, Any]
 
 
 class Joint(NamedTuple):
@@ -157,7 +138,7 @@ class LatentModel:
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self.is_local(site):
-                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
+                    per_datum += self.plate.by_datum(value / self.ratio(batch)).sum(-1)
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in batch.mutable}
@@ -185,7 +166,7 @@ class LatentModel:
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
                 if self.is_local(site):
-                    per_datum += self.by_datum(value).sum(-1)
+                    per_datum += self.plate.by_datum(value).sum(-1)
                 else:
                     rest += value.sum()
             return per_datum, rest
@@ -219,7 +200,7 @@ class LatentModel:
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
+            result[name] = self.plate.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
         return result
 
     def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
@@ -291,7 +272,7 @@ class LatentModel:
 
         Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
         """
-        model = replace(self, model=Unobserve(self.model))._bound(params, batch)
+        model = replace(self, model=handlers.uncondition(self.model))._bound(params, batch)
         trace = trace_model(model, *join_static(batch.data, self.static_arguments))
         local, glob = self._unconstrained(trace)
         sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
@@ -321,10 +302,7 @@ class LatentModel:
             return [None]
         if joint and self.global_sites:
             return jnp.arange(self.num_data, dtype=jnp.int32)[None]
-        num = self.num_data if wanted is None else len(wanted)
-        size = min(self.batch_size, num)
-        order = (jnp.arange(-(-num // size) * size, dtype=jnp.int32) % num).reshape(-1, size)
-        return order if wanted is None else jnp.asarray(wanted, jnp.int32)[order]
+        return split_indices(self.num_data, self.batch_size, wanted)
 
     def map_blocks(
         self,
@@ -333,52 +311,27 @@ class LatentModel:
         axes: Any,
         wanted: np.ndarray | None = None,
         joint: bool = True,
-        progress: Callable[[int, int], None] = lambda done, of: None,
+        progress: Progress = silent,
     ) -> Any:
         """Apply a function to one block of data after the other, and join what it returns.
 
         Args:
             function: batch -> tree of arrays.
-            batch: what all blocks see; each gets its own ``indices``, and a key derived from this one.
+            batch: what all blocks see, but for their ``indices`` and keys; see :func:`.map_blocks`.
             axes: a prefix of that tree: the axis that runs over the data; None for what all blocks agree on, of which
                 the first is kept; ``BY_BLOCK`` for one value of each block, which are stacked.
             wanted: see :meth:`blocks`.
             joint: see :meth:`blocks`.
             progress: told how many blocks are done, of how many.
         """
-        blocks, parts = self.blocks(wanted, joint), []
-        for i, indices in enumerate(blocks):
-            part = function(batch._replace(indices=indices, rng_key=random.fold_in(batch.rng_key, i)))
-            # Many blocks may not fit into the device's memory.
-            parts.append(part if len(blocks) == 1 or is_traced(part) else jax.tree.map(np.asarray, part))
-            progress(i + 1, len(blocks))
         in_order = self.subsampled and not (joint and self.global_sites)  # blocks hold what is wanted, in its order
-        chosen: Any = wanted
-        if in_order:
-            chosen = slice(self.num_data if wanted is None else len(wanted))
-        xp: Any = jnp if is_traced(parts) else np
-
-        def join(axis: Any, *arrays: Any) -> Any:
-            if axis == BY_BLOCK:
-                return xp.stack(arrays)
-            if axis is None:
-                return arrays[0]
-            joined = xp.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
-            if chosen is None or (len(blocks) == 1 and isinstance(chosen, slice) and chosen.stop >= joined.shape[axis]):
-                return joined
-            return joined[(slice(None),) * (axis % joined.ndim) + (chosen,)]
-
-        trees = lambda axis, *parts: jax.tree.map(partial(join, axis), *parts)
-        return jax.tree.map(trees, axes, *parts, is_leaf=lambda axis: axis is None)
+        number = self.num_data if wanted is None else len(wanted)
+        chosen: Any = slice(number) if in_order else wanted
+        return map_blocks(function, batch, self.blocks(wanted, joint), axes, chosen, progress)
 
     def is_local(self, site: dict[str, Any]) -> bool:
-        """Whether a site lies in the data plate."""
-        return self.plate is not None and any(frame.name == self.plate.name for frame in site["cond_indep_stack"])
-
-    def by_datum(self, value: Array) -> Array:
-        """``[B, n]`` from an array in the batch shape of a local site."""
-        value = jnp.moveaxis(value, self.plate.dim, 0)
-        return value.reshape(value.shape[0], -1)
+        """Return whether a site lies in the data plate."""
+        return self.plate is not None and self.plate.holds(site)
 
     def trace(
         self, params: Params, local: Latents, glob: Latents, batch: Batch
@@ -390,7 +343,7 @@ class LatentModel:
         particle = dict(glob)
         for name, value in local.items():
             particle[name] = jnp.moveaxis(value, 0, self.latents[name].axis)
-        placed = Place(self._bound(params, batch), particle)
+        placed = place(self._bound(params, batch), particle)
         trace = trace_model(from_base(placed), *join_static(batch.data, self.static_arguments))
         return trace, placed.log_det
 

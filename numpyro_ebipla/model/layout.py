@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
@@ -43,8 +45,17 @@ class DataPlate(NamedTuple):
     batch_size: int
     dim: int
 
+    def holds(self, site: dict[str, Any]) -> bool:
+        """Return whether a site of a trace lies in it."""
+        return any(frame.name == self.name for frame in site["cond_indep_stack"])
 
-class Layout(NamedTuple):
+    def by_datum(self, value: Array) -> Array:
+        """Return ``[B, n]`` from an array in the batch shape of a site in it."""
+        value = jnp.moveaxis(value, self.dim, 0)
+        return value.reshape(value.shape[0], -1)
+
+
+class ModelLayout(NamedTuple):
     """What a trace says besides numbers: fields of :class:`LatentModel`, and names."""
 
     latents: dict[str, LatentSite]
@@ -54,7 +65,7 @@ class Layout(NamedTuple):
     deterministic: tuple[str, ...]
 
 
-def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Layout:
+def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> ModelLayout:
     """The layout of a traced model.
 
     Raises:
@@ -84,7 +95,7 @@ def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[st
             f"the model observes nothing, so nothing says where '{next(iter(latent))}' is: pass the data, which go to "
             "obs=. To draw from the model as it is, use numpyro.infer.Predictive."
         )
-    return Layout(
+    return ModelLayout(
         latents,
         energy_sites,
         plate,
@@ -137,7 +148,7 @@ def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
 
 def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> dict[str, LatentSite]:
     """Which latents are local, and where their data axis is."""
-    inside = {n for n, s in latent.items() if plate and _in_plate(s, plate)}
+    inside = {n for n, s in latent.items() if plate and plate.holds(s)}
     posterior = dependencies.get("posterior_dependencies", {})
     coupled = sorted({u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())})
     if coupled and plate and plate.batch_size < plate.size:
@@ -161,10 +172,7 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
 def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
     shape = unwrap(site["fn"]).batch_shape
     per_datum = (
-        plate is not None
-        and _in_plate(site, plate)
-        and len(shape) >= -plate.dim
-        and shape[plate.dim] == plate.batch_size
+        plate is not None and plate.holds(site) and len(shape) >= -plate.dim and shape[plate.dim] == plate.batch_size
     )
     if per_datum and int(np.prod(shape)) != plate.batch_size:
         raise ModelError(
@@ -172,10 +180,6 @@ def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
             f"(batch shape {shape}): put the other plate's dimension into the event with .to_event()."
         )
     return EnergySite(bool(site["is_observed"]), per_datum)
-
-
-def _in_plate(site: dict, plate: DataPlate) -> bool:
-    return any(frame.name == plate.name for frame in site["cond_indep_stack"])
 
 
 def constraints_of(trace: dict[str, Any]) -> dict[str, Any]:

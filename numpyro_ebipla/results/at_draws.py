@@ -13,9 +13,10 @@ from numpyro import handlers
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import join_static
 from numpyro_ebipla.likelihood.normalisers import NUM_POPULATIONS, normalisers
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.energy import subtracting
 from numpyro_ebipla.model.handlers import copy_containers, from_base, trace_model
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.sites import Site, Variable, positions
 from numpyro_ebipla.results.visiting import spread
 from numpyro_ebipla.training.fitted import Fitted

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.handlers import simulated
-from numpyro_ebipla.model.latent_model import Batch
 from numpyro_ebipla.training.fitted import Fitted
 
 

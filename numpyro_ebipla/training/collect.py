@@ -12,8 +12,9 @@ from jax import Array, lax, random
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import scalar, site_names
+from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
-from numpyro_ebipla.model.latent_model import BY_BLOCK, Batch, LatentModel
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import (
     Adaptations,
     Block,

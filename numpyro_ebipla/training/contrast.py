@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import Known, Prepared
 from numpyro_ebipla.training.safeguards import EnergyGap, energy_gap, hole_penalty
 from numpyro_ebipla.walkers.base import Walkers

@@ -13,8 +13,9 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_traced, split_static
 from numpyro_ebipla._core.validate import check_key
 from numpyro_ebipla.likelihood.weighted import weighted_log_marginal
+from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.energy import EnergyPrior
-from numpyro_ebipla.model.latent_model import BY_BLOCK, Batch, LatentModel
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.collect import Draws, Plan, SiteLayout
 from numpyro_ebipla.training.config import Config

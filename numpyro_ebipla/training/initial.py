@@ -10,7 +10,7 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, PosteriorState, TrainState
 from numpyro_ebipla._core.tree import chain_select, strong_type
 from numpyro_ebipla.likelihood.posterior import anneal_posterior
-from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.training.config import Config
 

@@ -17,7 +17,7 @@ from numpyro_ebipla._core.errors import warn
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla.checkpoint.files import Checkpoint
 from numpyro_ebipla.checkpoint.store import Store
-from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.particles.base import gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.step import batch_indices, log_joint_at

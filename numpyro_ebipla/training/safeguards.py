@@ -8,7 +8,7 @@ import optax
 from jax import Array, lax
 
 from numpyro_ebipla._core.state import Params, TrainState
-from numpyro_ebipla.model.latent_model import Batch
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.particles.base import Adaptations, Block, Known
 from numpyro_ebipla.smc.weights import quantile
 from numpyro_ebipla.training.config import Config

@@ -15,7 +15,8 @@ from jax import Array, random
 
 from numpyro_ebipla._core.state import Params, PosteriorState, TrainState, WalkerState
 from numpyro_ebipla._core.tree import all_finite, put
-from numpyro_ebipla.model.latent_model import Batch, LatentModel
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import Adaptations, Block, LogJoint, Prepared, gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.contrast import Contrast, contrast, cross_entropy

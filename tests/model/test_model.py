@@ -13,8 +13,8 @@ from numpyro.contrib.module import flax_module, nnx_module
 from numpyro.infer.util import potential_energy
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import inspect_model
-from numpyro_ebipla.model.latent_model import Batch
 
 M = 6
 Y = np.linspace(-1.0, 2.0, M).astype(np.float32)

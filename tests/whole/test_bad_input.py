@@ -34,8 +34,8 @@ from numpyro_ebipla import (
     langevin,
     langevin_noise,
 )
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import inspect_model
-from numpyro_ebipla.model.latent_model import Batch
 
 M = 6
 Y = np.linspace(-1.0, 2.0, M, dtype=np.float32)
