@@ -10,10 +10,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 # These need no display. (The docs are left out: their notebooks draw inline.)
-example test test-slow bench papers suite: export MPLBACKEND ?= Agg
+example test test-unit test-slow bench papers suite: export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help example test test-slow lint format docs bench papers suite clean
+.PHONY: help example test test-unit test-slow lint format docs bench papers suite clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -23,7 +23,10 @@ example: $(VENV)/.installed-examples ## Fit and plot the rotated Swiss roll
 	$(BIN)/python examples/rotated_swiss_roll.py $(ARGS)
 
 test: $(VENV)/.installed-test ## Run the tests and doctests, in two processes (JOBS=2)
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-unit: $(VENV)/.installed-test ## Run the tests that fit nothing, in a minute
+	$(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile -m 'unit and not slow' $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## Run only the slow tests
 	$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
@@ -50,7 +53,7 @@ suite: $(VENV)/.installed-examples ## Fit models whose optimum is known, with th
 	$(BIN)/python -m benchmarks.suite --jobs $(JOBS) $(ARGS)
 
 clean: ## Remove .venv (VENV), caches and built files
-	rm -rf $(VENV) docs/_build build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name '.venv*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp .installed-X says that extra X is installed, as pyproject.toml has it now.

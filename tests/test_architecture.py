@@ -6,7 +6,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 import numpyro_ebipla
+
+pytestmark = pytest.mark.unit
 
 PACKAGE = Path(numpyro_ebipla.__file__).parent
 

@@ -16,6 +16,7 @@ SETTINGS = toy.Settings(
 )
 
 
+@pytest.mark.unit
 def test_critical_step_is_that_of_the_recursion():
     for size in (1, 10, 100):
         for factor, grows in ((0.99, False), (1.01, True)):
@@ -37,6 +38,7 @@ def test_pgd_converges_below_the_critical_step_and_diverges_above(factor):
         assert curve[-1] == pytest.approx(closed[-1], rel=0.1) and curve[-1] > 100
 
 
+@pytest.mark.unit
 def test_closed_form_of_the_kinetic_moves_agrees_with_the_packages_integrals():
     from numpyro_ebipla.kernels.langevin import kinetic_terms
 
@@ -47,6 +49,7 @@ def test_closed_form_of_the_kinetic_moves_agrees_with_the_packages_integrals():
     np.testing.assert_allclose(move.q, root @ root.T, rtol=1e-4)
 
 
+@pytest.mark.unit
 def test_one_experiment_that_fails_does_not_keep_the_others_from_running(monkeypatch):
     """Without MNIST's file the Bayesian network ended ``make papers``, and two that need no file never ran."""
     done = []
@@ -81,6 +84,7 @@ def test_the_seed_moves_the_fits_and_not_the_data_alone(monkeypatch):
         assert len(keys) == 2
 
 
+@pytest.mark.unit
 def test_speed_is_compared_where_quality_stays():
     """A lucky look in a course that fluctuates once counted as having got there."""
     course = lambda seconds, quality: Course(seconds, quality, 0.1, {}, 0.0, None)

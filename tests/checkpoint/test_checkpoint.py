@@ -20,8 +20,9 @@ from numpyro_ebipla import EBIPLA, ULA, CheckpointError, EBIPLAWarning, EnergyPr
 from numpyro_ebipla.checkpoint import files, latest, load, restore, save, store
 from numpyro_ebipla.training import loop
 from numpyro_ebipla.training.stopping import split_r_hat
+from tests.models import hierarchy
 
-Y = jnp.linspace(-1.0, 2.0, 6)
+Y = np.linspace(-1.0, 2.0, 6, dtype=np.float32)
 
 
 def model(y, batch_size=None, width=3):
@@ -86,6 +87,7 @@ def part(tmp_path):
 DTYPES = ["float32", "float16", "bfloat16", "float8_e4m3fn", "int8", "int32", "uint32", "bool", "complex64", "int4"]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)])
 def test_every_dtype_survives(tmp_path, dtype, shape):
@@ -96,6 +98,7 @@ def test_every_dtype_survives(tmp_path, dtype, shape):
     np.testing.assert_array_equal(back, value["a"])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_keys_survive_with_their_implementation(tmp_path, impl):
     key = random.split(random.key(3, impl=impl), 2)
@@ -113,6 +116,7 @@ def small(tmp_path):
     return path, path.read_bytes()
 
 
+@pytest.mark.unit
 def test_any_flipped_byte_is_noticed(small):
     path, content = small
     for i in range(len(content)):
@@ -121,6 +125,7 @@ def test_any_flipped_byte_is_noticed(small):
             load(path)
 
 
+@pytest.mark.unit
 def test_any_cut_is_noticed(small):
     path, content = small
     for i in range(len(content)):
@@ -129,12 +134,14 @@ def test_any_cut_is_noticed(small):
             load(path)
 
 
+@pytest.mark.unit
 def test_numpy_reads_the_file(small):
     with np.load(small[0]) as arrays:
         np.testing.assert_array_equal(arrays["state/['w']"], np.arange(3.0))
         assert json.loads(arrays["header.json"])["version"] == 1
 
 
+@pytest.mark.unit
 def test_another_version_is_refused(small, monkeypatch):
     monkeypatch.setattr(files, "VERSION", 2)
     with pytest.raises(CheckpointError, match=r"format version 1 \(numpyro_ebipla .*reads version 2"):
@@ -160,6 +167,7 @@ def sealed(path, header, arrays=()):
     return path
 
 
+@pytest.mark.unit
 def test_no_pickle_is_ever_read(tmp_path):
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"anything": 1}], dtype=object), allow_pickle=True)
@@ -173,6 +181,7 @@ def test_no_pickle_is_ever_read(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.unit
 def test_other_files_are_no_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load(sealed(tmp_path / "a.npz", {"format": "other"}))
@@ -183,6 +192,7 @@ def test_other_files_are_no_checkpoints(tmp_path):
         load(tmp_path / "b.npz")
 
 
+@pytest.mark.unit
 def test_a_write_that_fails_changes_nothing(small, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -441,6 +451,7 @@ def test_resume_false_refuses_a_directory_in_use(part, tmp_path):
     assert steps(tmp_path / "new") == [5]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -473,20 +484,13 @@ def test_arguments(tmp_path, monkeypatch, options, error, message):
 # --- early stops ------------------------------------------------------------------------------------------
 
 
-def normal(y):
-    mean = numpyro.param("mean", 0.0)
-    with numpyro.plate("data", len(y)):
-        x = numpyro.sample("x", dist.Normal(mean, 1))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y)
-
-
-NORMAL = 2.0 + 1.4 * random.normal(random.key(1), (100,))
+NORMAL = (2.0 + 1.4 * np.random.default_rng(1).normal(size=100)).astype(np.float32)
 SHORT = dict(num_particles=4, num_samples=2, thinning=1, warmup=0)
 
 
 def test_a_settled_fit_stops_near_the_optimum_and_again_when_resumed(tmp_path):
     """The maximum is at the mean of the data. The iterates spread by about 0.03 around it, their average by less."""
-    fitter = EBIPLA(normal, num_steps=20_000, **SHORT)
+    fitter = EBIPLA(hierarchy, num_steps=20_000, **SHORT)
     options = dict(progress_bar=False, stop_at_r_hat=1.1)
     fit = fitter.run(random.key(0), NORMAL, **options)
     assert fit.stopped.startswith(f"settled after {len(fit.losses)} steps") and len(fit.losses) < 5000
@@ -501,14 +505,14 @@ def test_a_settled_fit_stops_near_the_optimum_and_again_when_resumed(tmp_path):
 
 def test_a_slow_drift_never_counts_as_settled():
     """At this rate 3000 steps are a small part of the way, and each step's drift is far below its noise."""
-    fitter = EBIPLA(normal, num_steps=3000, optim=optax.sgd(2e-5), **SHORT)
+    fitter = EBIPLA(hierarchy, num_steps=3000, optim=optax.sgd(2e-5), **SHORT)
     fit = fitter.run(random.key(0), NORMAL, progress_bar=False, stop_at_r_hat={"mean": 1.5})
     assert fit.stopped is None and len(fit.losses) == 3000
     assert abs(fit.params["mean"] - NORMAL.mean()) > 1
 
 
 def test_an_entry_of_the_history_may_decide():
-    fitter = EBIPLA(normal, num_steps=3000, **SHORT)
+    fitter = EBIPLA(hierarchy, num_steps=3000, **SHORT)
     fit = fitter.run(random.key(0), NORMAL, progress_bar=False, stop_at_r_hat={"accept_local": 1.1})
     assert "accept_local" in fit.stopped and "mean" not in fit.stopped
 
@@ -521,13 +525,14 @@ def test_whether_a_step_was_sound_is_no_entry_of_the_history():
 
 def test_looks_that_nobody_took_delay_the_verdict(tmp_path):
     """Without looks at the first 1000 steps, 1900 are the first whose last half, cut to four quarters, is known."""
-    fitter = EBIPLA(normal, num_steps=1000, optim=optax.sgd(0.0), **SHORT)
+    fitter = EBIPLA(hierarchy, num_steps=1000, optim=optax.sgd(0.0), **SHORT)
     options = dict(progress_bar=False, checkpoint_dir=tmp_path)
     fitter.run(random.key(0), NORMAL, **options)
     fit = fitter.run(random.key(0), NORMAL, num_steps=3000, stop_at_r_hat={"mean": 1.1}, **options)
     assert len(fit.losses) == 1900
 
 
+@pytest.mark.unit
 def test_split_r_hat_of_known_paths():
     """Noise has 1, a trend √(1 + 20), a random walk √(1 + 4), all at many looks and directions."""
     rng = np.random.default_rng(0)

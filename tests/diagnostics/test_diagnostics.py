@@ -14,17 +14,10 @@ from numpyro_ebipla.diagnostics import Diagnostics
 from numpyro_ebipla.diagnostics.parameters import check_score
 from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
 from numpyro_ebipla.diagnostics.run import _frozen, check_history
+from numpyro_ebipla.smc.normaliser import Estimate, pooled
+from tests.models import fitter, hierarchy
 
-
-def normal_model(y, **kwargs):
-    """Its marginal is N(mean, 2)."""
-    mean = numpyro.param("mean", 0.0)
-    with numpyro.plate("data", len(y)):
-        x = numpyro.sample("x", dist.Normal(mean, 1))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y)
-
-
-Y = 1.0 + 2**0.5 * random.normal(random.key(1), (400,))
+Y = (1.0 + 2**0.5 * np.random.default_rng(1).normal(size=400)).astype(np.float32)
 #: Five moves at each temperature are enough for one dimension.
 QUICK = Annealing(stage_ess=0.98)
 
@@ -84,7 +77,7 @@ def test_values_beyond_single_precision_are_told(shape, passes):
 @pytest.mark.parametrize("num_steps", [50, 200, 1000])
 def test_what_was_gained_and_what_is_left_are_those_of_the_closed_form(num_steps):
     """The marginal is normal, so both expansions are exact up to the sampling of the information."""
-    fit = EBIPLA(normal_model, num_steps=num_steps, num_particles=20).run(random.key(0), Y, progress_bar=False)
+    fit = EBIPLA(hierarchy, num_steps=num_steps, num_particles=20).run(random.key(0), Y, progress_bar=False)
     now, before, best = float(fit.params["mean"]), float(fit.state.slow_average["mean"]), float(Y.mean())
     score = (now - before) * (Y - now) / 2
     error = abs(now - before) * np.sqrt(0.5 / 10)  # of the mean of ten particles
@@ -112,7 +105,7 @@ def test_with_an_energy_prior_they_have_its_log_z():
 
 
 def test_a_run_that_was_too_short_is_told_from_one_that_was_not():
-    ebipla = EBIPLA(normal_model)
+    ebipla = fitter(hierarchy)
     short = ebipla.run(random.key(0), Y, num_steps=60, progress_bar=False).diagnostics()
     assert [check.name for check in short.checks if not check.passed] == ["nats still gained", "nats to gain"]
     assert "num_steps" in short.warnings[0] and not short.passed
@@ -120,6 +113,7 @@ def test_a_run_that_was_too_short_is_told_from_one_that_was_not():
     assert whole.passed, str(whole)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("num", [8, 500])
 @pytest.mark.parametrize("moving", [1, 3])
 def test_noise_of_the_particles_is_not_taken_for_nats(num, moving):
@@ -138,6 +132,7 @@ def test_noise_of_the_particles_is_not_taken_for_nats(num, moving):
     assert abs(gained.mean() - 0.5e-4 * moving) < 4 * gained.std() / np.sqrt(400)
 
 
+@pytest.mark.unit
 def test_nats_are_seen_above_that_noise():
     rng = np.random.default_rng(1)
     for _ in range(100):
@@ -147,6 +142,7 @@ def test_nats_are_seen_above_that_noise():
         assert left.value == pytest.approx(2 * 0.3**2 / 2, rel=0.75)  # the worst of 100, of which each is 25 % off
 
 
+@pytest.mark.unit
 def test_noise_that_hides_all_is_said():
     """Narrow posteriors and a prior far off: the score is a hundredth of its noise, and 4 nats went unnoticed."""
     rng = np.random.default_rng(2)
@@ -220,7 +216,7 @@ def test_particles_that_do_not_mix_are_found():
 
 def test_moves_that_are_refused_are_found():
     kernel = MALA(step_size=50.0, adapt_step=False)
-    fit = EBIPLA(normal_model, num_steps=50, kernel=kernel).run(random.key(0), Y, progress_bar=False)
+    fit = EBIPLA(hierarchy, num_steps=50, kernel=kernel).run(random.key(0), Y, progress_bar=False)
     found = fit.diagnostics()
     assert found["acceptance, local"].passed is False and found["acceptance, local"].value < 0.1
 
@@ -256,18 +252,21 @@ def test_a_prior_that_is_not_where_the_data_are_is_found():
     assert check.passed is False and check.value > 0.1
 
 
+@pytest.mark.unit
 def test_a_log_z_that_is_off_is_found():
-    log_z = np.array([1.0, 1.1, 0.9, 1.0])
-    fresh = FreshDraws(random.normal(random.key(0), (4, 256)), log_z)
+    value, variance = pooled(jnp.array([1.0, 1.1, 0.9, 1.0]), jnp.full(4, 0.01))
+    fresh = FreshDraws(random.normal(random.key(0), (4, 256)), Estimate(value, jnp.sqrt(variance)))
     walkers = random.normal(random.key(1), (128,))
     name = "x: log Z, walkers − fresh"
     for said, passed in ((1.05, True), (3.0, False)):
         checks = Diagnostics(tuple(check_prior("x", fresh, said, walkers)))
         assert checks[name].passed is passed
-    wild = fresh._replace(log_z=jnp.array([0.0, 3.0, 1.0, -2.0]))
+    value, variance = pooled(jnp.array([0.0, 3.0, 1.0, -2.0]), jnp.full(4, 0.01))
+    wild = fresh._replace(log_z=Estimate(value, jnp.sqrt(variance)))
     assert check_prior("x", wild)[0].passed is False
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "name, good, bad",
     [
@@ -290,6 +289,7 @@ def test_what_the_history_says(name, good, bad):
 # --- the two-sample statistic -------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_mmd_is_unbiased_and_has_its_closed_form():
     """For N(0, I) and N(m, I) in R^d with kernel exp(−r²/w) all three terms are Gaussian integrals."""
     rng, d, m, n = np.random.default_rng(0), 3, 0.8, 1000
@@ -304,6 +304,7 @@ def test_mmd_is_unbiased_and_has_its_closed_form():
     assert mmd2(x, y) == pytest.approx(2 * expected(0) - 2 * expected(m), abs=0.01)
 
 
+@pytest.mark.unit
 def test_mmd_does_not_mind_the_scale_or_the_origin():
     x, y = np.random.default_rng(1).normal(size=(2, 300, 2))
     assert mmd2(1e3 + 1e-2 * x, 1e3 + 1e-2 * y) == pytest.approx(mmd2(x, y), abs=2e-3)
@@ -313,7 +314,7 @@ def test_mmd_does_not_mind_the_scale_or_the_origin():
 
 
 def test_run_warns_of_what_failed(capsys):
-    ebipla = EBIPLA(normal_model, optim=__import__("optax").sgd(1e-5))
+    ebipla = EBIPLA(hierarchy, optim=__import__("optax").sgd(1e-5))
     with pytest.warns(EBIPLAWarning, match="nats still gained.*num_steps"):
         fit = ebipla.run(random.key(0), Y + 5, num_steps=1000, progress_bar=False)
     fit.print_summary()
@@ -329,7 +330,7 @@ def test_run_warns_of_what_failed(capsys):
 def test_weight_that_was_lost_on_the_way_is_found_by_fresh_populations(far, passed):
     """−40.3 ± 1.05 was reported where −9.2 is right, ten off at the start: no check looked at the weights."""
     y = jnp.linspace(-1.0, 2.0, 6) + far
-    fit = recipes.jala_em(normal_model, step_size=0.02, num_steps=600, num_samples=50).run(
+    fit = recipes.jala_em(hierarchy, step_size=0.02, num_steps=600, num_samples=50).run(
         random.key(0), y, progress_bar=False
     )
     value, error = fit.log_marginal_likelihood()

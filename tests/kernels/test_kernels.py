@@ -11,6 +11,8 @@ from numpyro_ebipla import MALA, ULA, Underdamped
 from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla.kernels import Point, start
 
+pytestmark = pytest.mark.unit
+
 
 def target_of(log_density):
     return batched_value_and_grad(lambda p: log_density(p["x"]))

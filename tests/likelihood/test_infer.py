@@ -22,6 +22,7 @@ from numpyro_ebipla import (
 )
 from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla.kernels import evaluated, start
+from tests.models import fitter, hierarchy
 
 LOADING = np.array([[1.0, 0.5, -1.0], [0.3, 2.0, 1.0]])
 
@@ -220,12 +221,6 @@ def test_fresh_draws_have_all_modes_with_their_masses():
 # --- far from the prior ---------------------------------------------------------------------------------
 
 
-def shifted(y):
-    mean = numpyro.param("mean", 0.0)
-    with numpyro.plate("data", len(y)):
-        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(mean, 1)), 1), obs=y)
-
-
 def density(y):
     return dist.Normal(0.5, 2**0.5).log_prob(y)
 
@@ -234,7 +229,7 @@ def test_what_is_too_far_away_to_be_reached_is_said_to_be_unknown():
     """y = 1000 was off by 1,200 nats, its standard error 6: the ladder ended before the population had arrived."""
     y = jnp.array([0.5, 5.0, 1e3])
     with pytest.warns(EBIPLAWarning, match=r"too few for 1 data, the first is 2.*max_temps"):
-        found = EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, y)
+        found = fitter(hierarchy).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, y)
     assert np.isinf(found.std_error[2]) and found.ess[2] == 0
     assert np.all(np.abs(found.value - density(y))[:2] < 4 * found.std_error[:2])
 
@@ -243,18 +238,18 @@ def test_what_is_too_far_away_to_be_reached_is_said_to_be_unknown():
 def test_so_are_particles_and_reconstructions(method):
     """At y = 10⁴ they were 77 and 1113 in place of 5000, without a word."""
     y, params = jnp.array([0.5, 1e4, 5.0]), {"mean": jnp.array(0.5)}
-    ebipla = EBIPLA(shifted, num_particles=8, num_samples=10, warmup=10)
+    ebipla = fitter(hierarchy, num_particles=8, num_samples=10, warmup=10)
     with pytest.warns(EBIPLAWarning, match=rf"{method}: 200 temperatures were too few for 1 data, the first is 1"):
         getattr(ebipla, method)(random.key(0), params, y)
 
 
 def test_more_temperatures_reach_it(recwarn):
     y = jnp.array([100.0])
-    far = EBIPLA(shifted, num_particles=64, num_samples=20)
+    far = fitter(hierarchy, num_particles=64, num_samples=20)
     new = far.infer(random.key(1), {"mean": jnp.array(0.5)}, 10 * y, annealing=Annealing(max_temps=20_000))
     assert abs(new.get_samples()["x"].mean() - 500.25) < 4 * 0.5**0.5 / 8
     assert not [w for w in recwarn.list if w.category is EBIPLAWarning]
-    found = EBIPLA(shifted).log_likelihood(
+    found = fitter(hierarchy).log_likelihood(
         random.key(0), {"mean": jnp.array(0.5)}, y, annealing=Annealing(max_temps=2000)
     )
     assert float(found.std_error[0]) < 0.3
@@ -265,13 +260,13 @@ def test_more_temperatures_reach_it(recwarn):
 def test_answers_that_are_no_numbers_are_refused(method):
     """They were NaN, all of them."""
     with pytest.raises(ModelError, match="not finite"):
-        getattr(EBIPLA(shifted), method)(random.key(0), {"mean": jnp.array(0.5)}, jnp.array([0.0, 1e30]))
+        getattr(fitter(hierarchy), method)(random.key(0), {"mean": jnp.array(0.5)}, jnp.array([0.0, 1e30]))
 
 
 def test_parameters_and_options_of_the_wrong_type():
     with pytest.raises(TypeError, match="the value of 'mean' must be an array"):
-        EBIPLA(shifted).log_likelihood(random.key(0), {"mean": "one"}, jnp.zeros(2))
+        fitter(hierarchy).log_likelihood(random.key(0), {"mean": "one"}, jnp.zeros(2))
     with pytest.raises(ValueError, match="stage_ess must be a number between 0 and 1"):
         Annealing(stage_ess="a")
     with pytest.raises(TypeError, match=r"pass annealing=Annealing\(stage_ess=0.5\)"):
-        EBIPLA(shifted).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, jnp.zeros(2), stage_ess=0.5)
+        fitter(hierarchy).log_likelihood(random.key(0), {"mean": jnp.array(0.5)}, jnp.zeros(2), stage_ess=0.5)

@@ -270,6 +270,7 @@ def test_an_anomaly_score_is_minus_the_log_density():
     assert np.all(np.abs(score + truth) < 0.2) and int(np.argmax(score)) == 5
 
 
+@pytest.mark.unit
 def test_populations_that_contradict_their_errors():
     """Each claims 0.01 nats but they differ by one: then the spread is the error. A usual spread is not."""
     value, variance = pooled(jnp.array([0.0, 1.0, 0.0, 1.0]), jnp.full(4, 1e-4))

@@ -18,7 +18,7 @@ from numpyro_ebipla.model.inspection import inspect_model
 
 M = 6
 Y = np.linspace(-1.0, 2.0, M).astype(np.float32)
-C = jnp.linspace(0.5, 1.5, M)
+C = np.linspace(0.5, 1.5, M, dtype=np.float32)
 NUM = 2
 
 
@@ -129,7 +129,7 @@ def dictionary_and_counts(data):
 def keyword_arguments_only(*, num, batch_size):
     with numpyro.plate("data", num, subsample_size=batch_size) as idx:
         x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.factor("f", -jnp.square(x - C[idx]))
+        numpyro.factor("f", -jnp.square(x - jnp.asarray(C)[idx]))
 
 
 @model(glob=["x"])
@@ -143,9 +143,9 @@ def factor_mask_scale(y, batch_size):
     w = numpyro.sample("w", dist.Normal(0, 1))
     numpyro.factor("outside", -(w**4))
     with numpyro.plate("data", M, subsample_size=batch_size) as idx:
-        with handlers.scale(scale=C[idx]):
+        with handlers.scale(scale=jnp.asarray(C)[idx]):
             x = numpyro.sample("x", dist.Normal(w, 1))
-        with handlers.mask(mask=C[idx] > 0.8), handlers.scale(scale=0.5):
+        with handlers.mask(mask=jnp.asarray(C)[idx] > 0.8), handlers.scale(scale=0.5):
             numpyro.sample("y", dist.Normal(x, 1), obs=y[idx])
         numpyro.factor("inside", -(x**4))
 
@@ -162,7 +162,7 @@ def energy_latent(y, batch_size):
 def energy_on_covariates(y, batch_size):
     a = numpyro.param("a", 0.3)
     with numpyro.plate("data", M, subsample_size=batch_size) as idx:
-        c = C[idx]
+        c = jnp.asarray(C)[idx]
         x = numpyro.sample("x", EnergyPrior(lambda x: a * (x - c) ** 2, dist.Gamma(2.0, 1.0)))
         numpyro.sample("y", dist.Normal(x, 1), obs=y[idx])
 
@@ -410,6 +410,7 @@ def test_double_precision():
         assert per_datum.dtype == local["a"].dtype == jnp.float64
 
 
+@pytest.mark.unit
 def test_constraints_that_depend_on_the_data():
     def model(y):
         s = numpyro.param("s", 1.0, constraint=dist.constraints.interval(0.0, 2 * y.max()))

@@ -12,7 +12,9 @@ from jax.example_libraries import optimizers
 from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise, orthogonalised
 from numpyro_ebipla.optim.reaching_adam import reaching_adam
 
-PARAMS = {"a": jnp.array([0.5, -1.0, 2.0]), "b": {"w": jnp.array([[0.3]])}}
+pytestmark = pytest.mark.unit
+
+PARAMS = {"a": np.array([0.5, -1.0, 2.0], np.float32), "b": {"w": np.array([[0.3]], np.float32)}}
 
 
 def gradient(params):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from jax import random
 from numpyro.diagnostics import split_gelman_rubin
 
@@ -23,6 +24,7 @@ def local_block(log_density):
     return Block({"x": x}, {}, None), known
 
 
+@pytest.mark.unit
 def test_only_what_is_far_below_goes_to_the_best_of_the_same_datum():
     log_density = -jnp.array([[0.0, 1.0, 3.0], [0.3, 500.0, 2.0], [0.2, 0.5, 2.2], [19.0, jnp.nan, 2.4]])
     block, known = local_block(log_density)
@@ -38,6 +40,7 @@ def test_only_what_is_far_below_goes_to_the_best_of_the_same_datum():
     assert number == 0 and np.all(new.local["x"] == block.local["x"])
 
 
+@pytest.mark.unit
 def test_a_global_latent_takes_the_local_ones_of_its_particle_along():
     whole = -jnp.array([1.0, 2.0, 300.0, 1.5])
     local, glob = {"x": jnp.arange(12.0).reshape(4, 3)}, {"w": jnp.arange(4.0)}
@@ -103,6 +106,7 @@ def test_no_particle_is_lost_in_a_heavy_tail():
     np.testing.assert_allclose(found, np.broadcast_to(found[2], (3, 3)), rtol=0.03)
 
 
+@pytest.mark.unit
 def test_weights_and_short_runs_are_left_alone():
     assert Particles(MALA()).recalls
     assert not any(p.recalls for p in (Particles(ULA(0.1)), ShortRunParticles(), WeightedParticles()))

@@ -17,7 +17,7 @@ az = pytest.importorskip("arviz")
 OLD = az.__version__.startswith("0.")
 
 X = np.linspace(-1, 1, 21).reshape(7, 3).astype(np.float32)
-Y = np.asarray(random.normal(random.key(3), (7, 2)))
+Y = np.random.default_rng(3).normal(size=(7, 2)).astype(np.float32)
 BASE = dist.Normal(0, 1).expand([2]).to_event(1)
 
 

@@ -12,6 +12,8 @@ from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, normalised
 
+pytestmark = pytest.mark.unit
+
 #: Of the adaptation of step sizes.
 RATE = 0.1
 

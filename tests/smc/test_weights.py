@@ -15,6 +15,8 @@ from numpyro_ebipla.smc.weights import (
     ula_increment,
 )
 
+pytestmark = pytest.mark.unit
+
 
 def log_weights(seed, shape):
     return 2 * random.normal(random.key(seed), shape)

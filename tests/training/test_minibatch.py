@@ -9,6 +9,8 @@ from scipy import stats
 
 from numpyro_ebipla.training.minibatch import batches_per_epoch, minibatch, permuted
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(("M", "B"), [(1, 1), (2, 1), (2, 2), (3, 2), (10, 5), (16, 4), (17, 5), (64, 7)])
 def test_every_epoch_visits_every_datum(M, B):

@@ -22,11 +22,13 @@ def brake(gap, deviation=1.0, strategy=None):
     return float(energy_brake(config, {"x": EnergyGap(gap, gap, jnp.float32(deviation), gap)}))
 
 
+@pytest.mark.unit
 def test_small_gaps_hold_nothing_back():
     assert brake(0.0) == brake(1.9) == 1.0
     assert brake(5.0, deviation=5.0) == 1.0
 
 
+@pytest.mark.unit
 def test_a_growing_gap_slows_the_energy_down_and_then_turns_it_back():
     """Held at zero only, digits with d = 32 (seed 1) kept a hole: a gap of 4 nats for good."""
     values = [brake(gap) for gap in (2.0, 2.5, 3.0, 10.0, 1e6)]
@@ -34,15 +36,18 @@ def test_a_growing_gap_slows_the_energy_down_and_then_turns_it_back():
     assert values[2] < 0 and values[-1] == pytest.approx(-1.0)
 
 
+@pytest.mark.unit
 def test_a_hole_that_the_walkers_have_found_is_filled_at_full_rate():
     """A brake on either sign of the gap once froze such a hole: digits, d = 16, log Z of 57,000 and no warning."""
     assert brake(-1e6) == 1.0
 
 
+@pytest.mark.unit
 def test_strategies_without_a_brake():
     assert brake(1e6, 0.0, Persistent()) == 1.0
 
 
+@pytest.mark.unit
 def test_a_few_walkers_in_a_hole_do_not_lift_the_brake():
     """Two of 128 walkers at −3000 gave a deviation of 370: digits with d = 32, seed 1, ran away."""
     x = random.normal(random.key(0), (128,)).at[:2].set(3000.0)
@@ -50,6 +55,7 @@ def test_a_few_walkers_in_a_hole_do_not_lift_the_brake():
     assert float(gap.deviation) < 1.5 and 49 < float(gap.median) < 51
 
 
+@pytest.mark.unit
 def test_the_restraint_is_the_communication_barrier():
     """For the energy a·x under N(0, 1) all tempered laws have unit variance: ½ 𝔼|E − E'| = a/√π at every t."""
     a, num = 1.5, 20_000
@@ -60,6 +66,7 @@ def test_the_restraint_is_the_communication_barrier():
     assert float(penalty) == pytest.approx(2 * a / np.sqrt(np.pi), abs=4 * 2 * a * 0.85 / np.sqrt(8 * num / 2))
 
 
+@pytest.mark.unit
 def test_a_hole_is_filled_and_a_constant_has_no_slope():
     """One particle of four lies 50 below all walkers: only it is raised, as much as the walkers' mean is lowered."""
     walkers, particles = jnp.linspace(-1, 1, 100), jnp.array([0.0, 0.5, -0.5, -50.0])
@@ -75,6 +82,7 @@ def test_a_hole_is_filled_and_a_constant_has_no_slope():
     assert float(penalty(60.0, 3.0)) == 0.0
 
 
+@pytest.mark.unit
 def test_weights_of_the_walkers_count_in_the_gap():
     """Walkers of the base beside those of the prior, weighted to it, see the same gap as the latter alone."""
     a, num = 2.0, 100_000

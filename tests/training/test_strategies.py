@@ -3,18 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import pytest
 from jax import random
 
 from numpyro_ebipla import (
-    EBIPLA,
     MALA,
     ULA,
     Annealed,
     Contrastive,
-    EnergyPrior,
     Particles,
     Persistent,
     ShortRun,
@@ -27,6 +23,7 @@ from numpyro_ebipla import (
 from numpyro_ebipla.particles import Block
 from numpyro_ebipla.particles.base import evaluated_at
 from numpyro_ebipla.smc.density import TiltedDensity
+from tests.models import fitter, latent_energy, observed_energy
 
 PLAIN = MALA(0.3, precondition=False, adapt_step=False)
 P, N, B = 8, 4, 3
@@ -70,16 +67,10 @@ def like(tree):
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 
 
-def model(y, batch_size=None):
-    a = numpyro.param("a", jnp.zeros(()))
-    with numpyro.plate("data", len(y), subsample_size=batch_size) as i:
-        x = numpyro.sample("x", EnergyPrior(lambda x: 0.5 * a * x**2, dist.Normal(0, 1)))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y[i])
-
-
 # --- walkers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("strategy", PRIORS, ids=repr)
 def test_walkers_keep_their_shapes_and_weights(strategy):
     at = density()
@@ -93,6 +84,7 @@ def test_walkers_keep_their_shapes_and_weights(strategy):
     assert like(state) == like(prepared) == like(after)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("strategy", PRIORS, ids=repr)
 def test_walkers_are_functions_of_their_key(strategy):
     at = density()
@@ -109,6 +101,7 @@ def test_walkers_are_functions_of_their_key(strategy):
     assert not all(jax.tree.leaves(moved))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("strategy", [s for s in PRIORS if isinstance(s, Persistent)], ids=repr)
 def test_persistent_walkers_are_independent(strategy):
     at = density()
@@ -120,6 +113,7 @@ def test_persistent_walkers_are_independent(strategy):
     assert np.array_equal(a[1:], b[1:]) and not np.array_equal(a[0], b[0])
 
 
+@pytest.mark.unit
 def test_contrastive_walkers_start_at_the_particles_and_only_when_it_is_time():
     at, particles = density(), jnp.arange(16.0).reshape(8, 2) * 10
     strategy = Contrastive(P, ULA(1e-12), reset_every=2)
@@ -133,6 +127,7 @@ def test_contrastive_walkers_start_at_the_particles_and_only_when_it_is_time():
     assert rows(third.position) == rows(particles + 1)
 
 
+@pytest.mark.unit
 def test_short_run_walkers_start_at_the_base():
     """After K moves of a step that goes nowhere they are draws of the base; with many real moves, of the prior."""
     at = density()
@@ -168,6 +163,7 @@ def once(strategy, block, key=1):
     return ready, strategy.advance(random.key(key + 1), log_joint, 1.0, ready.block, known, ready.adapt)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("strategy", POSTERIORS, ids=repr)
 def test_particles_keep_their_shapes(strategy):
     block = block_of(strategy)
@@ -179,18 +175,21 @@ def test_particles_keep_their_shapes(strategy):
         np.testing.assert_allclose(ready.weight.sum(0), 1, rtol=1e-5)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("strategy", [s for s in POSTERIORS if type(s) is Particles], ids=repr)
 def test_preparing_persistent_particles_changes_nothing(strategy):
     block = block_of(strategy)
     assert once(strategy, block)[0].block is block
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("strategy", [s for s in POSTERIORS if isinstance(s, ShortRunParticles)], ids=repr)
 def test_short_run_particles_forget_where_they_were(strategy):
     one, other = (once(strategy, block_of(strategy, key))[1][0] for key in (0, 7))
     assert np.array_equal(one.local["x"], other.local["x"])
 
 
+@pytest.mark.unit
 def test_successive_particles_are_one_chain():
     """N states one after another: those of N steps of a single particle with the same keys."""
     strategy = SuccessiveParticles(ULA(0.1))
@@ -205,6 +204,7 @@ def test_successive_particles_are_one_chain():
         np.testing.assert_allclose(ready.block.local["x"][n], x["x"][0], rtol=1e-6)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "strategy", [Particles(ULA(0.1)), Particles(PLAIN, 2), WeightedParticles(PLAIN, threshold=0.0)], ids=repr
 )
@@ -234,7 +234,7 @@ SYSTEMS = [
 @pytest.mark.parametrize("options", SYSTEMS, ids=repr)
 def test_a_system_compiles_once_and_resumes_bit_for_bit(options):
     y = random.normal(random.key(0), (12,))
-    ebipla = EBIPLA(model, num_particles=N, num_samples=2, warmup=1, thinning=1, **options)
+    ebipla = fitter(latent_energy, num_particles=N, num_samples=2, warmup=1, thinning=1, **options)
     run = lambda num, **kw: ebipla.run(random.key(1), y, batch_size=6, num_steps=num, progress_bar=False, **kw)
     whole = run(7)
     halves = run(4, init_state=run(3).state)
@@ -249,14 +249,8 @@ def test_a_system_compiles_once_and_resumes_bit_for_bit(options):
 @pytest.mark.parametrize("posterior", POSTERIORS[-4:], ids=repr)
 def test_without_latents_there_is_nothing_to_keep(posterior):
     """An ordinary energy-based model is the same whatever is said of particles that it has not; it used to fail."""
-
-    def model(y):
-        a = numpyro.param("a", 0.1)
-        with numpyro.plate("data", len(y)):
-            numpyro.sample("y", EnergyPrior(lambda x: a * x**2, dist.Normal(0, 1)), obs=y)
-
     first, second = (
-        EBIPLA(model, num_steps=3, prior=Persistent(P), posterior=how).run(
+        fitter(observed_energy, num_steps=3, prior=Persistent(P), posterior=how).run(
             random.key(0), np.ones(B), progress_bar=False
         )
         for how in (posterior, None)

@@ -12,6 +12,8 @@ from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.walkers import Ladder
 from numpyro_ebipla.walkers.tempered import swap
 
+pytestmark = pytest.mark.unit
+
 K = 25  # steps of a path of densities
 FUNCTIONS = (lambda x: x, lambda x: x**2)
 

@@ -10,19 +10,14 @@ from jax import random
 
 from numpyro_ebipla import EBIPLA, Annealing, EBIPLAWarning, EnergyPrior, ModelError, nan_masked, recipes
 from numpyro_ebipla.optim import default_optimizer
+from tests.models import fitter as shared
+from tests.models import hierarchy
 
 M = 6
-Y = jnp.linspace(-1.0, 2.0, M)
-P = {"m": jnp.array(0.5)}
+Y = np.linspace(-1.0, 2.0, M, dtype=np.float32)
+P = {"mean": np.float32(0.5)}
 SMALL = {"num_particles": 2, "num_samples": 2, "thinning": 1, "warmup": 1, "num_steps": 3}
 QUICK = {"num_particles": 16, "num_populations": 2}
-
-
-def good(y, batch_size=None):
-    m = numpyro.param("m", 0.0)
-    with numpyro.plate("data", len(y), subsample_size=batch_size) as idx:
-        x = numpyro.sample("x", dist.Normal(m, 1))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y[idx])
 
 
 def prior_of_data(y):
@@ -33,8 +28,13 @@ def prior_of_data(y):
 
 @pytest.fixture(scope="module")
 def fitted():
-    fitter = EBIPLA(good, **SMALL)
+    fitter = shared(hierarchy, **SMALL)
     return fitter, fitter.run(random.key(0), Y, progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def fitted_prior():
+    return shared(prior_of_data, **SMALL).run(random.key(0), Y, progress_bar=False)
 
 
 # --- precision --------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def fitted():
 @pytest.mark.parametrize("x64", [False, True])
 def test_a_state_of_the_other_precision(x64, tmp_path):
     """Shapes alone were compared: the run ended in JAX's complaint of the carry of a while loop."""
-    fitter = EBIPLA(good, **SMALL)
+    fitter = shared(hierarchy, **SMALL)
     with jax.enable_x64(x64):
         state = fitter.run(random.key(0), Y, progress_bar=False, checkpoint_dir=tmp_path).state
     with jax.enable_x64(not x64):
@@ -56,9 +56,9 @@ def test_a_state_of_the_other_precision(x64, tmp_path):
 @pytest.mark.parametrize("one", [1, np.float64(1), np.ones((), np.float16), True], ids=repr)
 def test_parameters_held_in_another_type(one):
     """An integer was refused by JAX's derivatives, after all the annealing."""
-    fitter = EBIPLA(good, **SMALL)
-    fit, like = (fitter.infer(random.key(0), {"m": m}, Y) for m in (one, jnp.array(1.0)))
-    assert fit.params["m"].dtype == jnp.float32
+    fitter = shared(hierarchy, **SMALL)
+    fit, like = (fitter.infer(random.key(0), {"mean": m}, Y) for m in (one, jnp.array(1.0)))
+    assert fit.params["mean"].dtype == jnp.float32
     np.testing.assert_array_equal(fit.get_samples()["x"], like.get_samples()["x"])
 
 
@@ -82,11 +82,11 @@ HELD = {
 )
 def test_held_parameters_inside_jit(name, batch):
     """Only a model that had not been called before got through; now all do, with the same numbers."""
-    fitter, f, key = EBIPLA(good, **SMALL), HELD[name], random.key(0)
+    fitter, f, key = EBIPLA(hierarchy, **SMALL), HELD[name], random.key(0)
     closed = jax.jit(lambda k: f(fitter, k, P, Y, **batch))(key)
     eager = f(fitter, key, P, Y, **batch)
     open_ = jax.jit(lambda k, p, y: f(fitter, k, p, y, **batch))(key, P, Y)
-    mapped = jax.vmap(lambda m: f(fitter, key, {"m": m}, Y, **batch))(jnp.array([0.5, 2.0]))
+    mapped = jax.vmap(lambda m: f(fitter, key, {"mean": m}, Y, **batch))(jnp.array([0.5, 2.0]))
     again = jax.jit(lambda k: f(fitter, k, P, Y, **batch))(key)
     for found in (closed, open_, mapped[0], again):
         np.testing.assert_allclose(found, eager, rtol=1e-3, atol=1e-3)  # rounding, which may tip a draw over
@@ -96,39 +96,44 @@ def test_held_parameters_inside_jit(name, batch):
 @pytest.mark.parametrize(
     "name, call",
     [
-        ("init", lambda e, k, m: e.init(k, Y, init_params={"m": m}).step),
-        ("run", lambda e, k, m: e.run(k, Y, init_params={"m": m}, progress_bar=False).losses),
-        ("infer", lambda e, k, m: e.infer(k, {"m": m}, Y).state.step),
-        ("bidirectional", lambda e, k, m: e.bidirectional(k, {"m": m}, Y).gap),
+        ("init", lambda e, k, m: e.init(k, Y, init_params={"mean": m}).step),
+        ("run", lambda e, k, m: e.run(k, Y, init_params={"mean": m}, progress_bar=False).losses),
+        ("infer", lambda e, k, m: e.infer(k, {"mean": m}, Y).state.step),
+        ("bidirectional", lambda e, k, m: e.bidirectional(k, {"mean": m}, Y).gap),
     ],
 )
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda k, m: jax.vmap(f, (None, 0))(k, m[None])])
 def test_what_looks_at_numbers_stays_outside(fitted, name, call, transform):
     with pytest.raises(ModelError, match=f"{name} looks at its numbers.*call it outside"):
-        transform(lambda k, m: call(fitted[0], k, m))(random.key(0), P["m"])
+        transform(lambda k, m: call(fitted[0], k, m))(random.key(0), jnp.asarray(P["mean"]))
 
 
 def test_steps_of_a_new_fitter_inside_jit():
     """What is closed over has its numbers even there."""
-    state = EBIPLA(good, **SMALL).init(random.key(0), Y)
-    eager = EBIPLA(good, **SMALL).update(state, Y)[1]
-    np.testing.assert_allclose(jax.jit(lambda s: EBIPLA(good, **SMALL).update(s, Y)[1])(state), eager, rtol=1e-5)
+    state = shared(hierarchy, **SMALL).init(random.key(0), Y)
+    eager = shared(hierarchy, **SMALL).update(state, Y)[1]
+    np.testing.assert_allclose(jax.jit(lambda s: EBIPLA(hierarchy, **SMALL).update(s, Y)[1])(state), eager, rtol=1e-5)
 
 
 # --- arguments of another type ----------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: EBIPLA(good, averaging="a"), ValueError, "averaging must be None or a number of at least 0, got 'a'"),
-        (lambda: EBIPLA(good, averaging=np.inf), ValueError, "averaging must be"),
-        (lambda: EBIPLA(good, max_energy="a"), ValueError, "max_energy must be a number above 0"),
-        (lambda: EBIPLA(good, max_energy=None), ValueError, "max_energy must be a number above 0, got None"),
-        (lambda: EBIPLA(good, refuse=3), TypeError, "refuse must be a function"),
-        (lambda: recipes.ipla(good, step_size=0.1, refuse=3), TypeError, "refuse is the recipe's own"),
+        (
+            lambda: EBIPLA(hierarchy, averaging="a"),
+            ValueError,
+            "averaging must be None or a number of at least 0, got 'a'",
+        ),
+        (lambda: EBIPLA(hierarchy, averaging=np.inf), ValueError, "averaging must be"),
+        (lambda: EBIPLA(hierarchy, max_energy="a"), ValueError, "max_energy must be a number above 0"),
+        (lambda: EBIPLA(hierarchy, max_energy=None), ValueError, "max_energy must be a number above 0, got None"),
+        (lambda: EBIPLA(hierarchy, refuse=3), TypeError, "refuse must be a function"),
+        (lambda: recipes.ipla(hierarchy, step_size=0.1, refuse=3), TypeError, "refuse is the recipe's own"),
         (lambda: nan_masked(3), TypeError, "nan_masked: model must be a function"),
-        (lambda: nan_masked(good, sites=3), TypeError, "nan_masked: sites must be names"),
+        (lambda: nan_masked(hierarchy, sites=3), TypeError, "nan_masked: sites must be names"),
     ],
 )
 def test_types_of_options(call, error, message):
@@ -145,7 +150,7 @@ def test_types_of_options(call, error, message):
         ({"sites": 3}, TypeError, "sites must be names of sites"),
         ({"sites": [3]}, TypeError, "sites must be names of sites"),
         ({"sites": "latent"}, ModelError, "site 'latent'"),
-        ({"init_params": {"m": "a"}}, TypeError, "init_params: the value of 'm' must be an array"),
+        ({"init_params": {"mean": "a"}}, TypeError, "init_params: the value of 'mean' must be an array"),
     ],
     ids=str,
 )
@@ -163,15 +168,14 @@ def test_types_of_options_of_run(fitted, options, error, message):
         lambda fit: fit.to_arviz(rng_key=3),
     ],
 )
-def test_keys_of_a_fit(call):
-    fit = EBIPLA(prior_of_data, **SMALL).run(random.key(0), Y, progress_bar=False)
+def test_keys_of_a_fit(fitted_prior, call):
     with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
-        call(fit)
+        call(fitted_prior)
 
 
 def test_masked_arrays_of_numpy(fitted):
     y = np.ma.masked_array(np.asarray(Y), np.arange(M) == 2)
-    for model in (good, nan_masked(good)):
+    for model in (hierarchy, nan_masked(hierarchy)):
         with pytest.raises(ModelError, match=r"argument 'y' .* masked array.*y.filled\(np.nan\).*nan_masked"):
             EBIPLA(model, **SMALL).run(random.key(0), y, progress_bar=False)
     with pytest.raises(ModelError, match=r"argument 'y' .* masked array"):
@@ -192,11 +196,11 @@ def test_a_lone_string_is_one_site():
 @pytest.mark.parametrize(
     "optim", [default_optimizer, {"energy": default_optimizer, "rest": default_optimizer}], ids=["itself", "by role"]
 )
-def test_the_default_optimiser_by_its_name(optim):
+def test_the_default_optimiser_by_its_name(fitted_prior, optim):
     """The name that the docstring gives was refused as no optimiser."""
-    fits = [EBIPLA(prior_of_data, optim=o, **SMALL).run(random.key(0), Y, progress_bar=False) for o in (None, optim)]
-    np.testing.assert_array_equal(fits[0].losses, fits[1].losses)
-    assert fits[0].params["a"] == fits[1].params["a"] != 0.1
+    fit = EBIPLA(prior_of_data, optim=optim, **SMALL).run(random.key(0), Y, progress_bar=False)
+    np.testing.assert_array_equal(fitted_prior.losses, fit.losses)
+    assert fitted_prior.params["a"] == fit.params["a"] != 0.1
 
 
 # --- stepping by hand -------------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ def test_states_of_other_data_by_hand(fitted, method, wrap):
     with pytest.raises(ModelError, match=r"^state holds particles of 6 data at 'x', but the plate 'data' now has 5"):
         wrap(call)(fit.state, Y[:5])
     with pytest.raises(ModelError, match=r"^state has 2 particles, this EBIPLA 3: pass num_particles=2"):
-        getattr(EBIPLA(good, num_particles=3), method)(fit.state, Y)
+        getattr(EBIPLA(hierarchy, num_particles=3), method)(fit.state, Y)
     for other in (fit, fit.params):
         with pytest.raises(TypeError, match=r"^state must be the state of a fit \(fit.state\), got (Fit|dict)"):
             call(other, Y)
@@ -240,14 +244,14 @@ def test_steps_are_checked_inside_scan_too(fitted):
 @pytest.mark.parametrize("name", ["run", "init", "infer", "log_likelihood", "update"])
 def test_a_keyword_given_twice(fitted, name):
     """The constructor's won without a word."""
-    fitter = EBIPLA(good, batch_size=4, **SMALL)
+    fitter = EBIPLA(hierarchy, batch_size=4, **SMALL)
     first = {"update": (fitted[1].state,), "run": (random.key(0),), "init": (random.key(0),)}
     with pytest.raises(TypeError, match="multiple values for keyword argument 'batch_size'"):
         getattr(fitter, name)(*first.get(name, (random.key(0), P)), Y, batch_size=5)
 
 
 def clashing(y, sites=None, num_particles=3, num_steps=2, annealing=None):
-    good(y)
+    hierarchy(y)
     numpyro.deterministic("wide", jnp.zeros(num_particles))
 
 
@@ -290,6 +294,7 @@ def test_there_is_no_energy_prior(fitted):
             call()
 
 
+@pytest.mark.unit
 def test_words_as_data():
     with pytest.raises(ModelError, match="observed values at 'y' are of NumPy's type <U1, not an array of numbers"):
         EBIPLA(lambda y: numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0, 1)), 1), obs=y)).init(
@@ -305,7 +310,7 @@ def test_a_check_of_another_name(fitted):
 @pytest.mark.parametrize("name", ["log_likelihood", "anomaly_score"])
 def test_warnings_point_at_the_line_of_the_call(name):
     with pytest.warns(EBIPLAWarning, match="temperatures were too few") as caught:
-        getattr(EBIPLA(good), name)(
+        getattr(EBIPLA(hierarchy), name)(
             random.key(0), P, Y + 1e3, num_particles=4, num_populations=1, annealing=Annealing(max_temps=2)
         )
     assert [warning.filename for warning in caught] == [__file__]

@@ -38,7 +38,7 @@ from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import inspect_model
 
 M = 6
-Y = jnp.linspace(-1.0, 2.0, M)
+Y = np.linspace(-1.0, 2.0, M, dtype=np.float32)
 SMALL = {"num_particles": 2, "num_samples": 2, "thinning": 1, "warmup": 1}
 
 
@@ -160,6 +160,7 @@ def latent_in_a_cond(y):
     numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "model, message",
     [
@@ -188,6 +189,7 @@ def test_models_that_cannot_be_fitted(model, message):
         EBIPLA(model, num_particles=2).init(random.key(0), Y)
 
 
+@pytest.mark.unit
 def test_an_energys_wrong_shape_is_named():
     def model(y):
         numpyro.sample("y", EnergyPrior(lambda x: x[..., None], dist.Normal(0, 1)), obs=y)
@@ -196,6 +198,7 @@ def test_an_energys_wrong_shape_is_named():
         EBIPLA(model).init(random.key(0), Y)
 
 
+@pytest.mark.unit
 def test_an_energy_of_integers_is_refused():
     with pytest.raises(ValueError, match=r"energy returns numbers of type int32.*gradient"):
         EnergyPrior(lambda x: (x > 0).astype(jnp.int32), dist.Normal(0, 1))
@@ -232,14 +235,22 @@ def test_masked_observations_may_be_anything():
 # --- arguments of the model ------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
-    "y", [Y.at[2].set(jnp.nan), np.array([1.0, np.nan], np.float16), {"a": Y, "b": np.nan * Y}, float("nan")]
+    "y",
+    [
+        np.where(np.arange(M) == 2, np.float32(np.nan), Y),
+        np.array([1.0, np.nan], np.float16),
+        {"a": Y, "b": np.nan * Y},
+        float("nan"),
+    ],
 )
 def test_nan_in_the_data_is_named(y):
     with pytest.raises(ModelError, match=r"argument 'y' of the model contains NaN.*mask"):
         EBIPLA(good).init(random.key(0), y)
 
 
+@pytest.mark.unit
 def test_unbindable_arguments():
     with pytest.raises(ModelError, match=r"cannot be called.*'z'"):
         EBIPLA(good).init(random.key(0), Y, z=1)
@@ -247,11 +258,12 @@ def test_unbindable_arguments():
         EBIPLA(good).init(random.key(0))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "init_params, error, message",
     [
         ({"w": 1.0}, ModelError, r"no parameter 'w'; it has \['m'\]"),
-        ({"m": jnp.zeros(2)}, ModelError, "'m' has shape"),
+        ({"m": np.zeros(2)}, ModelError, "'m' has shape"),
         ({"m": jnp.nan}, ModelError, "'m' is not finite"),
         ([1.0], TypeError, "init_params must be"),
     ],
@@ -261,8 +273,16 @@ def test_initial_parameters(init_params, error, message):
         inspect_model(good, random.key(0), (Y,), {}, init_params)
 
 
-@pytest.mark.parametrize("key", [0, None, jnp.zeros(3), "key", random.split(random.key(0)), np.zeros(2)])
-def test_a_key_that_is_none(key):
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda: 0, lambda: None, lambda: "key", lambda: np.zeros(2)),
+        *(lambda: jnp.zeros(3), lambda: random.split(random.key(0))),
+    ],
+)
+def test_a_key_that_is_none(make):
+    key = make()
     with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
         EBIPLA(good).init(key, Y)
 
@@ -272,6 +292,7 @@ def test_a_key_that_is_none(key):
 COUNTS = ["num_particles", "num_steps", "num_samples", "thinning", "num_moves"]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", [*COUNTS, "warmup"])
 @pytest.mark.parametrize("value", [-1, 1.5, True, "3"])
 def test_counts(name, value):
@@ -282,6 +303,7 @@ def test_counts(name, value):
             EBIPLA(good, **{name: 0})
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -303,6 +325,7 @@ def test_options(options, error, message):
         EBIPLA(good, **options)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -335,26 +358,31 @@ def test_options_of_parts(make, message):
         make()
 
 
+@pytest.mark.unit
 def test_schedules_are_step_sizes():
     assert ULA(optax.constant_schedule(0.1)).step_size(0) == 0.1
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("optim", [optax.lbfgs(), optax.lookahead(optax.sgd(0.1), 5, 0.5)], ids=["lbfgs", "lookahead"])
 def test_optimisers_that_need_more_than_a_gradient(optim):
     with pytest.raises(TypeError, match=r"optim does not work on the model's parameters.*adam"):
         EBIPLA(good, optim=optim).init(random.key(0), Y)
 
 
+@pytest.mark.unit
 def test_a_model_that_is_none():
     with pytest.raises(TypeError, match="model must be a function"):
         EBIPLA("model")
 
 
+@pytest.mark.unit
 def test_a_strategy_for_an_unknown_site():
     with pytest.raises(ModelError, match="no energy prior at 'x'"):
         EBIPLA(good, prior={"x": Tempered()}).init(random.key(0), Y)
 
 
+@pytest.mark.unit
 def test_a_strategy_that_cannot_serve_covariates():
     def model(y):
         with numpyro.plate("data", M):
@@ -423,8 +451,9 @@ def test_a_state_of_other_walkers():
 
 
 def test_nan_in_the_data_of_a_run_that_goes_on(fitted):
+    y = np.where(np.arange(M) == 0, np.float32(np.nan), Y)
     with pytest.raises(ModelError, match="argument 'y' of the model contains NaN"):
-        fitted[0].run(random.key(0), Y.at[0].set(jnp.nan), init_state=fitted[1].state, progress_bar=False)
+        fitted[0].run(random.key(0), y, init_state=fitted[1].state, progress_bar=False)
 
 
 def test_a_refusal_comes_before_the_start_is_computed(monkeypatch):

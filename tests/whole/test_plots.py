@@ -11,6 +11,8 @@ import pytest
 from numpyro_ebipla import EnergyPrior
 from numpyro_ebipla.plots import plot_energy, plot_generated, plot_history
 
+pytestmark = pytest.mark.unit
+
 plt = pytest.importorskip("matplotlib.pyplot")
 plt.switch_backend("Agg")
 

@@ -13,11 +13,18 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_ebipla import EBIPLA
 
-KEYS = random.split(random.key(0), 5)
-COVARIATES = random.normal(KEYS[0], (40, 3))
-COUNTS = random.poisson(KEYS[1], jnp.exp(0.8 + 0.6 * random.normal(KEYS[2], (12,))))
-LABELS = random.bernoulli(KEYS[3], jax.nn.sigmoid(COVARIATES @ jnp.array([1.0, -1.0, 0.5]))).astype(int)
-TABLE = random.poisson(KEYS[4], 2.0 * jnp.ones((8, 3)))
+
+def counts(keys):
+    return (random.poisson(keys[1], jnp.exp(0.8 + 0.6 * random.normal(keys[2], (12,)))),)
+
+
+def labels(keys):
+    covariates = random.normal(keys[0], (40, 3))
+    return covariates, random.bernoulli(keys[3], jax.nn.sigmoid(covariates @ jnp.array([1.0, -1.0, 0.5]))).astype(int)
+
+
+def table(keys):
+    return (random.poisson(keys[4], 2.0 * jnp.ones((8, 3))),)
 
 
 def local(y):
@@ -47,11 +54,10 @@ def constrained(y):
 
 
 @pytest.mark.parametrize(
-    "model, args",
-    [(local, (COUNTS,)), (global_, (COVARIATES, LABELS)), (constrained, (TABLE,))],
-    ids=lambda x: getattr(x, "__name__", ""),
+    "model, data", [(local, counts), (global_, labels), (constrained, table)], ids=lambda x: x.__name__
 )
-def test_particles_agree_with_nuts(model, args):
+def test_particles_agree_with_nuts(model, data):
+    args = data(random.split(random.key(0), 5))
     fit = EBIPLA(model, num_steps=500).run(random.key(1), *args, progress_bar=False)
     nuts = NUTS(handlers.substitute(model, data=fit.params))
     mcmc = MCMC(nuts, num_warmup=500, num_samples=5000, progress_bar=False)

@@ -6,50 +6,24 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, Contrastive, EnergyPrior, ModelError, Persistent, WeightedParticles, recipes
+from numpyro_ebipla import EBIPLA, Contrastive, ModelError, Persistent, WeightedParticles, recipes
 from numpyro_ebipla.kernels import ULA
 from numpyro_ebipla.recipes import _RECIPES
+from tests.models import global_latent, hierarchy, latent_energy, observed_energy
 
 M = 40
-Y = 1.0 + np.sqrt(2) * random.normal(random.key(10), (M,))
-
-
-def hierarchy(y, batch_size=None):
-    theta = numpyro.param("theta", 0.0)
-    with numpyro.plate("data", len(y), subsample_size=batch_size) as i:
-        x = numpyro.sample("x", dist.Normal(theta, 1))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y[i])
-
-
-def latent_energy(y):
-    a = numpyro.param("a", 0.0)
-    with numpyro.plate("data", len(y)):
-        x = numpyro.sample("x", EnergyPrior(lambda x: 0.5 * a * x**2, dist.Normal(0, 1)))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y)
-
-
-def observed_energy(y):
-    a = numpyro.param("a", 0.0)
-    with numpyro.plate("data", len(y)):
-        numpyro.sample("y", EnergyPrior(lambda x: 0.5 * a * x**2, dist.Normal(0, 1)), obs=y)
-
-
-def global_latent(y, batch_size=None):
-    theta = numpyro.param("theta", 0.0)
-    z = numpyro.sample("z", dist.Normal(theta, 1))
-    with numpyro.plate("data", len(y), subsample_size=batch_size) as i:
-        numpyro.sample("y", dist.Normal(z, 1), obs=y[i])
+Y = (1.0 + np.sqrt(2) * np.random.default_rng(10).normal(size=M)).astype(np.float32)
 
 
 def run(ebipla, *args, seed=0, **kwargs):
     return ebipla.run(random.key(seed), *args, progress_bar=False, **kwargs)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["ebipla", "ipla", "pgd", "soul", "kiplmc", "lebm", "jala_em"])
 def test_overrides_of_moves_and_kernel_leave_a_recipe_what_it_is(name):
     """They once dropped its particles: ``jala_em(num_moves=2)`` was MALA without weights."""
@@ -85,13 +59,13 @@ def test_the_hierarchy_ends_at_the_mean_of_the_data(name):
     error = np.sqrt(2 / (M * 50))  # of one draw of θ; the average's is smaller, the particles' noise larger
     assert fit.stopped is None
     # the plain average still holds the first steps: a part of about 2/(M h) / K of the way
-    assert float(fit.params["theta"]) == pytest.approx(float(Y.mean()), abs=4 * error + 2 / (M * step) / 1000)
+    assert float(fit.params["mean"]) == pytest.approx(float(Y.mean()), abs=4 * error + 2 / (M * step) / 1000)
 
 
 def test_weighted_particles_give_the_marginal_likelihood():
     fit = run(recipes.jala_em(hierarchy, step_size=0.02, num_steps=300, num_samples=2), Y)
     value, error = fit.log_marginal_likelihood()
-    exact = dist.Normal(fit.params["theta"], np.sqrt(2)).log_prob(Y).sum()
+    exact = dist.Normal(fit.params["mean"], np.sqrt(2)).log_prob(Y).sum()
     assert float(error) < 2 and abs(float(value - exact)) < 3 * float(error)
     # A refusal of weights that are not finite once needed numbers, so it could not be compiled (as 100 trials want).
     compiled = jax.jit(lambda params: replace(fit, params=params).log_marginal_likelihood())
@@ -106,7 +80,7 @@ def test_the_marginal_likelihood_is_unbiased_over_repetitions(batch_size):
     for seed in range(6):
         fit = run(ebipla, Y, batch_size=batch_size, seed=seed)
         value, error = fit.log_marginal_likelihood()
-        exact = dist.Normal(fit.params["theta"], np.sqrt(2)).log_prob(Y).sum()
+        exact = dist.Normal(fit.params["mean"], np.sqrt(2)).log_prob(Y).sum()
         z.append(float((value - exact) / error))
     assert abs(np.mean(z)) < 3 / np.sqrt(6)
     assert np.std(z) < 2
@@ -115,7 +89,7 @@ def test_the_marginal_likelihood_is_unbiased_over_repetitions(batch_size):
 def test_the_marginal_likelihood_of_a_global_latent():
     fit = run(recipes.jala_em(global_latent, step_size=0.005, num_particles=100, num_steps=300, num_samples=2), Y)
     value, error = fit.log_marginal_likelihood()
-    exact = dist.MultivariateNormal(jnp.full(M, fit.params["theta"]), jnp.eye(M) + 1).log_prob(Y)
+    exact = dist.MultivariateNormal(jnp.full(M, fit.params["mean"]), jnp.eye(M) + 1).log_prob(Y)
     assert float(error) < 0.5 and abs(float(value - exact)) < 3 * float(error)
 
 
@@ -158,6 +132,7 @@ def test_lebm_with_chains_long_enough_is_maximum_likelihood():
 # --- what they must refuse ----------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("name", "model", "kwargs", "message"),
     [
@@ -180,17 +155,20 @@ def test_recipes_refuse_what_their_paper_cannot_do(name, model, kwargs, message)
         getattr(recipes, name)(model).init(random.key(0), Y, **kwargs)
 
 
+@pytest.mark.unit
 def test_weights_of_a_global_latent_need_all_data():
     with pytest.raises(ModelError, match=r"'z' is global.*batch_size"):
         EBIPLA(global_latent, posterior=WeightedParticles()).init(random.key(0), Y, batch_size=10)
 
 
+@pytest.mark.unit
 def test_contrastive_divergence_needs_chains_that_start_at_the_data():
     with pytest.raises(ValueError, match=r"Persistent does not.*recipes\.pcd"):
         recipes.cd(observed_energy, prior=Persistent())
     recipes.cd(observed_energy, prior=Contrastive(num_moves=3))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True])
 def test_chains_need_at_least_one_move(bad):
     from numpyro_ebipla import Particles, ShortRun, ShortRunParticles
@@ -202,6 +180,7 @@ def test_chains_need_at_least_one_move(bad):
         recipes.cd(observed_energy, num_moves=bad)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -222,6 +201,7 @@ def test_bad_options(make, message):
 # --- the table ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_every_recipe_is_in_the_table_with_its_source():
     public = {n for n, f in inspect.getmembers(recipes, inspect.isfunction) if f.__module__ == recipes.__name__}
     public = {n for n in public if not n.startswith("_")} - {"table"}
