@@ -75,6 +75,7 @@ def check_parameters(
         map(np.asarray, model.compiled(normaliser_shifts)(thetas, batch, fresh)) if fresh else (np.zeros(1), None)
     )
     if score is None:
+        assert draws is not None, "without draws there are scores"
         return [check_gain(draws.gain + change.mean() * model.num_data, model.num_data)]
     if shift is None:
         return check_score(score, num_particles)

@@ -138,7 +138,7 @@ class LatentModel:
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self.is_local(site):
-                    per_datum += self.plate.by_datum(value / self.ratio(batch)).sum(-1)
+                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in batch.mutable}
@@ -167,7 +167,7 @@ class LatentModel:
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
                 if self.is_local(site):
-                    per_datum += self.plate.by_datum(value).sum(-1)
+                    per_datum += self.by_datum(value).sum(-1)
                 else:
                     rest += value.sum()
             return per_datum, rest
@@ -201,7 +201,7 @@ class LatentModel:
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            result[name] = self.plate.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
+            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
         return result
 
     def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
@@ -273,7 +273,7 @@ class LatentModel:
 
         Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
         """
-        model = replace(self, model=handlers.uncondition(self.model))._bound(params, batch)
+        model = handlers.uncondition(self._bound(params, batch))
         trace = trace_model(model, *join_static(batch.data, self.static_arguments))
         local, glob = self._unconstrained(trace)
         sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
@@ -333,6 +333,11 @@ class LatentModel:
     def is_local(self, site: dict[str, Any]) -> bool:
         """Return whether a site lies in the data plate."""
         return self.plate is not None and self.plate.holds(site)
+
+    def by_datum(self, value: Array) -> Array:
+        """Return ``[B, n]`` from an array in the batch shape of a local site."""
+        assert self.plate is not None, "without a plate no site is local"
+        return self.plate.by_datum(value)
 
     def trace(
         self, params: Params, local: Latents, glob: Latents, batch: Batch

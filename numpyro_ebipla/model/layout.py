@@ -171,9 +171,9 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
 
 def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
     shape = unwrap(site["fn"]).batch_shape
-    per_datum = (
-        plate is not None and plate.holds(site) and len(shape) >= -plate.dim and shape[plate.dim] == plate.batch_size
-    )
+    if plate is None or not plate.holds(site):
+        return EnergySite(bool(site["is_observed"]), False)
+    per_datum = len(shape) >= -plate.dim and shape[plate.dim] == plate.batch_size
     if per_datum and int(np.prod(shape)) != plate.batch_size:
         raise ModelError(
             f"the energy prior at '{name}' is conditional on the data plate and on another plate at once "

@@ -227,7 +227,7 @@ def _run_block(
     def draw(points: Points, key: Array) -> tuple[Points, Draws]:
         points, _, info = advance(key, points, adapt, thinning)
         at = positions(points)
-        density = points[0].log_density if by_datum else points[1].log_density
+        density: Any = points[0].log_density if by_datum else points[1].log_density
         gain = None if by_datum else density - log_density(*at, before)
         return points, Draws(model.values(params, *at, batch, sites), density, info, gain)
 

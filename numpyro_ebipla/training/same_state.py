@@ -30,7 +30,8 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
         TypeError, ModelError
     """
     check_is_state(state, argument)
-    if _same_shapes(state._replace(rng_key=None), fresh._replace(rng_key=None)):  # a loop over update asks each time
+    # A loop over update asks each time. Keys have a type of their own.
+    if _same_shapes(state._replace(rng_key=state.step), fresh._replace(rng_key=fresh.step)):
         return
     model = config.model
     for name, value in state.posterior.local.items():
