@@ -449,7 +449,7 @@ def test_reach_wraps_optax_own():
         got, _ = updates_of(with_reach(adam, 0.8, mean_of=lambda state: state.mu), gradients, params)
         direction, _ = updates_of(adam, gradients, params)
     reach = np.exp(log_reaches(gradients, np.full(300, np.log(3.0)), 0.8))
-    np.testing.assert_allclose(got, reach[:, None] * direction, rtol=1e-11)
+    np.testing.assert_allclose(got, reach[:, None] * np.asarray(direction), rtol=1e-11)
 
 
 def test_inverse_sqrt_decay():
