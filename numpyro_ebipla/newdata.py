@@ -107,7 +107,7 @@ class NewData:
             at = batch._replace(rng_key=key_anneal)
             (local, glob), left = model.map_blocks(lambda here: anneal(held.params, here), at, axes)
             local, glob = jax.tree.map(jnp.asarray, (local, glob))
-            state = state._replace(posterior=state.posterior._replace(local=local, glob=glob))
+            state = state._replace(posterior=state.posterior._replace(local=local, shared=glob))
             _warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
         key_draws, record = random.fold_in(key_run, 1), (state, {"contrast": np.zeros(0)}, None, progress_bar)
         return collection.finish(key_draws, *record, self.model, args, self._systems.merged(kwargs))

@@ -19,13 +19,14 @@ from numpyro_ebipla.model.arguments import check_arguments, like_own
 from numpyro_ebipla.model.inspection import Inspection, inspect_model
 from numpyro_ebipla.model.latent_model import Batch, LatentModel
 from numpyro_ebipla.optim.choose import check_optimiser
+from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
 from numpyro_ebipla.training.same_state import check_state
 from numpyro_ebipla.training.step import step
-from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers
 
 #: Chains of posterior particles that a step moves, about: enough to keep two cores busy.
 CHAINS = 2000
@@ -37,8 +38,8 @@ class Settings(NamedTuple):
     """The options of :class:`.EBIPLA` that decide what a step is composed of."""
 
     num_particles: int | None
-    posterior: Particles
-    prior: WalkerStrategy | dict[str, WalkerStrategy] | None
+    posterior: AbstractParticles
+    prior: AbstractWalkers | dict[str, AbstractWalkers] | None
     optim: Callable[[tuple[str, ...]], optax.GradientTransformationExtraArgs] | optax.GradientTransformationExtraArgs
     averaging: float | None
     max_energy: float
@@ -234,7 +235,7 @@ class Systems:
         check_posterior(model, settings.posterior, settings.refuse)
         chains = model.batch_size if model.local_sites else 1
         num_particles = settings.num_particles or int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
-        particles = settings.posterior
+        particles: AbstractParticles = settings.posterior
         if not model.latents:
             num_particles, particles = 1, Particles()  # there are none to keep, in whatever way
         optim: Any = settings.optim
