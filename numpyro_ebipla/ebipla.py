@@ -14,12 +14,12 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import check_key, check_options, check_untraced, count, scalar
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
-from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.model.arguments import check_arguments
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.newdata import NewData
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
-from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.results.build import Collection
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.system import Settings, Systems
@@ -29,7 +29,7 @@ from numpyro_ebipla.training.loop import describe_programs, run_steps
 from numpyro_ebipla.training.same_state import check_is_state
 from numpyro_ebipla.training.step import contrast_at
 from numpyro_ebipla.training.stopping import parse_limits
-from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers
 
 
 class EBIPLA(NewData):
@@ -95,10 +95,10 @@ class EBIPLA(NewData):
         thinning: int = 5,
         warmup: int = 100,
         optim: Any = None,
-        kernel: Kernel | None = None,
+        kernel: AbstractKernel | None = None,
         num_moves: int | None = None,
-        posterior: Particles | None = None,
-        prior: WalkerStrategy | dict[str, WalkerStrategy] | None = None,
+        posterior: AbstractParticles | None = None,
+        prior: AbstractWalkers | dict[str, AbstractWalkers] | None = None,
         averaging: float | None = 8.0,
         max_energy: float = 1e6,
         refuse: Callable[[LatentModel], str | None] | None = None,
@@ -112,7 +112,7 @@ class EBIPLA(NewData):
         self.thinning = count("thinning", thinning)
         self.warmup = count("warmup", warmup, least=0)
         strategies = prior.values() if isinstance(prior, dict) else [prior]
-        if not all(isinstance(s, WalkerStrategy | None) for s in strategies):
+        if not all(isinstance(s, AbstractWalkers | None) for s in strategies):
             raise TypeError(
                 f"prior must be a walker strategy such as Tempered(), or {{site: strategy}}, got {prior!r}."
             )

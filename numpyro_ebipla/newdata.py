@@ -91,6 +91,7 @@ class NewData:
         ((50, 200, 2), True)
         """
         check_untraced("infer", rng_key, params, args, kwargs)
+        check_options(self.model, self.infer, {"sites": sites, "indices": indices, "max_bytes": max_bytes})
         populations = self._populations(self.infer, kwargs, POPULATION, 1, annealing)
         held = self._systems.hold(rng_key, params, args, kwargs)
         system, model, batch = held.system, held.model, held.batch
@@ -108,7 +109,7 @@ class NewData:
             at = batch._replace(rng_key=key_anneal)
             (local, glob), left = model.map_blocks(lambda here: anneal(held.params, here), at, axes)
             local, glob = jax.tree.map(jnp.asarray, (local, glob))
-            state = state._replace(posterior=state.posterior._replace(local=local, glob=glob))
+            state = state._replace(posterior=state.posterior._replace(local=local, shared=glob))
             _warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
         key_draws, record = random.fold_in(key_run, 1), (state, {"contrast": np.zeros(0)}, None, progress_bar)
         return collection.finish(key_draws, *record, self.model, args, held.call.kwargs)

@@ -21,10 +21,11 @@ from numpyro_ebipla.kernels.langevin import ULA, Underdamped
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.langevin import kinetic_langevin, langevin
+from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.particles.weighted import WeightedParticles
-from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers
 from numpyro_ebipla.walkers.persistent import Persistent
 from numpyro_ebipla.walkers.restarted import Contrastive, ShortRun
 
@@ -249,7 +250,7 @@ def cd(
     """
     chosen = overrides.get("prior")
     for strategy in chosen.values() if isinstance(chosen, dict) else [chosen]:
-        if isinstance(strategy, WalkerStrategy) and not strategy.follows_particles:
+        if isinstance(strategy, AbstractWalkers) and not strategy.follows_particles:
             raise ValueError(
                 f"recipes.cd starts its walkers at the data, {type(strategy).__name__} does not: use "
                 "prior=Contrastive(...), or recipes.pcd(model)."
@@ -306,8 +307,8 @@ def table() -> str:
     rows = [head, ("---",) * len(head)]
     for name, (recipe, source, parameters) in _RECIPES.items():
         system = recipe(lambda: None)
-        particles = "– (observed)" if recipe is jarzynski_ebm else _described(system.posterior)
-        walkers = "–" if system.prior is None else _described(system.prior)
+        particles = "– (observed)" if recipe is jarzynski_ebm else _described(system.settings.posterior)
+        walkers = "–" if system.settings.prior is None else _described(system.settings.prior)
         rows.append((f"`{name}`", source, particles, walkers, parameters))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -337,7 +338,12 @@ def _needs_energy(name: str, instead: str) -> Refusal:
 
 
 def _without_energy(
-    name: str, model: Callable, overrides: dict[str, Any], posterior: Particles, optim: Any, also: Refusal | None = None
+    name: str,
+    model: Callable,
+    overrides: dict[str, Any],
+    posterior: AbstractParticles,
+    optim: Any,
+    also: Refusal | None = None,
 ) -> EBIPLA:
     """Make a system for normalised priors only."""
 

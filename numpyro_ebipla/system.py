@@ -20,13 +20,14 @@ from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.choose import check_optimiser
+from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
 from numpyro_ebipla.training.same_state import check_state
 from numpyro_ebipla.training.step import step
-from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers
 
 #: Chains of posterior particles that a step moves, about: enough to keep two cores busy.
 CHAINS = 2000
@@ -38,8 +39,8 @@ class Settings(NamedTuple):
     """The options of :class:`.EBIPLA` that decide what a step is composed of."""
 
     num_particles: int | None
-    posterior: Particles
-    prior: WalkerStrategy | dict[str, WalkerStrategy] | None
+    posterior: AbstractParticles
+    prior: AbstractWalkers | dict[str, AbstractWalkers] | None
     optim: Callable[[tuple[str, ...]], optax.GradientTransformationExtraArgs] | optax.GradientTransformationExtraArgs
     averaging: float | None
     max_energy: float
@@ -88,14 +89,19 @@ class Call(NamedTuple):
     Attributes:
         args: as they were given.
         kwargs: likewise, with those of the constructor.
-        data: the arrays among them, in order.
+        arrays: those among them, in order, as they were given.
         signature: what decides a compilation: the other arguments, shapes and types, and the precision.
     """
 
     args: tuple
     kwargs: dict[str, Any]
-    data: Any
+    arrays: tuple
     signature: Any
+
+    @property
+    def data(self) -> Any:
+        """The arrays as JAX has them: inside ``jax.jit``, traced."""
+        return jax.tree.map(jnp.asarray, self.arrays)
 
 
 class Held(NamedTuple):
@@ -141,7 +147,7 @@ class Systems:
             check_arguments(self.model, args, kwargs)
         shapes = tuple((x.shape, jnp.result_type(x)) for x in arrays)
         signature = (static, shapes, jax.config.read("jax_enable_x64"))
-        return Call(args, kwargs, jax.tree.map(jnp.asarray, arrays), signature)
+        return Call(args, kwargs, arrays, signature)
 
     def of(self, call: Call) -> System:
         """Return the system for arguments of these shapes.
@@ -161,7 +167,7 @@ class Systems:
         known = self._made.get(call.signature)
         if known is None:
             return self._make(call, key, init_params)
-        if is_traced(call.data):  # there is nothing to look at
+        if is_traced(call.arrays):  # there is nothing to look at
             return known
         with outside_jit():
             check_arguments(self.model, call.args, call.kwargs)
@@ -219,7 +225,7 @@ class Systems:
 
     def _make(self, call: Call, rng_key: Array, init_params: Params | None) -> System:
         """Inspect the model, choose what the settings leave open, and compile nothing yet."""
-        if is_traced(call.data):
+        if is_traced(call.arrays):
             raise ModelError(
                 "the model is seen for the first time inside jit: call init(...) or update(...) once outside with "
                 "arguments of these shapes."
@@ -242,7 +248,7 @@ class Systems:
         check_posterior(model, settings.posterior, settings.refuse)
         chains = model.batch_size if model.local_sites else 1
         num_particles = settings.num_particles or int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
-        particles = settings.posterior
+        particles: AbstractParticles = settings.posterior
         if not model.latents:
             num_particles, particles = 1, Particles()  # there are none to keep, in whatever way
         optim: Any = settings.optim

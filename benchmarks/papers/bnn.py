@@ -82,7 +82,7 @@ def load(s: Settings, seed: int, data_dir: str | None) -> Data:
 @jax.jit
 def score(state: Any, data: Data) -> tuple[jax.Array, jax.Array]:
     """Test error in per cent and log pointwise predictive density of the particles' mean prediction."""
-    w, v = state.posterior.glob["w"], state.posterior.glob["v"]
+    w, v = state.posterior.shared["w"], state.posterior.shared["v"]
     memory = state.posterior.memory
     log_weight = jnp.zeros(len(w)) if memory is None else memory.log_weight
     log_weight = jax.nn.log_softmax(log_weight)[:, None, None]
@@ -124,15 +124,15 @@ def from_prior(system: EBIPLA, unweighted: Any, key: Any, data: Data, num_hidden
     def log_joint(glob: Any) -> jax.Array:
         return log_density(model, args, {"num_hidden": num_hidden}, {**state.params, **glob})[0]
 
-    glob = state.posterior.glob
+    glob = state.posterior.shared
     zeros = jnp.zeros(system.num_particles)
-    memory = system.posterior.start({}, glob, zeros, jax.vmap(log_joint)(glob), zeros[:1])
+    memory = system.posterior.start(state.posterior.latents, zeros, jax.vmap(log_joint)(glob), zeros[:1])
     return state._replace(posterior=state.posterior._replace(memory=memory))
 
 
 def watch(state: Any, data: Data) -> dict[str, jax.Array]:
     error, density = score(state, data)
-    w = state.posterior.glob["w"]
+    w = state.posterior.shared["w"]
     return {"error": error, "lppd": density, "params": state.params, "spread": jnp.std(w, 0).mean()}
 
 

@@ -183,7 +183,7 @@ def systems(s: Settings, h: float) -> dict[str, tuple[Callable[[int], EBIPLA], i
 
 def cloud(state: Any) -> tuple[np.ndarray, np.ndarray]:
     """``(w [N, d], weights [N])`` of the last particles."""
-    w = np.asarray(state.posterior.glob["w"], np.float64)
+    w = np.asarray(state.posterior.shared["w"], np.float64)
     memory = state.posterior.memory
     if memory is None:
         return w, np.full(len(w), 1 / len(w))

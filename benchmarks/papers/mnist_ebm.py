@@ -203,7 +203,8 @@ def train(
         fit = system.run(key_run, y, num_steps=settings.num_steps // parts, init_state=state, progress_bar=False)
         state, prior = fit.state, fit.state.prior["x"]
         position = prior.position[: settings.num_walkers]  # the passive ones come after
-        weight = None if prior.log_weight is None else jax.nn.softmax(prior.log_weight[: settings.num_walkers])
+        log_weight = getattr(prior, "log_weight", None)
+        weight = None if log_weight is None else jax.nn.softmax(log_weight[: settings.num_walkers])
         found.append(shares(classify, position, weight))
         history.append(fit.history)
         if fit.stopped:
@@ -218,7 +219,7 @@ def train(
     joined = lambda name: np.concatenate([h[name] for h in history]) if name in history[0] else None
     running, by_active = joined("cross_entropy"), None
     if running is not None:
-        active, passive = jnp.split(prior.log_weight, [settings.num_walkers])
+        active, passive = jnp.split(log_weight, [settings.num_walkers])
         by_active = running[-100:].mean() + float(log_mean_exp(active) - log_mean_exp(passive))
     return Outcome(
         settings.num_steps // parts * (1 + np.arange(len(found))),

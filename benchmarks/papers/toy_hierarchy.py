@@ -154,7 +154,7 @@ def run(full: bool, seed: int, data_dir: str | None, settings: Settings | None =
         for key in random.split(random.fold_in(random.key(seed), i), s.repeats):
             state, path = walk(key, jnp.asarray(y, jnp.float32))
             errors.append(path["theta"] - y.mean())
-            posterior = state.posterior.local or state.posterior.glob
+            posterior = state.posterior.local or state.posterior.shared
             variances.append(np.mean(np.var(np.asarray(posterior["x"]), axis=0, ddof=1)))
         curves[label] = np.sqrt(np.mean(np.square(errors), 0))
         closed[label] = moments(s, y.mean(), move, noise)

@@ -13,10 +13,24 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
+from numpyro_ebipla._core.tree import PyTree
+
 #: ``{site: array [*C, *event]}``, always in unconstrained space.
-Latents = dict[str, Array]
+Sites = dict[str, Array]
 #: ``{site: value}``; values are arrays or pytrees of arrays, as at ``numpyro.param`` sites.
 Params = dict[str, Any]
+
+
+class Latents(NamedTuple):
+    """Latents in their two blocks, which are moved one after the other; either may be empty.
+
+    Attributes:
+        local: ``{site: [N, M, *event]}`` (``[N, B, *event]`` of a minibatch) inside the data plate.
+        shared: ``{site: [N, *event]}`` outside it, shared by all data.
+    """
+
+    local: Sites
+    shared: Sites
 
 
 class DatumSteps(NamedTuple):
@@ -36,16 +50,16 @@ class Adaptation(NamedTuple):
 
     Attributes:
         log_step: log of the step size, a scalar.
-        curvature: ``{site: [*event]}`` running mean of the squared gradient, the diagonal of the Fisher
-            information of the target; its inverse is the proposal's covariance. Empty if unused.
+        curvature: like an event, running mean of the squared gradient, the diagonal of the Fisher information of the
+            target; its inverse is the proposal's covariance. None if unused.
         count: number of adaptations so far.
         by_datum: for chains that belong to data, or None.
-        coupling: ``[D, D]`` lower Cholesky factor of the curvature's correlations, over the coordinates of all sites;
+        coupling: ``[D, D]`` lower Cholesky factor of the curvature's correlations, over all coordinates in order;
             None if unused.
     """
 
     log_step: Array
-    curvature: Latents
+    curvature: PyTree | None
     count: Array  # type: ignore[assignment]
     by_datum: DatumSteps | None = None
     coupling: Array | None = None
@@ -56,38 +70,23 @@ class PosteriorState(NamedTuple):
 
     Attributes:
         local: ``{site: [N, M, *event]}`` latents inside the data plate.
-        glob: ``{site: [N, *event]}`` latents outside it.
-        momentum: ``(local, glob)`` momenta of underdamped kernels, else ``None``.
-        adapt_local, adapt_global: the kernels' adaptation.
+        shared: ``{site: [N, *event]}`` latents outside it.
+        momentum: momenta of underdamped kernels, like the latents, else ``None``.
+        adapt_local, adapt_shared: the kernels' adaptation.
         memory: what else a way to keep particles carries, chains ``C`` leading, such as weights; or ``None``.
     """
 
-    local: Latents
-    glob: Latents
-    momentum: tuple[Latents, Latents] | None
+    local: Sites
+    shared: Sites
+    momentum: Latents | None
     adapt_local: Adaptation
-    adapt_global: Adaptation
+    adapt_shared: Adaptation
     memory: Any = None
 
-
-class WalkerState(NamedTuple):
-    """Prior walkers of one energy prior.
-
-    Attributes:
-        position: ``[P, *event]``, or ``[P, M, *event]`` if the prior is conditional on covariates.
-        log_weight: ``[P]`` (or ``[P, M]``) unnormalised log weights, zero if the walkers are unweighted.
-        log_density: log density of each walker when it was last moved (for delayed weights), or ``None``.
-        momentum: like ``position``, for underdamped kernels, else ``None``.
-        log_z: log normaliser relative to the base distribution at the last reset of the weights.
-        adapt: the kernel's adaptation.
-    """
-
-    position: Array | None
-    log_weight: Array | None
-    log_density: Array | None
-    momentum: Array | None
-    log_z: Array
-    adapt: Any
+    @property
+    def latents(self) -> Latents:
+        """The particles."""
+        return Latents(self.local, self.shared)
 
 
 class TrainState(NamedTuple):
@@ -102,7 +101,7 @@ class TrainState(NamedTuple):
         optim_state: state of the optax transformation.
         mutable: values at ``mutable`` sites (batch statistics and the like), ``{}`` if there are none.
         posterior: the particles.
-        prior: ``{site: WalkerState}`` for each energy prior.
+        prior: ``{site: state}`` of each energy prior's walkers, of a type of their strategy's own.
     """
 
     step: Array
@@ -113,4 +112,4 @@ class TrainState(NamedTuple):
     optim_state: Any
     mutable: dict[str, Any]
     posterior: PosteriorState
-    prior: dict[str, WalkerState]
+    prior: dict[str, Any]

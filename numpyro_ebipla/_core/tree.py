@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
+#: Arrays in any nesting of containers, or a bare array.
+PyTree = Any
+
 
 def spaced(size: int, number: int) -> np.ndarray:
     """Return up to ``number`` evenly spaced indices below ``size``."""

@@ -20,7 +20,8 @@ from numpyro_ebipla._core.errors import CheckpointError, ModelError, x64_hint
 from numpyro_ebipla._core.tree import by_path
 
 FORMAT = "numpyro_ebipla checkpoint"
-VERSION = 1
+#: Of the format and of the state's leaf paths: 2 since each strategy has a state of its own.
+VERSION = 2
 
 _NAME = re.compile(r"step_(\d{12})\.npz")
 _UNFINISHED = re.compile(r"\.step_\d{12}\.npz\.\d+\.tmp")

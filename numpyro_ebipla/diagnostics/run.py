@@ -7,7 +7,7 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
 from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.diagnostics.checks import MORE_STEPS, Check, Rule
-from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.training.collect import Draws
 
@@ -141,7 +141,7 @@ def check_history(history: dict[str, np.ndarray], diverged: bool) -> list[Check]
     return checks
 
 
-def check_draws(draws: Draws, kernel: Kernel, latents: Collection[str]) -> list[Check]:
+def check_draws(draws: Draws, kernel: AbstractKernel, latents: Collection[str]) -> list[Check]:
     """Check the collected draws: finite, mixed, all of them moving, accepted at a sound rate."""
     bad = sum(int((~np.isfinite(x)).sum()) for x in [*draws.samples.values(), draws.log_density])
     checks = [FINITE_DRAWS.judge(bad)]

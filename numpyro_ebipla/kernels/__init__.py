@@ -1,7 +1,7 @@
 r"""Langevin transition kernels over many independent chains.
 
-Each kernel moves a :class:`Point`, chains in the leading axes ``C``, towards a log density ``log π``.
-``h`` is the step size and ``s`` a per-coordinate scale (one where nothing is preconditioned):
+Each kernel moves a :class:`Point`, any tree of arrays with chains in their leading axes ``C``, towards a log density
+``log π``. ``h`` is the step size and ``s`` a per-coordinate scale (one where nothing is preconditioned):
 
 ====================  ===========================================================================  ====
 kernel                proposal                                                                     bias
@@ -17,29 +17,30 @@ gradient of their own after a training step's backward pass, MALA exactly one, a
 A chain in plain JAX:
 
 >>> import jax, jax.numpy as jnp
->>> from numpyro_ebipla.kernels import MALA, start
+>>> from numpyro_ebipla.kernels import MALA, run_moves, start
 >>> from numpyro_ebipla._core.tree import batched_value_and_grad
->>> target = batched_value_and_grad(lambda x: -0.5 * jnp.sum(x["x"] ** 2, -1))
+>>> target = batched_value_and_grad(lambda x: -0.5 * jnp.sum(x**2, -1))
 >>> kernel = MALA()
->>> point, adapt = start(kernel, target, {"x": jnp.zeros((1000, 2))})
->>> for key in jax.random.split(jax.random.key(0), 50):
-...     point, info = kernel.move(key, target, point, adapt)
-...     adapt = kernel.adapt(adapt, info, point)
->>> bool(jnp.abs(point.position["x"].var() - 1) < 0.1)
+>>> point, adapt = start(kernel, target, jnp.zeros((1000, 2)))
+>>> keys = jax.random.split(jax.random.key(0), 50)
+>>> point, adapt, accept = run_moves(kernel, keys, target, point, adapt)
+>>> bool(jnp.abs(point.position.var() - 1) < 0.1)
 True
 """
 
-from numpyro_ebipla.kernels.base import Kernel, MoveInfo, Point, evaluated, start
+from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation, MoveInfo, Point, evaluate, run_moves, start
 from numpyro_ebipla.kernels.langevin import ULA, Underdamped
 from numpyro_ebipla.kernels.mala import MALA
 
 __all__ = [
     "MALA",
     "ULA",
-    "Kernel",
+    "AbstractKernel",
+    "Evaluation",
     "MoveInfo",
     "Point",
     "Underdamped",
-    "evaluated",
+    "evaluate",
+    "run_moves",
     "start",
 ]

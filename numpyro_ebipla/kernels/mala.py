@@ -1,24 +1,43 @@
 """The Metropolis-adjusted Langevin kernel, which adapts its step sizes, scales and coupling of coordinates."""
 
 from dataclasses import dataclass
+from typing import ClassVar, final
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_ebipla._core.state import Adaptation, DatumSteps, Latents
-from numpyro_ebipla._core.tree import chain_select
+from numpyro_ebipla._core.state import Adaptation, DatumSteps
+from numpyro_ebipla._core.tree import PyTree, chain_select
 from numpyro_ebipla._core.validate import check_number
-from numpyro_ebipla.kernels.base import Kernel, MoveInfo, Point, Target, dtype_of, evaluated
-from numpyro_ebipla.kernels.metropolis import Proposal, Shape, coupled, inverse, learned, metropolis
+from numpyro_ebipla.kernels.base import AbstractKernel, MoveInfo, Point, Target, dtype_of, evaluate, first_adaptation
+from numpyro_ebipla.kernels.metropolis import (
+    Here,
+    Proposal,
+    Shape,
+    estimate_coupling,
+    invert,
+    learn_coupling,
+    metropolis,
+)
 
 #: Coordinates of a chain up to which their coupling is learned, where chains belong to data and where they are few:
 #: beyond, its matrices would cost more than they save.
 MAX_COUPLED, MAX_COUPLED_FEW = 32, 128
+#: Rate, over the root of the number of moves, at which the log step size follows the acceptance (Robbins and Monro,
+#: 1951): large at first, as the first step size may be off by more than a factor of ten.
+STEP_RATE = 0.5
+#: Below this the rate does not fall, as the target moves with the parameters.
+LEAST_STEP_RATE = 0.02
+#: Scales and coupling are running means of about the last hundred moves at most, for the same reason.
+LEAST_SHAPE_RATE = 0.01
+#: Moves for which the identity counts in the mean coupling, so that a single move of few chains does not replace it.
+COUPLING_DELAY = 10
 
 
+@final
 @dataclass(frozen=True)
-class MALA(Kernel):
+class MALA(AbstractKernel):
     """Metropolis-adjusted Langevin, accepted per chain, with its step size and scales adapted.
 
     The step size follows ``log h += ρ_k (acceptance − target_accept)``; the scale of each coordinate is
@@ -30,7 +49,7 @@ class MALA(Kernel):
     the family, and so is the step, but where chains belong to data, with a factor of its own for each datum: some
     posteriors are much narrower than others. The coordinates of a chain, of all its sites, are decorrelated as well, if
     they are at most 32 (128 where chains do not belong to data), by the mean curvature along the proposals: see
-    :func:`.coupled`.
+    :func:`.estimate_coupling`.
 
     Args:
         step_size: the first ``h`` (in units of the scales, so of order one whatever the data).
@@ -43,72 +62,81 @@ class MALA(Kernel):
     target_accept: float = 0.65
     precondition: bool = True
     adapt_step: bool = True
-    adjusted = True
+    adjusted: ClassVar[bool] = True
+    has_momentum: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_number(self, "step_size")
         check_number(self, "target_accept", below=1.0)
 
-    def init(self, position: Latents, chain_ndim: int) -> Adaptation:
-        """As :meth:`Kernel.init`."""
-        adapt = super().init(position, chain_ndim)
-        if self.adapt_step and chain_ndim == 2 and position:
-            num_data = jax.tree.leaves(position)[0].shape[1]
+    def init(self, position: PyTree, chain_ndim: int) -> Adaptation:
+        """Return the first step size, scales of one, and no coupling."""
+        adapt = first_adaptation(self.step_size, position)
+        leaves = jax.tree.leaves(position)
+        if self.adapt_step and chain_ndim == 2 and leaves:
+            num_data = leaves[0].shape[1]
             steps = DatumSteps(jnp.zeros(num_data, adapt.log_step.dtype), jnp.zeros(num_data, jnp.int32))
             adapt = adapt._replace(by_datum=steps)
         if not self.precondition:
             return adapt
-        ones = {k: jnp.ones(x.shape[chain_ndim:], x.dtype) for k, x in position.items()}
-        size = sum(x.size for x in ones.values())
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape[chain_ndim:], x.dtype), position)
+        size = sum(x.size for x in jax.tree.leaves(ones))
         limit = MAX_COUPLED if chain_ndim == 2 else MAX_COUPLED_FEW
         wide = jnp.promote_types(dtype_of(position), jnp.float32)  # there is no factorisation of half floats
         factor = jnp.eye(size, dtype=wide) if 1 < size <= limit else None
         return adapt._replace(curvature=ones, coupling=factor)
 
     def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
-        """As :meth:`Kernel.adapt`."""
+        """Drive the step size to its acceptance, and learn scales and coupling."""
         k = adapt.count.astype(adapt.log_step.dtype)
         log_step, curvature, by_datum, coupling = adapt.log_step, adapt.curvature, adapt.by_datum, adapt.coupling
         if self.adapt_step:
-            rate = jnp.maximum(0.5 / (1 + k) ** 0.5, 0.02)
+            rate = jnp.maximum(STEP_RATE / (1 + k) ** 0.5, LEAST_STEP_RATE)
             log_step = log_step + rate * (info.accept_prob - self.target_accept)
         if self.precondition:
-            rate = jnp.maximum(1 / (1 + k), 0.01)
+            rate = jnp.maximum(1 / (1 + k), LEAST_SHAPE_RATE)
             curvature = jax.tree.map(
-                lambda c, g, s: _running_mean(c, g, s, rate), curvature, point.gradient, info.secant
+                lambda c, g, s: _update_mean(c, g, s, rate), curvature, point.gradient, info.secant
             )
-        if coupling is not None:
-            coupling = learned(coupling, info.coupling, jnp.maximum(1 / (10 + k), 0.01))
-        if by_datum is not None:
-            rate = 0.5 / (1 + by_datum.count) ** 0.5  # it vanishes: few chains adapt it to themselves
+        if coupling is not None and info.coupling is not None:
+            coupling = learn_coupling(coupling, info.coupling, jnp.maximum(1 / (COUPLING_DELAY + k), LEAST_SHAPE_RATE))
+        if by_datum is not None and info.by_datum is not None:
+            rate = STEP_RATE / (1 + by_datum.count) ** 0.5  # it vanishes: few chains adapt it to themselves
             steps = by_datum.log_step + rate * (info.by_datum - info.accept_prob)
             by_datum = DatumSteps(steps.astype(log_step.dtype), by_datum.count + 1)
         return Adaptation(log_step, curvature, adapt.count + 1, by_datum, coupling)
 
     def move(self, rng_key: Array, target: Target, point: Point, adapt: Adaptation) -> tuple[Point, MoveInfo]:
-        """As :meth:`Kernel.move`."""
-        point = evaluated(target, point)
-        shape = proposal_shape(adapt, point.position)
-        accept, new, prob = metropolis(rng_key, lambda x: (*target(x), ()), point[:3], jnp.exp(adapt.log_step), shape)
-        secant = _secants(point.gradient, new, shape, adapt.curvature) if adapt.curvature else None
-        coupling = None if adapt.coupling is None else coupled(new, adapt.coupling)
+        """Propose a step of every chain, and accept or refuse it."""
+        position, log_density, gradient, _ = evaluate(target, point)
+        assert log_density is not None
+        here = Here(position, log_density, gradient)
+        shape = proposal_shape(adapt, position)
+        accept, new, prob = metropolis(rng_key, lambda x: (*target(x), ()), here, jnp.exp(adapt.log_step), shape)
+        secant = None if adapt.curvature is None else _secants(gradient, new, shape, adapt.curvature)
+        coupling = None if adapt.coupling is None else estimate_coupling(new, adapt.coupling)
         by_datum = None if adapt.by_datum is None else prob.mean(0)
-        return Point(*chain_select(accept, new[:3], point[:3])), MoveInfo(prob.mean(), secant, by_datum, coupling)
+        there = chain_select(accept, Here(new.position, new.log_density, new.gradient), here)
+        return Point(*there), MoveInfo(prob.mean(), secant, by_datum, coupling)
 
 
-def proposal_shape(adapt: Adaptation, position: Latents) -> Shape:
-    """Of the proposals, relative to the shared step size; the variance broadcasts to ``{site: [*C, *event]}``."""
-    variance = {name: 1 / c for name, c in adapt.curvature.items()}
-    variance = variance or {name: jnp.ones((), x.dtype) for name, x in position.items()}
+def proposal_shape(adapt: Adaptation, position: PyTree) -> Shape:
+    """Return the proposals' shape relative to the shared step size; the variance broadcasts to ``[*C, *event]``."""
+    if adapt.curvature is None:
+        variance = jax.tree.map(lambda x: jnp.ones((), x.dtype), position)
+    else:
+        variance = jax.tree.map(lambda c: 1 / c, adapt.curvature)
     if adapt.by_datum is not None:
         factor = jnp.exp(adapt.by_datum.log_step)
-        own = {name: factor.reshape((-1,) + (1,) * (x.ndim - 2)) for name, x in position.items()}
-        variance = {name: own[name] * variance[name] for name in position}
-    return Shape(variance, None if adapt.coupling is None else inverse(adapt.coupling))
+        variance = jax.tree.map(lambda v, x: factor.reshape((-1,) + (1,) * (x.ndim - 2)) * v, variance, position)
+    return Shape(variance, None if adapt.coupling is None else invert(adapt.coupling))
 
 
-def _secants(gradient: Latents, proposal: Proposal, shape: Shape, like: Latents) -> Latents:
-    """Root mean square change of the gradient over the step by scale along it; ``like`` has the events' shapes."""
+def _secants(gradient: PyTree, proposal: Proposal, shape: Shape, like: PyTree) -> PyTree:
+    """Return how much the gradient changes over the steps, in units of the scales along them: root mean squares.
+
+    ``like`` has the shapes of events.
+    """
 
     def secant(v: Array, w: Array, g: Array, new: Array, like: Array) -> Array:
         axes = tuple(range(g.ndim - like.ndim))
@@ -120,7 +148,7 @@ def _secants(gradient: Latents, proposal: Proposal, shape: Shape, like: Latents)
     return jax.tree.map(secant, shape.variance, proposal.moved, gradient, proposal.gradient, like)
 
 
-def _running_mean(curvature: Array, gradient: Array, secant: Array, rate: Array) -> Array:
+def _update_mean(curvature: Array, gradient: Array, secant: Array, rate: Array) -> Array:
     """Move ``curvature`` towards the mean squared gradient, or the secant where that is less.
 
     At stationarity the mean squared gradient is the mean second derivative, and the secant about its root mean

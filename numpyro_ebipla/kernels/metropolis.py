@@ -23,7 +23,7 @@ LEAST_PIVOT = 3e-4
 
 
 class Shape(NamedTuple):
-    """Of a proposal's covariance, up to the step size.
+    """Shape of a proposal's covariance, up to the step size: scales and the inverse factor of their correlations.
 
     Attributes:
         variance: ``S²``, leaves broadcasting to the positions.
@@ -33,15 +33,28 @@ class Shape(NamedTuple):
     variance: Any
     inverse: Array | None = None
 
-    def white(self, gradient: Any) -> Any:
-        """``L⁻¹ S g`` of every chain: the gradient in white coordinates."""
+    def whiten(self, gradient: Any) -> Any:
+        """Return ``L⁻¹ S g`` of every chain: the gradient in white coordinates."""
         scaled = jax.tree.map(lambda v, g: jnp.sqrt(v) * g, self.variance, gradient)
-        return scaled if self.inverse is None else rotated(scaled, self.inverse.T)
+        return scaled if self.inverse is None else rotate(scaled, self.inverse.T)
 
-    def back(self, moved: Any) -> Any:
-        """``S L⁻ᵀ w`` of every chain: a step in white coordinates as one of the position."""
-        scaled = moved if self.inverse is None else rotated(moved, self.inverse)
+    def unwhiten(self, moved: Any) -> Any:
+        """Return ``S L⁻ᵀ w`` of every chain: a step in white coordinates as one of the position."""
+        scaled = moved if self.inverse is None else rotate(moved, self.inverse)
         return jax.tree.map(lambda v, w: jnp.sqrt(v) * w, self.variance, scaled)
+
+
+class Here(NamedTuple):
+    """Where every chain stands.
+
+    Attributes:
+        position: a tree of arrays ``[*C, *event]``.
+        log_density, gradient: there; ``[*C]`` and like the position.
+    """
+
+    position: Any
+    log_density: Array
+    gradient: Any
 
 
 class Proposal(NamedTuple):
@@ -66,11 +79,11 @@ class Proposal(NamedTuple):
 def metropolis(
     rng_key: Array,
     target: Callable[[Any], tuple[Array, Any, Any]],
-    here: tuple[Any, Array, Any],
+    here: Here,
     step_size: Array,
     shape: Shape,
 ) -> tuple[Array, Proposal, Array]:
-    """A Metropolis-adjusted Langevin proposal of every chain, and whether each accepts it.
+    """Make a Metropolis-adjusted Langevin proposal of every chain, and decide whether each accepts it.
 
     The drift is cut off at four standard deviations of the noise (MALTA; Roberts and Tweedie, 1996): far out in a tail
     with a steep gradient it would overshoot, always be refused, and the chain never move again.
@@ -78,32 +91,31 @@ def metropolis(
     Args:
         rng_key: a PRNG key.
         target: position -> ``(log density [*C], gradient, anything else known there)``.
-        here: ``(position, log density, gradient)``.
+        here: where the chains stand.
         step_size: ``h``.
         shape: of the proposal's covariance.
 
     Returns:
         ``(accept, proposal, prob)``: booleans ``[*C]``, the proposal, and acceptance probabilities ``[*C]``.
     """
-    position, log_density, gradient = here
     h, sd = step_size, jnp.sqrt(2 * step_size)
     key_noise, key_accept = random.split(rng_key)
-    noise = normal_like(key_noise, position)
+    noise = normal_like(key_noise, here.position)
 
     def drift(u: Array) -> Array:
         return jnp.clip(h * u, -MAX_DRIFT * sd, MAX_DRIFT * sd)
 
-    before = shape.white(gradient)
+    before = shape.whiten(here.gradient)
     moved = jax.tree.map(lambda u, xi: drift(u) + sd * xi, before, noise)
-    proposed = jax.tree.map(lambda x, d: (x + d).astype(x.dtype), position, shape.back(moved))
+    proposed = jax.tree.map(lambda x, d: (x + d).astype(x.dtype), here.position, shape.unwhiten(moved))
     value, new_gradient, extra = target(proposed)
-    after = shape.white(new_gradient)
+    after = shape.whiten(new_gradient)
     # log q(x | x') − log q(x' | x); the forward residual is the noise itself.
     backward = jax.tree.map(lambda w, u: jnp.square(w + drift(u)) / (4 * h), moved, after)
     forward = jax.tree.map(lambda xi: 0.5 * jnp.square(xi), noise)
-    log_ratio = value - log_density + chain_sum(forward, value.shape) - chain_sum(backward, value.shape)
+    log_ratio = value - here.log_density + chain_sum(forward, value.shape) - chain_sum(backward, value.shape)
     # A proposal where anything is not finite is refused; a chain that stands in such a place may leave.
-    leave = jnp.isfinite(value) & ~jnp.isfinite(log_density)
+    leave = jnp.isfinite(value) & ~jnp.isfinite(here.log_density)
     prob = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
     prob = jnp.where(leave, 1.0, prob)
     accept = random.uniform(key_accept, value.shape, prob.dtype) < prob
@@ -114,8 +126,8 @@ def metropolis(
 # --- the coupling of coordinates ----------------------------------------------------------------------
 
 
-def coupled(proposal: Proposal, factor: Array) -> Array:
-    """The curvature along the proposals in units of the scales, ``[D, D]`` with a mean diagonal of one (or NaN).
+def estimate_coupling(proposal: Proposal, factor: Array) -> Array:
+    """Return the curvature along the proposals in units of the scales, ``[D, D]`` with a mean diagonal of one (or NaN).
 
     The change of the gradient over a step is minus the Hessian times the step, wherever the chain is; so their mean
     product over the isotropic steps of white coordinates is the mean Hessian there. A chain of larger curvature
@@ -132,8 +144,8 @@ def coupled(proposal: Proposal, factor: Array) -> Array:
     return curvature / jnp.where(size > 0, size, jnp.nan)
 
 
-def learned(factor: Array, curvature: Array, rate: Array) -> Array:
-    """``L`` of the correlations of a running mean; unchanged where it would not be safely positive definite."""
+def learn_coupling(factor: Array, curvature: Array, rate: Array) -> Array:
+    """Return ``L`` of the correlations of a running mean, unchanged where it would not be safely positive definite."""
     mean = factor @ factor.T
     mean = mean + rate * (curvature - mean)
     sd = jnp.sqrt(jnp.diag(mean))
@@ -142,8 +154,8 @@ def learned(factor: Array, curvature: Array, rate: Array) -> Array:
     return jnp.where(sound, new, factor)
 
 
-def rotated(tree: Any, matrix: Array) -> Any:
-    """Every chain's coordinates as a row, times a matrix ``[D, D]``."""
+def rotate(tree: Any, matrix: Array) -> Any:
+    """Multiply every chain's coordinates, as a row, by a matrix ``[D, D]``."""
     leaves, treedef = jax.tree.flatten(tree)
     rows = _rows(tree, len(matrix))
     ends = np.cumsum([leaf.size // len(rows) for leaf in leaves])[:-1]
@@ -152,12 +164,12 @@ def rotated(tree: Any, matrix: Array) -> Any:
 
 
 def _rows(tree: Any, width: int) -> Array:
-    """All chains, whatever their axes, with the coordinates of all leaves side by side: ``[C, D]``."""
+    """Return all chains, whatever their axes, with the coordinates of all leaves side by side: ``[C, D]``."""
     leaves = jax.tree.leaves(tree)
     num_chains = sum(leaf.size for leaf in leaves) // width
     return jnp.concatenate([leaf.reshape(num_chains, -1) for leaf in leaves], axis=1)
 
 
-def inverse(factor: Array) -> Array:
-    """Of a lower triangular matrix."""
+def invert(factor: Array) -> Array:
+    """Invert a lower triangular matrix."""
     return solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)

@@ -15,7 +15,7 @@ from jax import Array, random
 from numpyro import handlers
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Latents, Params
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.likelihood.annealed import check_proper, is_joint
 from numpyro_ebipla.likelihood.normalisers import energies_of, log_z_shift, normalisers, shared_normalisers
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, posterior_density
@@ -67,10 +67,10 @@ def bidirectional(model: LatentModel, params: Params, batch: Batch, populations:
 
 
 class Simulated(NamedTuple):
-    """Latents drawn from the model, and values of its observed sites."""
+    """Sites drawn from the model, and values of its observed sites."""
 
-    local: Latents
-    glob: Latents
+    local: Sites
+    glob: Sites
     values: dict[str, Array]
 
 

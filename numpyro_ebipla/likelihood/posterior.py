@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._core.state import Latents, Params
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc import anneal as smc
@@ -44,8 +44,8 @@ class PosteriorPopulation(NamedTuple):
         annealed: weights, ``log_z`` (``[B]``, a scalar): log ∫ exp(log joint) over the latents, and how it went.
     """
 
-    local: Latents
-    glob: Latents
+    local: Sites
+    glob: Sites
     log_density: Array
     rest: Array
     annealed: smc.Population
@@ -63,8 +63,8 @@ class PosteriorDensity(NamedTuple):
 
     tilted: TiltedDensity
     log_joint: Callable[[Array], tuple[Array, Array]]
-    split: Callable[[Array], tuple[Latents, Latents]]
-    flat: Callable[[Latents, Latents], Array]
+    split: Callable[[Array], tuple[Sites, Sites]]
+    flat: Callable[[Sites, Sites], Array]
 
 
 def posterior_density(model: LatentModel, params: Params, batch: Batch) -> PosteriorDensity:
@@ -76,8 +76,8 @@ def posterior_density(model: LatentModel, params: Params, batch: Batch) -> Poste
     local, glob = jax.eval_shape(draw, batch.rng_key)
     joined = bool(model.global_sites)
 
-    def split(x: Array) -> tuple[Latents, Latents]:
-        out: list[Latents] = [{}, {}]
+    def split(x: Array) -> tuple[Sites, Sites]:
+        out: list[Sites] = [{}, {}]
         at = 0
         for which, sites in enumerate((local, glob)):
             for name, site in sites.items():
@@ -87,7 +87,7 @@ def posterior_density(model: LatentModel, params: Params, batch: Batch) -> Poste
                 at += size
         return out[0], out[1]
 
-    def flat(local: Latents, glob: Latents) -> Array:
+    def flat(local: Sites, glob: Sites) -> Array:
         lead = 1 if joined else 2
         parts = [v.reshape((*v.shape[:lead], -1)) for v in (*local.values(), *glob.values())]
         return jnp.concatenate(parts, -1)
@@ -121,7 +121,7 @@ def anneal_posterior(
     return PosteriorPopulation(*density.split(out.position), *density.log_joint(out.position), out)
 
 
-def draw_posterior(rng_key: Array, population: PosteriorPopulation, num_draws: int) -> tuple[Latents, Latents]:
+def draw_posterior(rng_key: Array, population: PosteriorPopulation, num_draws: int) -> tuple[Sites, Sites]:
     """Return ``num_draws`` equally weighted ``(local, global)`` latents, for each datum of its own."""
     log_weight = population.annealed.log_weight
     if log_weight.ndim == 1:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Latents, Params
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.likelihood.annealed import check_proper
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
 from numpyro_ebipla.model.blocks import Batch
@@ -82,7 +82,7 @@ def _of_block(
     key_anneal, key_draw = random.split(batch.rng_key)
     names = tuple(name for name, _ in axes)
 
-    def means(local: Latents, glob: Latents) -> dict[str, Array]:
+    def means(local: Sites, glob: Sites) -> dict[str, Array]:
         return model.means(params, local, glob, batch, names)
 
     if not model.latents:

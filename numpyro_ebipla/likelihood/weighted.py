@@ -9,7 +9,8 @@ from jax import Array
 from numpyro_ebipla._core.state import Latents, Params, PosteriorState
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import Block, evaluated_at, gather
+from numpyro_ebipla.particles.base import Block, Terms, gather
+from numpyro_ebipla.particles.moves import evaluate_at
 from numpyro_ebipla.particles.weighted import weights_at
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.smc.weights import ess, log_mean_exp
@@ -50,12 +51,12 @@ def _of_block(
 ) -> tuple[Array, Array, Array, dict[str, Array]]:
     """Return log marginal likelihoods, their variances, what depends on no latent, and slopes of the whole in log Z."""
 
-    def log_joint(local: Latents, glob: Latents, log_z: Any = log_z) -> tuple[Array, Array]:
-        joint = model.log_joint(params, local, glob, batch, log_z)
-        return joint.per_datum, joint.rest
+    def log_joint(latents: Latents, log_z: Any = log_z) -> Terms:
+        joint = model.log_joint(params, *latents, batch, log_z)
+        return Terms(joint.per_datum, joint.rest)
 
-    log_weight = weights_at(block, evaluated_at(log_joint, 1.0, block.local, block.glob))
+    log_weight = weights_at(block, evaluate_at(log_joint, 1.0, block.latents))
     variance = block.memory.variance[0] + 1 / ess(log_weight) - 1 / log_weight.shape[0]
-    _, rest = log_joint(block.local, block.glob)
-    whole = lambda z: sum(jnp.sum(x[0]) for x in log_joint(block.local, block.glob, z))
+    _, rest = log_joint(block.latents)
+    whole = lambda z: sum(jnp.sum(x[0]) for x in log_joint(block.latents, z))
     return log_mean_exp(log_weight) + variance / 2, variance, rest[0], jax.grad(whole)(log_z)

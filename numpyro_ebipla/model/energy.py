@@ -18,7 +18,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro_ebipla._core.errors import EBIPLAWarning
 from numpyro_ebipla._core.static import is_array, join_function, split_function
 from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
-from numpyro_ebipla.kernels.base import Kernel, Point, evaluated, start
+from numpyro_ebipla.kernels.base import AbstractKernel, run_moves, start
 from numpyro_ebipla.model.energy_checks import check_base, check_options, check_real, extends, shape_message
 from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.annealing import FINE, Annealing
@@ -96,7 +96,7 @@ class EnergyPrior(dist.Distribution):
         *,
         num_walkers: int = 256,
         annealing: Annealing = FINE,
-        kernel: Kernel | None = None,
+        kernel: AbstractKernel | None = None,
         validate_args: bool | None = None,
     ) -> None:
         check_base(energy, base)
@@ -250,19 +250,13 @@ def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) ->
     return jax.tree.map(lambda x: x.reshape(prior.batch_shape), found)
 
 
-def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
-    """Return ``x`` after moves of ``kernel`` towards the tilted density."""
-    target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
-    point, adapt = start(kernel, target, {"x": x})
+def _moved(rng_key: Array, kernel: AbstractKernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
+    """Move ``x`` by a kernel towards the tilted density."""
+    target = batched_value_and_grad(density.log_density)
+    point, adapt = start(kernel, target, x)
     if kernel.has_momentum:
-        point = point._replace(momentum=normal_like(random.fold_in(rng_key, num_moves), {"x": x}))
-
-    def move(carry: tuple[Point, Any], key: Array) -> tuple[tuple[Point, Any], None]:
-        here = evaluated(target, carry[0])
-        there, info = kernel.move(key, target, here, carry[1])
-        return (evaluated(target, there), kernel.adapt(carry[1], info, here)), None
-
-    return lax.scan(move, (point, adapt), random.split(rng_key, num_moves))[0][0].position["x"]
+        point = point._replace(momentum=normal_like(random.fold_in(rng_key, num_moves), x))
+    return run_moves(kernel, random.split(rng_key, num_moves), target, point, adapt)[0].position
 
 
 def unwrap(fn: dist.Distribution) -> dist.Distribution:

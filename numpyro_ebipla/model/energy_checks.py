@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax import random
 
 from numpyro_ebipla._core.validate import count
-from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.smc.annealing import Annealing
 
 
@@ -84,5 +84,5 @@ def check_options(num_walkers: Any, annealing: Any, kernel: Any) -> None:
     count("EnergyPrior: num_walkers", num_walkers)
     if not isinstance(annealing, Annealing):
         raise TypeError(f"EnergyPrior: annealing must be Annealing(…), got {annealing!r}.")
-    if not isinstance(kernel, Kernel | None):
+    if not isinstance(kernel, AbstractKernel | None):
         raise TypeError(f"EnergyPrior: kernel must be MALA(), ULA(), Underdamped() or None, got {kernel!r}.")

@@ -16,7 +16,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Latents
+from numpyro_ebipla._core.state import Sites
 from numpyro_ebipla.model.energy import EnergyPrior, subtracting, unwrap
 
 
@@ -60,7 +60,7 @@ class place(Messenger):
     The support is that of the distribution met on this run: it may depend on parameters and other latents.
     """
 
-    def __init__(self, fn: Callable, latents: Latents) -> None:
+    def __init__(self, fn: Callable, latents: Sites) -> None:
         super().__init__(fn)
         self.latents = latents
         self.log_det: dict[str, Array] = {}

@@ -17,7 +17,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from numpyro_ebipla._core.state import Latents, Params
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla._core.static import join_static
 from numpyro_ebipla.model.blocks import Batch, Progress, map_blocks, silent, split_indices
 from numpyro_ebipla.model.energy import EnergyPrior, base_only, unwrap
@@ -118,7 +118,7 @@ class LatentModel:
 
     # --- densities ------------------------------------------------------------------------------------
 
-    def log_joint(self, params: Params, local: Latents, glob: Latents, batch: Batch, log_z: dict[str, Array]) -> Joint:
+    def log_joint(self, params: Params, local: Sites, glob: Sites, batch: Batch, log_z: dict[str, Array]) -> Joint:
         """Return log densities of N particles, in unconstrained space (Jacobians included).
 
         Args:
@@ -129,7 +129,7 @@ class LatentModel:
             log_z: ``{energy site: log normaliser}``, broadcasting to its batch shape; zero if missing.
         """
 
-        def one(local: Latents, glob: Latents) -> Joint:
+        def one(local: Sites, glob: Sites) -> Joint:
             trace, log_det = self.trace(params, local, glob, batch)
             per_datum = jnp.zeros((self.width(batch),))
             rest = jnp.zeros(())
@@ -152,14 +152,14 @@ class LatentModel:
         first = jax.tree.map(lambda x: x[0], joint.mutable)
         return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
 
-    def log_base(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> tuple[Array, Array]:
+    def log_base(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> tuple[Array, Array]:
         """Return log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws.
 
         In unconstrained space: that is the latents' priors, normalised, with the bases of energy priors; scales and
         masks are left out.
         """
 
-        def one(local: Latents, glob: Latents) -> tuple[Array, Array]:
+        def one(local: Sites, glob: Sites) -> tuple[Array, Array]:
             trace, log_det = self.trace(params, local, glob, batch)
             per_datum, rest = jnp.zeros((self.width(batch),)), jnp.zeros(())
             for name in self.latents:
@@ -174,13 +174,13 @@ class LatentModel:
 
         return jax.vmap(one)(local, glob)
 
-    def energy_positions(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
+    def energy_positions(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> dict[str, Array]:
         """Return where particles, or data, stand at every energy prior that is not conditional: ``[n, *event]``.
 
         ``[n, D, *event]`` at a prior of D elements, see :meth:`.EnergyPrior.as_walkers`.
         """
 
-        def one(local: Latents, glob: Latents) -> dict[str, Array]:
+        def one(local: Sites, glob: Sites) -> dict[str, Array]:
             trace, _ = self.trace(params, local, glob, batch)
             result = {}
             for name, site in self.energies.items():
@@ -193,7 +193,7 @@ class LatentModel:
         flat = lambda x: x.reshape((-1, *x.shape[2:]))
         return jax.tree.map(flat, jax.vmap(one)(local, glob))
 
-    def faults(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
+    def faults(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> dict[str, Array]:
         """Return where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
         trace, log_det = self.trace(params, local, glob, batch)
         result = {}
@@ -220,9 +220,7 @@ class LatentModel:
         trace, _ = self.trace(params, {}, {}, batch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
-    def means(
-        self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
-    ) -> dict[str, Array]:
+    def means(self, params: Params, local: Sites, glob: Sites, batch: Batch, sites: Sequence[str]) -> dict[str, Array]:
         """Return means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
         trace, _ = self.trace(params, local, glob, batch)
         fns = {name: trace[name]["fn"] for name in sites}
@@ -237,7 +235,7 @@ class LatentModel:
 
     # --- latents --------------------------------------------------------------------------------------
 
-    def draw_latents(self, params: Params, batch: Batch, known: Latents | None = None) -> tuple[Latents, Latents]:
+    def draw_latents(self, params: Params, batch: Batch, known: Sites | None = None) -> tuple[Sites, Sites]:
         """Draw one unconstrained particle ``(local {site: [B, ...]}, global)`` from the prior.
 
         Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2). ``known`` are
@@ -245,7 +243,7 @@ class LatentModel:
         """
         return self._unconstrained(self.trace(params, {}, known or {}, batch)[0])
 
-    def _unconstrained(self, trace: dict[str, Any]) -> tuple[Latents, Latents]:
+    def _unconstrained(self, trace: dict[str, Any]) -> tuple[Sites, Sites]:
         """Return the latents of a trace, as :meth:`draw_latents` does."""
         local, glob = {}, {}
         for name, site in self.latents.items():
@@ -257,18 +255,16 @@ class LatentModel:
                 glob[name] = u
         return local, glob
 
-    def values(
-        self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
-    ) -> dict[str, Array]:
+    def values(self, params: Params, local: Sites, glob: Sites, batch: Batch, sites: Sequence[str]) -> dict[str, Array]:
         """Return constrained values of N particles at ``sites`` (latent or deterministic): ``[N, ...]``."""
 
-        def one(local: Latents, glob: Latents) -> dict[str, Array]:
+        def one(local: Sites, glob: Sites) -> dict[str, Array]:
             trace, _ = self.trace(params, local, glob, batch)
             return {name: trace[name]["value"] for name in sites}
 
         return jax.vmap(one)(local, glob)
 
-    def simulate(self, params: Params, batch: Batch) -> tuple[Latents, Latents, dict[str, Array]]:
+    def simulate(self, params: Params, batch: Batch) -> tuple[Sites, Sites, dict[str, Array]]:
         """Draw ``(local, global, {observed site: value})`` from the model, unconstrained latents.
 
         Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
@@ -339,12 +335,10 @@ class LatentModel:
         assert self.plate is not None, "without a plate no site is local"
         return self.plate.by_datum(value)
 
-    def trace(
-        self, params: Params, local: Latents, glob: Latents, batch: Batch
-    ) -> tuple[dict[str, Any], dict[str, Array]]:
+    def trace(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> tuple[dict[str, Any], dict[str, Array]]:
         """Trace of the model with one particle in place, and its Jacobian terms by site.
 
-        Latents that the particle lacks are drawn as :meth:`draw_latents` says.
+        Sites that the particle lacks are drawn as :meth:`draw_latents` says.
         """
         particle = dict(glob)
         for name, value in local.items():

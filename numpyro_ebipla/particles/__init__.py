@@ -7,16 +7,17 @@
 :class:`.WeightedParticles`      persistent with Jarzynski weights (JALA-EM)
 ===============================  =======================================================================
 
-Each is a frozen set of options with two functions: ``prepare`` makes what enters the step's gradient at
-``θ_k``, ``advance`` moves the particles on.
+Each is a final, frozen set of options of :class:`.AbstractParticles`: ``prepare`` makes what enters the step's gradient
+at ``θ_k``, ``advance`` moves the particles on.
 """
 
-from numpyro_ebipla.particles.base import Block, Prepared
+from numpyro_ebipla.particles.base import AbstractParticles, Block, Prepared
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.particles.weighted import WeightedParticles
 
 __all__ = [
+    "AbstractParticles",
     "Block",
     "Particles",
     "Prepared",

@@ -1,30 +1,68 @@
-"""What all ways to keep posterior particles share: blocks of chains, and what is known where they stand."""
+"""What all ways to keep posterior particles share: blocks of chains, what is known there, and what a way must do."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jax import Array
 
 from numpyro_ebipla._core.state import Adaptation, Latents, PosteriorState
-from numpyro_ebipla._core.tree import batched_value_and_grad, take
-from numpyro_ebipla.kernels.base import Point, Target, evaluated
+from numpyro_ebipla._core.tree import take
+from numpyro_ebipla._core.validate import check_counts, check_type
+from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation
 
-LogJoint = Callable[[Latents, Latents], tuple[Array, Array]]
-Draw = Callable[[Array], tuple[Latents, Latents]]
-Adaptations = tuple[Adaptation, Adaptation]
-#: Log densities and gradients at a block: local ``[N, B]``, global ``[N]``.
-Known = tuple[Array, Latents, Array, Latents]
-#: The local block and the global one.
-Points = tuple[Point, Point]
+Info = dict[str, Array]
+
+
+class Terms(NamedTuple):
+    """Log densities of N particles.
+
+    Attributes:
+        per_datum: ``[N, B]`` of what lies inside the data plate, by datum.
+        rest: ``[N]`` of all else.
+    """
+
+    per_datum: Array
+    rest: Array
+
+
+#: Log joint density of the particles of a minibatch.
+LogJoint = Callable[[Latents], Terms]
+#: Fresh particles from the prior, by a key.
+Draw = Callable[[Array], Latents]
+
+
+class Known(NamedTuple):
+    """What is known where particles stand.
+
+    Attributes:
+        local: each datum's by itself, ``[N, B]``, given the shared latents.
+        shared: of the whole, ``[N]``, a minibatch standing for all data.
+    """
+
+    local: Evaluation
+    shared: Evaluation
+
+
+class Adaptations(NamedTuple):
+    """The kernel's adaptation to the local block and to the shared one."""
+
+    local: Adaptation
+    shared: Adaptation
 
 
 class Block(NamedTuple):
-    """Chains of the current minibatch; see :class:`~numpyro_ebipla._core.state.PosteriorState`."""
+    """Chains of the current minibatch.
 
-    local: Latents
-    glob: Latents
-    momentum: tuple[Latents, Latents] | None
+    Attributes:
+        latents: where they stand.
+        momentum: likewise, of underdamped kernels, else None.
+        memory: see :class:`~numpyro_ebipla._core.state.PosteriorState`.
+    """
+
+    latents: Latents
+    momentum: Latents | None = None
     memory: Any = None
 
 
@@ -33,8 +71,8 @@ class Prepared(NamedTuple):
 
     Attributes:
         block: the particles.
-        adapt: of the local and the global block.
-        weight: ``[N, B]`` (``[N]`` if there are global latents), sums to one over N; None for ``1/N``.
+        adapt: of the local and the shared block.
+        weight: ``[N, B]`` (``[N]`` if there are shared latents), sums to one over N; None for ``1/N``.
         known: log densities and gradients there, if ``prepare`` had to compute them (without normalisers of
             energy priors); None leaves them to the step's own backward pass.
         info: what to report.
@@ -44,71 +82,112 @@ class Prepared(NamedTuple):
     adapt: Adaptations
     weight: Array | None = None
     known: Known | None = None
-    info: dict[str, Array] = {}
+    info: Info = {}
 
     @property
     def num_particles(self) -> int:
         """N, one without latents."""
-        chains = jax.tree.leaves((self.block.local, self.block.glob))
+        chains = jax.tree.leaves(self.block.latents)
         return chains[0].shape[0] if chains else 1
 
 
+class AbstractParticles(ABC):
+    """A way to keep particles: frozen options, and functions of them.
+
+    Attributes:
+        kernel: of all latents.
+        num_moves: moves per step.
+        weighted: whether the particles carry weights, and so a ``memory``.
+    """
+
+    weighted: ClassVar[bool]
+    kernel: AbstractKernel
+    num_moves: int
+
+    @property
+    @abstractmethod
+    def recalls(self) -> bool:
+        """Whether particles that were left behind are moved to the others, see :func:`.recall`."""
+
+    @abstractmethod
+    def start(self, latents: Latents, log_weight: Array, log_density: Array, variance: Array) -> Any:
+        """Return the memory of a population that is exact at the initial parameters; None without weights.
+
+        Args:
+            latents: of all data.
+            log_weight: ``[*C]`` whose log-mean-exp is the log marginal likelihood.
+            log_density: ``[*C]`` log joint density.
+            variance: ``[1, M]`` or ``[1]``, of the log marginal likelihood.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
+    ) -> Prepared:
+        """Return the particles of a minibatch at the current parameters, before the gradient.
+
+        Args:
+            rng_key: a PRNG key.
+            draw: fresh particles from the prior's base.
+            log_joint: of the minibatch.
+            ratio: ``M/B``.
+            block: where they stand.
+            adapt: of the local and the shared block.
+        """
+
+    @abstractmethod
+    def advance(
+        self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
+    ) -> tuple[Block, Adaptations, Info]:
+        """Move the particles of a minibatch, after the gradient.
+
+        Args:
+            rng_key: a PRNG key.
+            log_joint: of the minibatch.
+            ratio: ``M/B``.
+            block: where they stand.
+            known: log densities and gradients there.
+            adapt: of the local and the shared block.
+
+        Returns:
+            The new block, its adaptation and what to report, such as ``accept_local``.
+        """
+
+    @abstractmethod
+    def drop_weights(self, rng_key: Array, block: Block) -> Block:
+        """Return the particles as a population of equal weights, without a memory."""
+
+
+class AbstractUnweighted(AbstractParticles):
+    """Particles of equal weights, which carry nothing but themselves."""
+
+    weighted: ClassVar[bool] = False
+
+    def start(self, latents: Latents, log_weight: Array, log_density: Array, variance: Array) -> None:
+        """Return no memory."""
+
+    def drop_weights(self, rng_key: Array, block: Block) -> Block:
+        """Return the particles as they are."""
+        return block._replace(memory=None)
+
+
+def check_moves(options: Any) -> None:
+    """Raise unless the kernel is one and the number of moves a positive integer.
+
+    Raises:
+        TypeError, ValueError: naming the option.
+    """
+    check_counts(options, "num_moves")
+    check_type(options, "kernel", AbstractKernel, "ULA(), MALA() or Underdamped()")
+
+
 def gather(posterior: PosteriorState, indices: Array | None) -> tuple[Block, Adaptations]:
-    """The particles of some data, None for all, and the kernels' adaptation to them."""
+    """Return the particles of some data, None for all, and the kernels' adaptation to them."""
     momentum, memory = posterior.momentum, posterior.memory
     if momentum is not None:
-        momentum = (take(momentum[0], indices, 1), momentum[1])
-    if not posterior.glob:  # then all memory is by datum
+        momentum = Latents(take(momentum.local, indices, 1), momentum.shared)
+    if not posterior.shared:  # then all memory is by datum
         memory = take(memory, indices, 1)
     adapt = posterior.adapt_local._replace(by_datum=take(posterior.adapt_local.by_datum, indices, 0))
-    block = Block(take(posterior.local, indices, 1), posterior.glob, momentum, memory)
-    return block, (adapt, posterior.adapt_global)
-
-
-def evaluated_at(log_joint: LogJoint, ratio: float, local: Latents, glob: Latents) -> Known:
-    """``known`` for :meth:`Particles.advance`, where no step has computed it."""
-
-    def total(local: Latents, glob: Latents) -> tuple[Array, tuple[Array, Array]]:
-        per_datum, rest = log_joint(local, glob)
-        return per_datum.sum() + rest.sum() / ratio, (per_datum, rest)
-
-    (_, (per_datum, rest)), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(local, glob)
-    return per_datum, grads[0], ratio * per_datum.sum(-1) + rest, jax.tree.map(lambda g: ratio * g, grads[1])
-
-
-def points_of(block: Block, known: Known) -> Points:
-    """The block with what is known there."""
-    momentum = block.momentum or (None, None)
-    return Point(block.local, *known[:2], momentum[0]), Point(block.glob, *known[2:], momentum[1])
-
-
-def positions(points: Points) -> tuple[Latents, Latents]:
-    """Of the local block and the global one."""
-    return points[0].position, points[1].position
-
-
-def local_target(log_joint: LogJoint, glob: Latents) -> Target:
-    """Return the log density of the local latents, each datum's by itself, given the global ones."""
-    return batched_value_and_grad(lambda local: log_joint(local, glob)[0])
-
-
-def global_target(log_joint: LogJoint, ratio: float, local: Latents) -> Target:
-    """Return the log density of the global latents given the local ones, a minibatch standing for all data."""
-
-    def whole(glob: Latents) -> Array:
-        per_datum, rest = log_joint(local, glob)
-        return ratio * per_datum.sum(-1) + rest
-
-    return batched_value_and_grad(whole)
-
-
-def refreshed(log_joint: LogJoint, ratio: float, points: Points) -> Points:
-    """Points with log densities and gradients at their present positions."""
-    local, glob = points
-    if local.position and not glob.position:
-        return evaluated(local_target(log_joint, {}), local), glob
-    if glob.position and not local.position:
-        return local, evaluated(global_target(log_joint, ratio, {}), glob)
-    value, grad, whole, grad_whole = evaluated_at(log_joint, ratio, local.position, glob.position)
-    here = Point(local.position, value, grad, local.momentum)
-    return here, Point(glob.position, whole, grad_whole, glob.momentum)
+    latents = Latents(take(posterior.local, indices, 1), posterior.shared)
+    return Block(latents, momentum, memory), Adaptations(adapt, posterior.adapt_shared)

@@ -1,7 +1,7 @@
 """Posterior particles with Jarzynski weights: an exact posterior at every step, and the marginal likelihood."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +9,29 @@ from jax import Array, random
 
 from numpyro_ebipla._core.state import Latents
 from numpyro_ebipla._core.validate import check_share
-from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import (
+    AbstractParticles,
     Adaptations,
     Block,
     Draw,
+    Info,
     Known,
     LogJoint,
     Prepared,
-    evaluated_at,
-    points_of,
-    positions,
+    check_moves,
 )
-from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.particles.moves import evaluate_at, move_points, points_of
 from numpyro_ebipla.smc.weights import ess, normalised, resample, ula_action
+
+#: Of the number of particles, a threshold that their effective sample size never reaches: resample in any case.
+ALWAYS = 2.0
 
 
 class Memory(NamedTuple):
-    """What weighted particles carry; ``C`` is ``(N, M)``, or ``(N,)`` if there are global latents.
+    """What weighted particles carry; ``C`` is ``(N, M)``, or ``(N,)`` if there are shared latents.
 
     Attributes:
         log_weight: ``[*C]``; their log-mean-exp over N is the log marginal likelihood (of each datum).
@@ -41,13 +44,14 @@ class Memory(NamedTuple):
 
     log_weight: Array
     action: Array
-    moved: Any
+    moved: Latents | None
     step_size: Array
     variance: Array
 
 
+@final
 @dataclass(frozen=True)
-class WeightedParticles(Particles):
+class WeightedParticles(AbstractParticles):
     r"""Persistent particles with Jarzynski weights over N (JALA-EM, 2505.18427, Alg. 1).
 
     Weights correct both for the parameters, which move under the particles, and (for ULA) for the step size, so
@@ -64,12 +68,13 @@ class WeightedParticles(Particles):
         ValueError: for another kernel, several unadjusted moves or a threshold outside [0, 1].
     """
 
-    kernel: Kernel = field(default_factory=MALA)
+    kernel: AbstractKernel = field(default_factory=MALA)
+    num_moves: int = 1
     threshold: float = 0.5
-    weighted = True
+    weighted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_moves(self)
         if not isinstance(self.kernel, ULA | MALA):
             raise ValueError(
                 f"WeightedParticles has increments for ULA and MALA, not for {type(self.kernel).__name__}: choose one "
@@ -79,16 +84,21 @@ class WeightedParticles(Particles):
             raise ValueError("WeightedParticles weighs one unadjusted move per step: num_moves=1, or kernel=MALA().")
         check_share(self, "threshold")
 
-    def start(self, local: Latents, glob: Latents, log_weight: Array, log_density: Array, variance: Array) -> Memory:
-        """As :meth:`Particles.start`."""
-        moved = None if self.kernel.adjusted else jax.tree.map(jnp.zeros_like, (local, glob))
+    @property
+    def recalls(self) -> bool:
+        """False: a particle that is moved to another would have to take its weight, too."""
+        return False
+
+    def start(self, latents: Latents, log_weight: Array, log_density: Array, variance: Array) -> Memory:
+        """Return the memory of particles that have not moved yet."""
+        moved = None if self.kernel.adjusted else jax.tree.map(jnp.zeros_like, latents)
         return Memory(log_weight, -log_density, moved, jnp.zeros_like(log_weight), variance)
 
     def prepare(
         self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
     ) -> Prepared:
-        """As :meth:`Particles.prepare`: the weights at the current parameters."""
-        known = evaluated_at(log_joint, ratio, block.local, block.glob)
+        """Weigh the particles at the current parameters."""
+        known = evaluate_at(log_joint, ratio, block.latents)
         log_weight = weights_at(block, known)
         fraction = jnp.min(ess(log_weight)) / log_weight.shape[0]
         block = block._replace(memory=block.memory._replace(log_weight=log_weight))
@@ -96,47 +106,50 @@ class WeightedParticles(Particles):
 
     def advance(
         self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations
-    ) -> tuple[Block, Adaptations, dict[str, Array]]:
-        """As :meth:`Particles.advance`, after resampling where the weights ask for it."""
+    ) -> tuple[Block, Adaptations, Info]:
+        """Resample where the weights ask for it, and make ``num_moves`` moves."""
         key_resample, key_move = random.split(rng_key)
         memory, num = block.memory, block.memory.log_weight.shape[0]
+        joint = bool(block.latents.shared)  # then a particle is all of its latents
         spread = 1 / ess(memory.log_weight) - 1 / num
-        mine = known if block.glob else known[:2]
-        chains = (block.local, block.glob, mine)
-        log_weight, (local, glob, mine), low = resample(key_resample, memory.log_weight, chains, self.threshold)
-        known = mine if block.glob else (*mine, *known[2:])
-        here = block._replace(local=local, glob=glob)
-        step_size = jnp.full_like(log_weight, jnp.exp(adapt[1 if glob else 0].log_step))
-        points, adapt, info = self.moved(key_move, log_joint, ratio, points_of(here, known), adapt)
-        there = positions(points)
+        mine = known if joint else known.local
+        log_weight, (here, mine), low = resample(key_resample, memory.log_weight, (block.latents, mine), self.threshold)
+        known = mine if joint else known._replace(local=mine)
+        step_size = jnp.full_like(log_weight, jnp.exp((adapt.shared if joint else adapt.local).log_step))
+        start = points_of(block._replace(latents=here), known)
+        points, adapt, info = move_points(self.kernel, self.num_moves, key_move, log_joint, ratio, start, adapt)
+        there = points.latents
         if self.kernel.adjusted:
-            action, moved = -(points[1] if glob else points[0]).log_density, None
+            log_density = (points.shared if joint else points.local).log_density
+            assert log_density is not None
+            action, moved = -log_density, None
         else:
-            moved = jax.tree.map(jnp.subtract, there, (local, glob))
-            action = _action(known, moved, step_size, bool(glob))
+            moved = jax.tree.map(jnp.subtract, there, here)
+            action = _action(known, moved, step_size, joint)
         variance = memory.variance + jnp.where(low, spread, 0.0)
         memory = Memory(log_weight, action, moved, step_size, variance)
-        return Block(*there, None, memory), adapt, info | {"resampled": jnp.mean(low * 1.0)}
+        return Block(there, None, memory), adapt, info | {"resampled": jnp.mean(low * 1.0)}
 
-    def equally_weighted(self, rng_key: Array, block: Block) -> Block:
-        """As :meth:`Particles.equally_weighted`, by systematic resampling."""
-        chains = (block.local, block.glob)
-        _, (local, glob), _ = resample(rng_key, block.memory.log_weight, chains, 2.0)
-        return block._replace(local=local, glob=glob)
+    def drop_weights(self, rng_key: Array, block: Block) -> Block:
+        """Resample the particles systematically."""
+        _, latents, _ = resample(rng_key, block.memory.log_weight, block.latents, ALWAYS)
+        return block._replace(latents=latents, memory=None)
 
 
 def weights_at(block: Block, known: Known) -> Array:
-    """Log weights ``[*C]`` at the parameters at which the densities of ``block`` are ``known``."""
-    memory = block.memory
+    """Return log weights ``[*C]`` at the parameters at which the densities of ``block`` are ``known``."""
+    memory, joint = block.memory, bool(block.latents.shared)
     if memory.moved is None:
-        log_density = known[2] if block.glob else known[0]
-        return memory.log_weight + memory.action + log_density
+        here: Evaluation = known.shared if joint else known.local
+        return memory.log_weight + memory.action + here.log_density
     back = jax.tree.map(jnp.negative, memory.moved)
-    return memory.log_weight + memory.action - _action(known, back, memory.step_size, bool(block.glob))
+    return memory.log_weight + memory.action - _action(known, back, memory.step_size, joint)
 
 
-def _action(known: Known, moved: Any, step_size: Array, joint: bool) -> Array:
-    per_datum, grad_local, whole, grad_glob = known
+def _action(known: Known, moved: Latents, step_size: Array, joint: bool) -> Array:
+    """Return the action of an unadjusted move; ``joint`` if all latents of a particle have one weight."""
     if joint:
-        return ula_action(whole.shape, whole, (grad_local, grad_glob), moved, step_size)
-    return ula_action(per_datum.shape, per_datum, grad_local, moved[0], step_size)
+        whole, gradient = known.shared.log_density, Latents(known.local.gradient, known.shared.gradient)
+        return ula_action(whole.shape, whole, gradient, moved, step_size)
+    per_datum = known.local.log_density
+    return ula_action(per_datum.shape, per_datum, known.local.gradient, moved.local, step_size)

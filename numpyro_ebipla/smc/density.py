@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_ebipla._core.tree import batched_value_and_grad, chain_select
-from numpyro_ebipla.kernels.metropolis import Shape, metropolis
+from numpyro_ebipla.kernels.metropolis import Here, Shape, metropolis
 from numpyro_ebipla.smc.weights import normalised
 
 #: Acceptance that step sizes are driven to: a little above MALA's optimum in high dimension, 0.574 (Roberts and
@@ -91,7 +91,7 @@ def move_tempered(
         there = evaluate(x)
         return *there.tempered(temperature), there
 
-    start = (here.position, *here.tempered(temperature))
+    start = Here(here.position, *here.tempered(temperature))
     accept, new, prob = metropolis(rng_key, target, start, step_size, Shape(variance))
     return chain_select(accept, new.extra, here), prob
 

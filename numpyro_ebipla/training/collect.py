@@ -10,23 +10,14 @@ import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Params, TrainState
+from numpyro_ebipla._core.state import Latents, Params, TrainState
 from numpyro_ebipla._core.validate import scalar, site_names
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import (
-    Adaptations,
-    Block,
-    Points,
-    evaluated_at,
-    gather,
-    points_of,
-    positions,
-    refreshed,
-)
-from numpyro_ebipla.particles.persistent import Particles
-from numpyro_ebipla.training.safeguards import recalled
+from numpyro_ebipla.particles.base import AbstractParticles, Adaptations, Block, Info, Terms, gather
+from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
+from numpyro_ebipla.training.safeguards import recall
 
 
 class Plan(NamedTuple):
@@ -119,8 +110,8 @@ def _layouts(
             constrained = model.constrain_params(params)
             indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
             batch = Batch(indices, data, key, mutable)
-            local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
-            return model.values(constrained, local, glob, batch, sites)
+            local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
+            return model.values(constrained, local, shared, batch, sites)
 
         return jax.eval_shape(values, random.key(0))
 
@@ -160,7 +151,7 @@ def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: di
 
 def collect(
     model: LatentModel,
-    particles: Particles,
+    particles: AbstractParticles,
     plan: Plan,
     layout: dict[str, SiteLayout],
     params: Params,
@@ -192,7 +183,7 @@ def collect(
 
 def _run_block(
     model: LatentModel,
-    particles: Particles,
+    particles: AbstractParticles,
     num_samples: int,
     thinning: int,
     warmup: int,
@@ -209,41 +200,40 @@ def _run_block(
     params, before = (model.constrain_params(p) for p in theta)
     key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
-    chains = particles.equally_weighted(random.fold_in(key_warmup, 1), chains)._replace(memory=None)
+    chains = particles.drop_weights(random.fold_in(key_warmup, 1), chains)
     by_datum = _by_datum(model)
 
-    def log_joint(local: Any, glob: Any) -> tuple[Array, Array]:
-        joint = model.log_joint(params, local, glob, batch, {})
-        return joint.per_datum, joint.rest
+    def log_joint(latents: Latents) -> Terms:
+        joint = model.log_joint(params, *latents, batch, {})
+        return Terms(joint.per_datum, joint.rest)
 
-    def log_density(local: Any, glob: Any, params: Params) -> Array:
-        joint = model.log_joint(params, local, glob, batch, {})
+    def log_density(latents: Latents, params: Params) -> Array:
+        joint = model.log_joint(params, *latents, batch, {})
         return joint.per_datum if by_datum else joint.per_datum.sum(-1) + joint.rest
 
-    def advance(key: Array, points: Points, adapt: Any, num_moves: int) -> tuple[Points, Any, dict[str, Array]]:
-        moved = Particles(particles.kernel, num_moves)
-        points, adapt, info = moved.moved(key, log_joint, 1.0, points, adapt)
-        return refreshed(log_joint, 1.0, points), adapt, info
+    def advance(key: Array, points: Points, adapt: Adaptations, num_moves: int) -> tuple[Points, Adaptations, Info]:
+        points, adapt, info = move_points(particles.kernel, num_moves, key, log_joint, 1.0, points, adapt)
+        return refresh(log_joint, 1.0, points), adapt, info
 
     def draw(points: Points, key: Array) -> tuple[Points, Draws]:
         points, _, info = advance(key, points, adapt, thinning)
-        at = positions(points)
-        density: Any = points[0].log_density if by_datum else points[1].log_density
-        gain = None if by_datum else density - log_density(*at, before)
+        at = points.latents
+        density: Any = (points.local if by_datum else points.shared).log_density
+        gain = None if by_datum else density - log_density(at, before)
         return points, Draws(model.values(params, *at, batch, sites), density, info, gain)
 
     def draws(points: Points, keys: Array) -> tuple[Points, Draws]:
         points, out = lax.scan(draw, points, keys)
         if not by_datum:
             return points, out
-        at = positions(points)
-        score = slopes(lambda p: log_density(*at, model.constrain_params(p)), *theta)
+        at = points.latents
+        score = slopes(lambda p: log_density(at, model.constrain_params(p)), *theta)
         halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))])
         return points, out._replace(score=halves)
 
-    known = evaluated_at(log_joint, 1.0, chains.local, chains.glob)
+    known = evaluate_at(log_joint, 1.0, chains.latents)
     if warmup and particles.recalls:
-        chains, known, _ = recalled(chains, known, jnp.ones((), bool))
+        chains, known, _ = recall(chains, known, jnp.ones((), bool))
     points = points_of(chains, known)
     if warmup:
         points, adapt, _ = advance(key_warmup, points, adapt, warmup)
@@ -265,7 +255,7 @@ def _by_particle(out: Draws) -> Draws:
 
 
 def _score_times(num_samples: int, num_arrays: int) -> int:
-    """Return at how many of the draws scores are taken: a divisor, such that this costs less than the moves."""
+    """Return at how many draws scores are taken: a divisor of their number, so that they cost less than moves."""
     most = max(1, num_samples // (2 * max(1, num_arrays)))
     return max(n for n in range(1, most + 1) if num_samples % n == 0)
 

@@ -7,12 +7,13 @@ import optax
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.validate import count
-from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.walkers.annealed import Annealed
-from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers
 from numpyro_ebipla.walkers.tempered import Tempered
 
 
@@ -20,8 +21,8 @@ class Config(NamedTuple):
     """One choice per column of the table of systems: what a step is composed of."""
 
     model: LatentModel
-    particles: Particles
-    walkers: dict[str, WalkerStrategy]
+    particles: AbstractParticles
+    walkers: dict[str, AbstractWalkers]
     energy_params: tuple[str, ...]
     optim: optax.GradientTransformationExtraArgs
     num_particles: int
@@ -29,14 +30,14 @@ class Config(NamedTuple):
     max_energy: float
 
 
-def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
-    """How the particles are kept, from either of the two ways to say it.
+def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> AbstractParticles:
+    """Return how the particles are kept, from either of the two ways to say it.
 
     Raises:
         TypeError, ValueError: naming the argument that is off.
     """
     if posterior is not None:
-        if not isinstance(posterior, Particles):
+        if not isinstance(posterior, AbstractParticles):
             raise TypeError(f"posterior must be Particles() or another way to keep particles, got {posterior!r}.")
         if kernel is not None or num_moves is not None:
             raise ValueError(
@@ -44,18 +45,18 @@ def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> Particles:
             )
         return posterior
     kernel = MALA() if kernel is None else kernel
-    if not isinstance(kernel, Kernel):
+    if not isinstance(kernel, AbstractKernel):
         raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
     return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
 
 
-def choose_walkers(model: LatentModel, prior: Any) -> dict[str, WalkerStrategy]:
-    """The strategy of every energy prior, from the one way or the several to say it.
+def choose_walkers(model: LatentModel, prior: Any) -> dict[str, AbstractWalkers]:
+    """Return the strategy of every energy prior, from the one way or the several to say it.
 
     Raises:
         ModelError: for a site without an energy prior, or a strategy that cannot serve it.
     """
-    walkers = {}
+    walkers: dict[str, AbstractWalkers] = {}
     for name, site in model.energies.items():
         chosen = prior.get(name) if isinstance(prior, dict) else prior
         if chosen is None:
@@ -72,8 +73,8 @@ def choose_walkers(model: LatentModel, prior: Any) -> dict[str, WalkerStrategy]:
     return walkers
 
 
-def check_posterior(model: LatentModel, posterior: Particles, refuse: Callable | None) -> None:
-    """Refuse what a recipe cannot do, and weights that would need all data at a step that sees a minibatch.
+def check_posterior(model: LatentModel, posterior: AbstractParticles, refuse: Callable | None) -> None:
+    """Raise if a recipe cannot fit the model, or if weights would need all data at a step that sees a minibatch.
 
     Raises:
         ModelError: saying what to use instead.

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_ebipla._core.state import Params
+from numpyro_ebipla._core.state import Latents, Params
+from numpyro_ebipla.kernels.base import Evaluation
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import Known, Prepared
-from numpyro_ebipla.training.safeguards import EnergyGap, energy_gap, hole_penalty
+from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.safeguards import EnergyGap, energy_gap, hole_penalty, restrain
 from numpyro_ebipla.walkers.base import Walkers
 
 
@@ -27,7 +29,7 @@ class Contrast(NamedTuple):
         value: the contrast.
         params_grad: its gradient.
         particles: log densities and gradients at the particles.
-        walkers: ``{site: (log density, gradient)}`` of the walkers that share the backward pass.
+        walkers: ``{site: …}`` the same of the walkers that share the backward pass.
         energy: ``{site: energies of its walkers}``.
         log_density: ``{site: mean log density of its walkers}``.
         log_z: ``{site: what stood for log Z}``.
@@ -39,7 +41,7 @@ class Contrast(NamedTuple):
     value: Array
     params_grad: Params
     particles: Known
-    walkers: dict[str, tuple[Array, Array]]
+    walkers: dict[str, Evaluation]
     energy: dict[str, Array]
     log_density: dict[str, Array]
     log_z: dict[str, Array]
@@ -49,22 +51,28 @@ class Contrast(NamedTuple):
 
 
 def contrast(
-    model: LatentModel,
+    config: Config,
     params: Params,
     ready: Prepared,
     walk: dict[str, Walkers],
-    shared: set[str],
     particles: dict[str, Array],
     batch: Batch,
 ) -> Contrast:
-    """The contrast and its gradients.
+    """Return the contrast and its gradients.
 
-    ``shared`` names the sites whose walkers' gradients are wanted, ``particles`` holds some ``[n, *event]`` for the
-    sites where :func:`hole_penalty` applies.
+    Args:
+        config: whose strategies say which walkers' gradients are wanted, and what holds their energy back.
+        params: unconstrained.
+        ready: the particles.
+        walk: the walkers.
+        particles: some positions ``[n, *event]`` at the sites where :func:`.hole_penalty` applies.
+        batch: what the model sees.
     """
-    block, N, B, M = ready.block, ready.num_particles, model.batch_size, model.num_data
+    model = config.model
+    N, B, M = ready.num_particles, model.batch_size, model.num_data
+    restraints = restrain(config, walk)
 
-    def loss(params: Params, local: Any, glob: Any, moving: dict, shift: dict) -> tuple[Array, Any]:
+    def loss(params: Params, latents: Latents, moving: dict, shift: dict) -> tuple[Array, Any]:
         params, positions = model.constrain_params(params), held | moving
         priors = model.energy_priors(params, batch)
         tilted = {name: prior.tilted() for name, prior in priors.items()}
@@ -75,60 +83,65 @@ def contrast(
             name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
             for name in walk
         }
-        joint = model.log_joint(params, local, glob, batch, log_z)
+        joint = model.log_joint(params, *latents, batch, log_z)
         gap = {name: energy_gap(walk[name].weight, energy[name], joint.energies[name]) for name in walk}
-        value = -(mean(joint.per_datum, ready.weight).mean() + mean(joint.rest, ready.weight) / M)
-        penalties = [w.restraint.penalty(tilted[name]) for name, w in walk.items() if w.restraint is not None]
+        value = -(average(joint.per_datum, ready.weight).mean() + average(joint.rest, ready.weight) / M)
+        penalties = [restraint.penalty(tilted[name]) for name, restraint in restraints.items()]
         for name, x in particles.items():
             at_particles = tilted[name].energy(jax.lax.stop_gradient(x))
             penalties.append(hole_penalty(gap[name], at_particles, walk[name].weight, energy[name]))
         return value + sum(penalties), (value, joint, energy, log_density, log_z, gap)
 
+    sharing = {name for name, strategy in config.walkers.items() if strategy.shares_gradient}
     positions = {name: w.position for name, w in walk.items()}
-    held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in shared}
-    moving = {name: positions[name] for name in shared}
+    held = {name: jax.lax.stop_gradient(x) for name, x in positions.items() if name not in sharing}
+    moving = {name: positions[name] for name in sharing}
     shift = {name: jnp.zeros(w.weight.shape[1:], w.weight.dtype) for name, w in walk.items()}
 
-    backward = jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
-    (_, aux), grads = backward(params, block.local, block.glob, moving, shift)
+    backward = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
+    (_, aux), grads = backward(params, ready.block.latents, moving, shift)
     value, joint, energy, log_density, log_z, gap = aux
-    params_grad, local, glob, walkers, coefficient = grads
+    params_grad, latents, walkers, coefficient = grads
 
-    def undo_weight(name: str) -> tuple[Array, Array]:
+    def undo_weight(name: str) -> Evaluation:
         scale = coefficient[name] * walk[name].weight
-        return log_density[name], walkers[name] / scale.reshape(scale.shape + (1,) * (walkers[name].ndim - scale.ndim))
+        scale = scale.reshape(scale.shape + (1,) * (walkers[name].ndim - scale.ndim))
+        return Evaluation(log_density[name], walkers[name] / scale)
 
     known = ready.known
     if known is None:  # from derivatives of a mean back to those of each chain's own log density
         whole = M / B * joint.per_datum.sum(-1) + joint.rest
         of_chains = lambda tree, size: jax.tree.map(lambda g: -size * g, tree)
-        known = (joint.per_datum, of_chains(local, N * B), whole, of_chains(glob, N * M))
+        known = Known(
+            local=Evaluation(joint.per_datum, of_chains(latents.local, N * B)),
+            shared=Evaluation(whole, of_chains(latents.shared, N * M)),
+        )
     return Contrast(
-        value,
-        params_grad,
-        known,
-        {name: undo_weight(name) for name in shared},
-        energy,
-        {name: jnp.sum(w.weight * log_density[name], 0) for name, w in walk.items()},
-        log_z,
-        coefficient,
-        gap,
-        joint.mutable,
+        value=value,
+        params_grad=params_grad,
+        particles=known,
+        walkers={name: undo_weight(name) for name in sharing},
+        energy=energy,
+        log_density={name: jnp.sum(w.weight * log_density[name], 0) for name, w in walk.items()},
+        log_z=log_z,
+        coefficient=coefficient,
+        gap=gap,
+        mutable=joint.mutable,
     )
 
 
-def mean(values: Array, weight: Array | None) -> Array:
-    """Over the particles, the leading axis; weights of data (``[N, B]``) leave what belongs to none of them alone."""
+def average(values: Array, weight: Array | None) -> Array:
+    """Average over the particles, the leading axis; weights by datum (``[N, B]``) do not apply to what has no datum."""
     if weight is None or weight.ndim > values.ndim:
         return values.mean(0)
     return jnp.sum(weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim)) * values, 0)
 
 
 def cross_entropy(model: LatentModel, now: Contrast, info: dict[str, Array]) -> dict[str, Array]:
-    """``−mean log p(y)`` of a model without latents, where the walkers know log Z: else nothing."""
-    log_z = {name: info.get(f"{name}/log_z") for name in model.energies}
-    if model.latents or not log_z or any(v is None for v in log_z.values()):
+    """Report ``−mean log p(y)`` of a model without latents, where the walkers know log Z; else nothing."""
+    log_z = {name: info[f"{name}/log_z"] for name in model.energies if f"{name}/log_z" in info}
+    if model.latents or not log_z or len(log_z) < len(model.energies):
         return {}
     # The contrast has the walkers' mean log density where log Z belongs.
-    shift = sum(jnp.sum(now.coefficient[name] * (log_z[name] - now.log_density[name])) for name in model.energies)
+    shift: Any = sum(jnp.sum(now.coefficient[name] * (log_z[name] - now.log_density[name])) for name in model.energies)
     return {"cross_entropy": now.value + shift}

@@ -19,7 +19,7 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.collect import Draws, Plan, SiteLayout
 from numpyro_ebipla.training.config import Config
-from numpyro_ebipla.walkers.base import WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers
 
 #: Tags by which keys are derived from the state's own, so that no two uses share one.
 KEY_NORMALIZER, KEY_WALKERS = 0x10C2, 0x5EED
@@ -252,7 +252,7 @@ class Fitted:
 
 def _replay(
     model: LatentModel,
-    strategies: tuple[tuple[str, WalkerStrategy], ...],
+    strategies: tuple[tuple[str, AbstractWalkers], ...],
     batch: Batch,
     params: Params,
     last: Params,

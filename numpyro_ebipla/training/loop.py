@@ -218,7 +218,8 @@ def describe_programs(config: Config, chunk: Any, state: TrainState, data: Any) 
 
     def log_density(state: TrainState, data: Any) -> Any:
         batch = Batch(batch_indices(config.model, state), data, state.rng_key, state.mutable)
-        return log_joint_at(config.model, state.params, batch, {})(*gather(state.posterior, batch.indices)[0][:2])
+        block, _ = gather(state.posterior, batch.indices)
+        return log_joint_at(config.model, state.params, batch, {})(block.latents)
 
     # The same on any device, as a run may go on elsewhere.
     model = jax.jit(log_density).trace(*shapes).lower(lowering_platforms=("cpu",))

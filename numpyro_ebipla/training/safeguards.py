@@ -1,4 +1,51 @@
-"""What keeps a fit from running away."""
+r"""What keeps a fit from running away: all of it, in the order of a step.
+
+==================== ========================== ============================ =================== =======================
+safeguard            watches                    does                         when                shown by
+==================== ========================== ============================ =================== =======================
+:func:`hole_penalty` particles deeper down in   adds twice their depth to    every step, where   without it digits,
+                     the energy than hardly     the contrast, which pushes   strategies have     d = 16, stood at a gap
+                     any walker                 the energy up there          ``brake_gap``       of 4.8 nats for good
+                                                                                                 [history]
+:class:`Restraint`   the barrier between base   adds it to the contrast,     every step, where   ``(1.4, 2.5)``: below
+                     and prior, along the       with a strength of zero at   strategies have a   the roll's own barrier,
+                     walkers' ladder            ``begin``, one at ``full``   ``restraint``       gaps of 0.056 and 0.06;
+                                                                                                 ``(1.8, 3)``: digits
+                                                                                                 are held at 2.3–2.5
+                                                                                                 [history]
+:func:`energy_brake` the walkers' median energy slows the energy's updates   every step, where   deviation not robust:
+                     above the particles' mean, down, then turns them back   strategies have     digits, d = 32, ran
+                     beyond one plus the                                     ``brake_gap``       away at step 800;
+                     walkers' deviation                                                          brake on either sign:
+                                                                                                 log Z of 57,000
+                                                                                                 [history]
+:func:`trust`        the change of the energy   shortens the energy's        every step, where   0.15 that did not fall:
+                     by an update, standard     updates to ``trust`` nats    strategies have     digits' MMD² 4.0e-3 at
+                     deviation over the walkers times 1/√(1 + k/1000)        ``trust``           step 2500, 11.7e-3 at
+                                                                                                 5000 [brakes]
+:func:`slow_energy`  which parameters are the   leaves those of the base     every step          a base braked, too:
+                     energy's own               and of all else alone                            diverged; not: 0.017
+                                                                                                 nats [unseen]
+:func:`recall`       particles far below the    puts them where the best     from move 200 on,   normal-gamma: two seeds
+                     best of their posterior,   one is                       every 50 moves, for of six 8 % off; then
+                     for :class:`.Particles`                                 :class:`.MALA`      none [unseen]
+\                    the same, when draws are   the same                     once, before their  as above: it serves
+                     collected                                               warm-up             ``infer``, which takes
+                                                                                                 no steps
+:data:`.MAX_DRIFT`   the drift of a proposal of cuts it off at four standard every move          ``poisson_50000``: a
+                     :class:`.MALA`             deviations of its noise                          dozen frozen particles
+                                                                                                 of 200,000; then none
+                                                                                                 [suite]
+:func:`is_sound`     numbers that are not       does not take the step, and  every step          a test: plain SGD on an
+                     finite, walkers' densities the run ends                                     ever steeper energy
+                     beyond ``max_energy``                                                       [bounds]
+==================== ========================== ============================ =================== =======================
+
+Figures are in the docs: [brakes] algorithm, "What holds the energy back"; [history] ibid., "How it came to this", and
+the tables above it; [suite] suite, "What the suite changed"; [unseen] suite, "What unseen models changed"; and [bounds]
+in tests/whole/test_bad_input.py. The tests of each are in tests/training/test_step.py, tests/particles and
+tests/kernels. None of the first four acts where walkers and particles agree.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +55,22 @@ import optax
 from jax import Array, lax
 
 from numpyro_ebipla._core.state import Params, TrainState
+from numpyro_ebipla._core.tree import all_finite
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
 from numpyro_ebipla.particles.base import Adaptations, Block, Known
+from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import quantile
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.walkers.base import Walkers
+
+#: Median absolute deviations of a normal law in its standard deviation.
+NORMAL_DEVIATION = 1.4826
+#: The floor of the energy: hardly any walker is below this quantile of their energies, less one deviation, less this
+#: slack in nats for walkers whose energies are all the same.
+FLOOR_QUANTILE, FLOOR_SLACK = 0.05, 1.0
+#: Weight of the penalty on holes, against the contrast's own of one, which pulls the other way: above it, by as much.
+HOLE_WEIGHT = 2.0
 
 
 class EnergyGap(NamedTuple):
@@ -30,12 +87,12 @@ class EnergyGap(NamedTuple):
 
 
 def energy_gap(weight: Array, energy: Array, particles: Array) -> EnergyGap:
-    """How far the energies of the walkers, with their weights, lie above the mean energy of the particles."""
+    """Measure how far the energies of the walkers, with their weights, lie above the particles' mean energy."""
     energy = jax.lax.stop_gradient(energy)
     middle = quantile(energy, weight, 0.5)
-    deviation = 1.4826 * quantile(jnp.abs(energy - middle), weight, 0.5)  # a standard deviation, were they normal
+    deviation = NORMAL_DEVIATION * quantile(jnp.abs(energy - middle), weight, 0.5)
     mean = jnp.mean(jnp.sum(weight * energy, 0))
-    floor = quantile(energy, weight, 0.05) - deviation - 1
+    floor = quantile(energy, weight, FLOOR_QUANTILE) - deviation - FLOOR_SLACK
     return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
 
 
@@ -53,11 +110,11 @@ def hole_penalty(gap: EnergyGap, particles: Array, weight: Array, walkers: Array
     """
     level = jnp.sum(weight * walkers, 0)  # so that a constant in the energy has no slope
     depth = gap.floor - particles + level - jax.lax.stop_gradient(level)
-    return 2 * jnp.mean(jnp.maximum(depth, 0.0))
+    return HOLE_WEIGHT * jnp.mean(jnp.maximum(depth, 0.0))
 
 
 def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
-    """A factor from −1 to 1 on the energy's updates: small where its walkers cannot keep up.
+    """Return a factor from −1 to 1 on the energy's updates: small where its walkers cannot keep up.
 
     A fit runs away where the energy falls at the particles in a place that no walker has visited, and the particles
     follow. Then the gap in energy between walkers and particles grows; beyond one plus the walkers' deviation the
@@ -74,7 +131,7 @@ def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
 def trust(
     config: Config, state: TrainState, updates: Params, batch: Batch, walk: dict[str, Walkers], energy: dict[str, Array]
 ) -> Array:
-    """A factor from 0 to 1 on the energy's updates, so that no step changes its shape faster than walkers can follow.
+    """Return a factor from 0 to 1 on the energy's updates, so that walkers can follow every step.
 
     The change is measured where it matters, by its standard deviation over the walkers in nats. What is allowed falls
     like the default optimiser's rates: where the bound binds all the way, a constant one would be a constant noise.
@@ -95,10 +152,46 @@ def trust(
     return jnp.where(jnp.isfinite(factor), factor, 0.0)
 
 
-def braked(config: Config, updates: Params, brake: Array) -> Params:
-    """``updates`` with those of the energy's parameters slowed down."""
+class Restraint(NamedTuple):
+    """A penalty on the barrier between base and prior, for energies that sharpen faster than walkers can follow.
+
+    Attributes:
+        position: ``[K, p, *event]`` walkers at K temperatures.
+        temperature: ``[K]``.
+        strength: factor of the penalty.
+    """
+
+    position: Array
+    temperature: Array
+    strength: Array
+
+    def penalty(self, density: TiltedDensity) -> Array:
+        """Return ``strength · ∫ ½ 𝔼|E(x) − E(x')| dt``, the communication barrier (Syed et al., 2022, eq. 19)."""
+        num_temps, num = self.position.shape[:2]
+        energy = density.energy(self.position.reshape((-1, *self.position.shape[2:]))).reshape(num_temps, num, -1)
+        spread = 0.5 * jnp.abs(energy[:, 1::2] - energy[:, : num - 1 : 2]).mean((1, 2))
+        return self.strength * jnp.trapezoid(spread, self.temperature)
+
+
+def restrain(config: Config, walk: dict[str, Walkers]) -> dict[str, Restraint]:
+    """Return the restraints of the strategies that ask for one, by site.
+
+    The strength rises from zero at a barrier of ``begin`` to one at ``full``, and on.
+    """
+    found = {}
+    for name, strategy in config.walkers.items():
+        ladder = walk[name].ladder
+        if strategy.restraint is not None and ladder is not None:
+            begin, full = strategy.restraint
+            strength = jnp.maximum(ladder.barrier - begin, 0.0) / (full - begin)
+            found[name] = Restraint(ladder.position, ladder.temperature, strength)
+    return found
+
+
+def slow_energy(config: Config, updates: Params, factor: Array) -> Params:
+    """Multiply the updates of the energy's parameters by a factor."""
     return {
-        name: jax.tree.map(lambda u: brake.astype(u.dtype) * u, update) if name in config.energy_params else update
+        name: jax.tree.map(lambda u: factor.astype(u.dtype) * u, update) if name in config.energy_params else update
         for name, update in updates.items()
     }
 
@@ -109,12 +202,14 @@ LOST, SPREADS = 20.0, 5.0
 #: Moves before the first look, as at the start all particles are far out and modes are still being found; then between
 #: two looks.
 FIRST_LOOK, BETWEEN_LOOKS = 200, 50
+#: Particles of a posterior, at least, for one to be called lost: of two, neither is typical.
+FEWEST_TO_COMPARE = 3
 
 
-def recalled(block: Block, known: Known, due: Array) -> tuple[Block, Known, Array]:
-    """Particles with lost ones put where the best one is.
+def recall(block: Block, known: Known, due: Array) -> tuple[Block, Known, Array]:
+    """Put particles that are lost where the best one is.
 
-    With global latents a particle is all of its latents, else every datum has particles of its own.
+    With shared latents a particle is all of its latents, else every datum has particles of its own.
 
     Args:
         block: the particles.
@@ -124,10 +219,11 @@ def recalled(block: Block, known: Known, due: Array) -> tuple[Block, Known, Arra
     Returns:
         The block, what is known there, and the number of particles that were moved.
     """
-    log_density = known[2] if block.glob else known[0]
+    joint = bool(block.latents.shared)
+    log_density = (known.shared if joint else known.local).log_density
     log_density = jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
-    chains = (block.local, block.glob, known) if block.glob else (block.local, known[:2])
-    if log_density.shape[0] < 3:  # of two, neither is typical
+    chains = (block.latents, known if joint else known.local)
+    if log_density.shape[0] < FEWEST_TO_COMPARE:
         return block, known, jnp.zeros(())
 
     def look(chains: Any) -> tuple[Any, Array]:
@@ -141,14 +237,31 @@ def recalled(block: Block, known: Known, due: Array) -> tuple[Block, Known, Arra
 
         return jax.tree.map(take, chains), lost.sum() * 1.0
 
-    chains, number = lax.cond(jnp.any(due), look, lambda chains: (chains, jnp.zeros(())), chains)
-    if block.glob:
-        return block._replace(local=chains[0], glob=chains[1]), chains[2], number
-    return block._replace(local=chains[0]), (*chains[1], *known[2:]), number
+    (latents, here), number = lax.cond(jnp.any(due), look, lambda chains: (chains, jnp.zeros(())), chains)
+    return block._replace(latents=latents), here if joint else known._replace(local=here), number
 
 
-def due(adapt: Adaptations, block: Block) -> Array:
-    """Whether it is time to look, by the moves so far of each posterior's particles."""
-    local, glob = adapt
-    count = glob.count if block.glob else local.count if local.by_datum is None else local.by_datum.count
+def is_due(adapt: Adaptations, block: Block) -> Array:
+    """Return whether it is time to look, by the moves so far of each posterior's particles."""
+    local, shared = adapt
+    count = shared.count if block.latents.shared else local.count if local.by_datum is None else local.by_datum.count
     return (count >= FIRST_LOOK) & (count % BETWEEN_LOOKS == 0)
+
+
+def is_sound(
+    config: Config, value: Array, log_density: dict[str, Array], params: Params, block: Block, prior: dict[str, Any]
+) -> Array:
+    """Return whether a step may be taken: all it leads to is finite, and no energy is beyond ``max_energy``.
+
+    Args:
+        config: of the run.
+        value: of the contrast.
+        log_density: mean of the walkers', unnormalised, by site.
+        params: after the step.
+        block: the particles after it.
+        prior: the walkers' states after it.
+    """
+    positions = [prior[name].position for name, strategy in config.walkers.items() if strategy.persists]
+    largest = jnp.array([0.0, *(jnp.max(jnp.abs(e)) for e in log_density.values())])
+    finite = all_finite((value, params, block.latents, block.momentum, positions))
+    return finite & (largest < config.max_energy).all()

@@ -30,8 +30,7 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
         TypeError, ModelError
     """
     check_is_state(state, argument)
-    # A loop over update asks each time. Keys have a type of their own.
-    if _same_shapes(state._replace(rng_key=state.step), fresh._replace(rng_key=fresh.step)):
+    if _same_shapes(_without_key(state), _without_key(fresh)):  # a loop over update asks each time
         return
     model = config.model
     for name, value in state.posterior.local.items():
@@ -42,23 +41,23 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
                 f"{model.num_data}: a state belongs to its data; start afresh with init_params=fit.params."
             )
 
-    sites = {*state.posterior.local, *state.posterior.glob}
+    sites = {*state.posterior.local, *state.posterior.shared}
     if sites != {*model.latents} or {*state.prior} != {*model.energies}:
         raise ModelError(
             f"{argument} has latents {sorted(sites)} and energy priors {sorted(state.prior)}, the model has "
             f"{sorted(model.latents)} and {sorted(model.energies)}."
         )
-    number = {v.shape[0] for v in jax.tree.leaves((state.posterior.local, state.posterior.glob))}
+    number = {v.shape[0] for v in jax.tree.leaves(state.posterior.latents)}
     if number - {config.num_particles}:
         raise ModelError(
             f"{argument} has {' and '.join(map(str, sorted(number)))} particles, this EBIPLA {config.num_particles}: "
             f"pass num_particles={min(number)}."
         )
-    chains = lambda posterior: (posterior.momentum, posterior.adapt_local, posterior.adapt_global, posterior.memory)
+    chains = lambda posterior: (posterior.momentum, posterior.adapt_local, posterior.adapt_shared, posterior.memory)
     parts: list[tuple[str, Callable[[TrainState], Any]]] = [
         ("parameters", lambda state: state.params),
         ("optimiser (optim=)", lambda state: state.optim_state),
-        ("latents", lambda state: (state.posterior.local, state.posterior.glob)),
+        ("latents", lambda state: state.posterior.latents),
         ("particles (kernel= or posterior=)", lambda state: chains(state.posterior)),
         *((f"walkers at '{name}' (prior=)", lambda state, name=name: state.prior[name]) for name in state.prior),
         ("mutable values", lambda state: state.mutable),
@@ -75,6 +74,11 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
             f"{argument} has other {what} than this EBIPLA and model: '{key}' of {said}; "
             f"{instead or 'give the arguments that it was made with'}, or start afresh with init_params=fit.params."
         )
+
+
+def _without_key(state: TrainState) -> dict[str, Any]:
+    """Return all of a state but its key, of which there are kinds."""
+    return {name: part for name, part in state._asdict().items() if name != "rng_key"}
 
 
 def _described(tree: Any) -> dict[str, tuple[Any, Any]]:

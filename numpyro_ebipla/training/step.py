@@ -6,33 +6,59 @@ by their kernel and the walkers by theirs. Every system of the docs' table is a 
 (2510.12311, eqs. 8–10) is ULA for both families and gradient steps with noise.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, random
 
-from numpyro_ebipla._core.state import Params, PosteriorState, TrainState, WalkerState
-from numpyro_ebipla._core.tree import all_finite, put
+from numpyro_ebipla._core.state import Latents, Params, PosteriorState, TrainState
+from numpyro_ebipla._core.tree import put
+from numpyro_ebipla.kernels.base import Evaluation
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import Adaptations, Block, LogJoint, Prepared, gather
+from numpyro_ebipla.particles.base import Adaptations, Block, LogJoint, Prepared, Terms, gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.contrast import Contrast, contrast, cross_entropy
 from numpyro_ebipla.training.minibatch import minibatch
-from numpyro_ebipla.training.safeguards import braked, due, energy_brake, recalled, trust
+from numpyro_ebipla.training.safeguards import energy_brake, is_due, is_sound, recall, slow_energy, trust
 from numpyro_ebipla.walkers.base import Walkers
 
-#: Of :attr:`.TrainState.slow_average`, see :func:`averaged`.
+#: Of :attr:`.TrainState.slow_average`, see :func:`update_average`.
 SLOW_AVERAGING = 2.0
+#: Tag of the key that orders the data of all steps: no step has this number.
+MINIBATCHES = 0xFFFFFFFF
+
+
+class StepKeys(NamedTuple):
+    """Keys of one step: of the model, the optimiser, the particles, the walkers before and after the gradient."""
+
+    model: Array
+    optim: Array
+    particles: Array
+    prepare: Array
+    walkers: Array
+
+
+class Moved(NamedTuple):
+    """What a step moves, the particles of its minibatch only; see :class:`.TrainState`."""
+
+    params: Params
+    average: Params
+    slow_average: Params
+    optim_state: Any
+    mutable: dict[str, Any]
+    prior: dict[str, Any]
+    block: Block
+    adapt: Adaptations
 
 
 def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict[str, Array]]:
-    """One step of the algorithm; see the module. ``data`` are the model's array arguments."""
-    key_model, key_optim, key_posterior, key_prepare, key_walkers = step_keys(state)
-    batch = Batch(batch_indices(config.model, state), data, key_model, state.mutable)
-    ready, walk, prior, info = prepare(config, state, batch, key_posterior, key_prepare)
+    """Take one step of the algorithm; see the module. ``data`` are the model's array arguments."""
+    keys = step_keys(state)
+    batch = Batch(batch_indices(config.model, state), data, keys.model, state.mutable)
+    ready, walk, prior, info = prepare(config, state, batch, keys)
     now = contrast_of(config, state, ready, walk, batch)
 
     updates, optim_state = config.optim.update(
@@ -40,63 +66,62 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
         state.optim_state,
         state.params,
         value=now.value,
-        rng_key=key_optim,
+        rng_key=keys.optim,
         inverse_temperature=config.model.num_data * config.num_particles,
         num_data=config.model.num_data,
     )
     brake, trusted = energy_brake(config, now.gap), trust(config, state, updates, batch, walk, now.energy)
-    params = optax.apply_updates(state.params, braked(config, updates, brake * trusted))
-    block, adapt, moved = advance_particles(config, state, batch, key_posterior, ready, now)
-    prior, walked = advance_walkers(config, key_walkers, (state.params, params), batch, prior, now.walkers)
+    params = optax.apply_updates(state.params, slow_energy(config, updates, brake * trusted))
+    block, adapt, moved = advance_particles(config, state, batch, keys.particles, ready, now)
+    prior, walked = advance_walkers(config, keys.walkers, (state.params, params), batch, prior, now.walkers)
 
     info |= moved | walked | step_sizes(block, adapt) | cross_entropy(config.model, now, info)
     info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()}
     info |= {"brake": brake, "trust": trusted} if config.walkers else {}
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
-    average = averaged(state.average, params, state.step, config.averaging or 0.0)
-    slow = averaged(state.slow_average, params, state.step, SLOW_AVERAGING)
-    after = (params, average, slow, optim_state, now.mutable, prior, (block, adapt))
-    return sound_step(config, state, batch.indices, after, now, info)
+    average = update_average(state.average, params, state.step, config.averaging or 0.0)
+    slow = update_average(state.slow_average, params, state.step, SLOW_AVERAGING)
+    after = Moved(params, average, slow, optim_state, now.mutable, prior, block, adapt)
+    return take_if_sound(config, state, batch.indices, after, now, info)
 
 
 def contrast_at(config: Config, state: TrainState, data: Any) -> Contrast:
-    """The contrast that the next step would descend."""
-    key_model, _, key_posterior, key_prepare, _ = step_keys(state)
-    batch = Batch(batch_indices(config.model, state), data, key_model, state.mutable)
-    ready, walk, _, _ = prepare(config, state, batch, key_posterior, key_prepare)
+    """Return the contrast that the next step would descend."""
+    keys = step_keys(state)
+    batch = Batch(batch_indices(config.model, state), data, keys.model, state.mutable)
+    ready, walk, _, _ = prepare(config, state, batch, keys)
     return contrast_of(config, state, ready, walk, batch)
 
 
 def contrast_of(config: Config, state: TrainState, ready: Prepared, walk: dict[str, Walkers], batch: Batch) -> Contrast:
-    """The contrast with what the strategies want of it."""
-    shared = {name for name, strategy in config.walkers.items() if strategy.shares_gradient}
+    """Return the contrast, with the positions of one particle where holes are looked for."""
     braked, particles = [name for name, strategy in config.walkers.items() if strategy.brake_gap], {}
     if braked:
         params = config.model.constrain_params(state.params)
-        local, glob = jax.tree.map(lambda x: x[:1], (ready.block.local, ready.block.glob))
-        at = config.model.energy_positions(params, local, glob, batch)
+        one: Latents = jax.tree.map(lambda x: x[:1], ready.block.latents)
+        at = config.model.energy_positions(params, *one, batch)
         particles = {name: at[name] for name in braked if name in at}
-    return contrast(config.model, state.params, ready, walk, shared, particles, batch)
+    return contrast(config, state.params, ready, walk, particles, batch)
 
 
-def step_keys(state: TrainState) -> Array:
-    """Keys of the model, the optimiser, the particles, the walkers before and the walkers after the gradient."""
-    return random.split(random.fold_in(state.rng_key, state.step), 5)
+def step_keys(state: TrainState) -> StepKeys:
+    """Return the keys of the next step."""
+    return StepKeys(*random.split(random.fold_in(state.rng_key, state.step), len(StepKeys._fields)))
 
 
 def prepare(
-    config: Config, state: TrainState, batch: Batch, key_posterior: Array, key_walkers: Array
-) -> tuple[Prepared, dict[str, Walkers], dict[str, WalkerState], dict[str, Array]]:
-    """What enters the gradient at ``θ_k``: particles and walkers, the walkers' new states, what to report."""
+    config: Config, state: TrainState, batch: Batch, keys: StepKeys
+) -> tuple[Prepared, dict[str, Walkers], dict[str, Any], dict[str, Array]]:
+    """Return what enters the gradient at ``θ_k``: particles and walkers, the walkers' new states, what to report."""
     model = config.model
     params = model.constrain_params(state.params)
 
-    def draw(key: Array) -> tuple[Any, Any]:
+    def draw(key: Array) -> Latents:
         one = lambda k: model.draw_latents(params, batch._replace(rng_key=k))
-        return jax.vmap(one)(random.split(key, config.num_particles))
+        return Latents(*jax.vmap(one)(random.split(key, config.num_particles)))
 
     ready = config.particles.prepare(
-        random.fold_in(key_posterior, 1),
+        random.fold_in(keys.particles, 1),
         draw,
         log_joint_at(model, state.params, batch, {}),
         model.num_data / model.batch_size,
@@ -105,11 +130,11 @@ def prepare(
     ready = jax.lax.stop_gradient(ready)
     densities, positions = model.tilted(params, batch), {}
     if any(strategy.follows_particles for strategy in config.walkers.values()):
-        positions = model.energy_positions(params, *ready.block[:2], batch)
+        positions = model.energy_positions(params, *ready.block.latents, batch)
     walk, prior = {}, {}
     info = dict(ready.info)
     for i, (name, density) in enumerate(densities.items()):
-        key = random.fold_in(key_walkers, i)
+        key = random.fold_in(keys.prepare, i)
         at = (density, state.prior[name], positions.get(name))
         walk[name], prior[name], said = config.walkers[name].prepare(key, *at)
         info |= {f"{name}/{k}": v for k, v in said.items()}
@@ -119,20 +144,27 @@ def prepare(
 def advance_particles(
     config: Config, state: TrainState, batch: Batch, rng_key: Array, ready: Prepared, now: Contrast
 ) -> tuple[Block, Adaptations, dict[str, Array]]:
-    """The particles moved on at ``θ_k``."""
+    """Move the particles on at ``θ_k``."""
     model = config.model
     log_joint = log_joint_at(model, state.params, batch, now.log_z if ready.known is None else {})
     ratio = model.num_data / model.batch_size
     block, known, info = ready.block, now.particles, {}
-    if config.particles.recalls and not (block.glob and model.subsampled):  # no minibatch tells how good these are
-        block, known, info["recalled"] = recalled(block, known, due(ready.adapt, block))
+    if config.particles.recalls and not (
+        block.latents.shared and model.subsampled
+    ):  # no minibatch tells how good these are
+        block, known, info["recalled"] = recall(block, known, is_due(ready.adapt, block))
     block, adapt, moved = config.particles.advance(rng_key, log_joint, ratio, block, known, ready.adapt)
     return block, adapt, info | moved
 
 
 def log_joint_at(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Array]) -> LogJoint:
-    """Log densities of a minibatch's particles as a function of these."""
-    return lambda local, glob: model.log_joint(model.constrain_params(params), local, glob, batch, log_z)[:2]
+    """Return the log densities of a minibatch's particles as a function of these."""
+
+    def log_joint(latents: Latents) -> Terms:
+        joint = model.log_joint(model.constrain_params(params), *latents, batch, log_z)
+        return Terms(joint.per_datum, joint.rest)
+
+    return log_joint
 
 
 def advance_walkers(
@@ -140,10 +172,10 @@ def advance_walkers(
     rng_key: Array,
     params: tuple[Params, Params],
     batch: Batch,
-    prior: dict[str, WalkerState],
-    known: dict[str, tuple[Array, Array]],
-) -> tuple[dict[str, WalkerState], dict[str, Array]]:
-    """Every energy prior's walkers, following the parameters from ``θ_k`` to ``θ_{k+1}``."""
+    prior: dict[str, Any],
+    known: dict[str, Evaluation],
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Let every energy prior's walkers follow the parameters from ``θ_k`` to ``θ_{k+1}``."""
     model = config.model
     now, following = (model.tilted(model.constrain_params(p), batch) for p in params)
     states = {}
@@ -155,48 +187,51 @@ def advance_walkers(
     return states, info
 
 
-def sound_step(
-    config: Config, state: TrainState, indices: Array | None, after: tuple, now: Contrast, info: dict[str, Array]
+def take_if_sound(
+    config: Config, state: TrainState, indices: Array | None, after: Moved, now: Contrast, info: dict[str, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The state after the step. One that would leave the finite numbers is not taken: the state stays as it was."""
-    params, _, _, _, _, prior, (block, _) = after
-    energy = [jnp.max(jnp.abs(e)) for e in now.log_density.values()]
-    positions = [walkers.position for walkers in prior.values()]
-    sound = (
-        all_finite((now.value, params, block[:3], positions)) & (jnp.array([0.0, *energy]) < config.max_energy).all()
-    )
+    """Return the state after the step, or as it was before one that would leave the sound range."""
+    sound = is_sound(config, now.value, now.log_density, after.params, after.block, after.prior)
     theta = (state.params, state.average, state.slow_average)
-    before = (*theta, state.optim_state, state.mutable, state.prior, gather(state.posterior, indices))
-    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, before)
-    params, average, slow, optim_state, mutable, prior, chains = kept
-    posterior = scatter(state.posterior, indices, *chains)
-    taken = state.step + sound.astype(jnp.int32)
-    new = TrainState(taken, state.rng_key, params, average, slow, optim_state, mutable, posterior, prior)
+    before = Moved(*theta, state.optim_state, state.mutable, state.prior, *gather(state.posterior, indices))
+    kept: Moved = jax.tree.map(lambda a, b: jnp.where(sound, a, b), after, before)
+    new = TrainState(
+        step=state.step + sound.astype(jnp.int32),
+        rng_key=state.rng_key,
+        params=kept.params,
+        average=kept.average,
+        slow_average=kept.slow_average,
+        optim_state=kept.optim_state,
+        mutable=kept.mutable,
+        posterior=scatter(state.posterior, indices, kept.block, kept.adapt),
+        prior=kept.prior,
+    )
     return new, info | {"sound": sound}
 
 
 def batch_indices(model: LatentModel, state: TrainState) -> Array | None:
-    """The data that this step visits; None if it visits all."""
+    """Return the data that this step visits; None if it visits all."""
     if not model.subsampled:
         return None
-    key = random.fold_in(state.rng_key, jnp.uint32(0xFFFFFFFF))
+    key = random.fold_in(state.rng_key, jnp.uint32(MINIBATCHES))
     return minibatch(key, state.step, model.num_data, model.batch_size)
 
 
 def scatter(posterior: PosteriorState, indices: Array | None, block: Block, adapt: Adaptations) -> PosteriorState:
-    """All particles, with the minibatch's put back: the inverse of :func:`.gather`."""
+    """Return all particles, with the minibatch's put back: the inverse of :func:`.gather`."""
     momentum, memory = block.momentum, block.memory
-    if not posterior.glob:
+    if not posterior.shared:
         memory = put(posterior.memory, indices, memory, 1)
-    if momentum is not None:
-        momentum = (put(posterior.momentum[0], indices, momentum[0], 1), momentum[1])
-    local = put(posterior.local, indices, block.local, 1)
-    by_datum = put(posterior.adapt_local.by_datum, indices, adapt[0].by_datum, 0)
-    return PosteriorState(local, block.glob, momentum, adapt[0]._replace(by_datum=by_datum), adapt[1], memory)
+    if momentum is not None and posterior.momentum is not None:
+        momentum = momentum._replace(local=put(posterior.momentum.local, indices, momentum.local, 1))
+    local = put(posterior.local, indices, block.latents.local, 1)
+    by_datum = put(posterior.adapt_local.by_datum, indices, adapt.local.by_datum, 0)
+    adapt = adapt._replace(local=adapt.local._replace(by_datum=by_datum))
+    return PosteriorState(local, block.latents.shared, momentum, *adapt, memory)
 
 
-def averaged(average: Params, params: Params, count: Array, power: float) -> Params:
-    """Polynomial-decay average (Shamir and Zhang, 2013): of about the last ``1/(1 + power)`` of all steps.
+def update_average(average: Params, params: Params, count: Array, power: float) -> Params:
+    """Go on with a polynomial-decay average (Shamir and Zhang, 2013), of about the last ``1/(1 + power)`` of all steps.
 
     It needs no horizon, so a resumed run continues it; ``power = 0`` is the plain mean.
     """
@@ -205,10 +240,10 @@ def averaged(average: Params, params: Params, count: Array, power: float) -> Par
 
 
 def step_sizes(block: Block, adapt: Adaptations) -> dict[str, Array]:
-    """Step sizes by block, for the history."""
+    """Report step sizes by block, for the history."""
     sizes = {}
-    if block.local:
-        sizes["step_size_local"] = jnp.exp(adapt[0].log_step)
-    if block.glob:
-        sizes["step_size_global"] = jnp.exp(adapt[1].log_step)
+    if block.latents.local:
+        sizes["step_size_local"] = jnp.exp(adapt.local.log_step)
+    if block.latents.shared:
+        sizes["step_size_global"] = jnp.exp(adapt.shared.log_step)
     return sizes

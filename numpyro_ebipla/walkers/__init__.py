@@ -12,24 +12,24 @@ strategy              a training step                                           
 :class:`.Contrastive` restarts at the particles, or at the data, and makes K moves (CD-k)      K → ∞
 ===================== ======================================================================  ============
 
-Each is a frozen set of options with three functions: ``init`` makes a
-:class:`~numpyro_ebipla._core.state.WalkerState`, ``prepare`` gives the walkers and weights that enter the step's
-gradient, ``advance`` lets them follow the parameters from ``θ_k`` to ``θ_{k+1}``.
+Each is a final, frozen set of options of :class:`.AbstractWalkers`, with a state of its own: ``init`` makes it,
+``prepare`` gives the walkers and weights that enter the step's gradient, ``advance`` lets them follow the parameters
+from ``θ_k`` to ``θ_{k+1}``.
 """
 
 from numpyro_ebipla.walkers.annealed import Annealed
-from numpyro_ebipla.walkers.base import Walkers, WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractWalkers, Walkers
 from numpyro_ebipla.walkers.persistent import Persistent
 from numpyro_ebipla.walkers.restarted import Contrastive, ShortRun
 from numpyro_ebipla.walkers.tempered import Ladder, Tempered
 
 __all__ = [
+    "AbstractWalkers",
     "Annealed",
     "Contrastive",
     "Ladder",
     "Persistent",
     "ShortRun",
     "Tempered",
-    "WalkerStrategy",
     "Walkers",
 ]

@@ -1,25 +1,72 @@
 """Prior walkers that persist over the steps, with Jarzynski weights or without."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._core.state import WalkerState
+from numpyro_ebipla._core.state import Adaptation
 from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla._core.validate import check_counts, check_share, check_type, count
-from numpyro_ebipla.kernels.base import Kernel, Point
+from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation, Point
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample, ula_increment
-from numpyro_ebipla.walkers.base import Info, Walkers, WalkerStrategy, moved
+from numpyro_ebipla.walkers.base import (
+    AbstractWalkers,
+    Info,
+    Walkers,
+    chain_shape,
+    draw_resampled,
+    move_walkers,
+)
 
 
+class Jarzynski(NamedTuple):
+    """What weighted walkers carry besides their weights.
+
+    Attributes:
+        log_density: ``[P]`` (or ``[P, D]``) where the walkers stand, at the parameters that they follow.
+        log_z: log normaliser relative to the base distribution, when all weights were one.
+    """
+
+    log_density: Array
+    log_z: Array
+
+
+class PersistentState(NamedTuple):
+    """Persistent walkers.
+
+    Attributes:
+        position: ``[P, *event]``, active walkers first, then passive ones.
+        log_weight: ``[P]`` (or ``[P, D]``) unnormalised log weights, zero if the walkers are unweighted.
+        momentum: like ``position``, of underdamped kernels, else None.
+        adapt: of the kernel.
+        jarzynski: of weighted walkers, else None.
+    """
+
+    position: Array
+    log_weight: Array
+    momentum: Array | None
+    adapt: Adaptation
+    jarzynski: Jarzynski | None
+
+
+class Weighted(NamedTuple):
+    """Weighted walkers on their way: positions, log weights, and log densities at the parameters that come."""
+
+    position: Array
+    log_weight: Array
+    log_density: Array
+
+
+@final
 @dataclass(frozen=True)
-class Persistent(WalkerStrategy):
+class Persistent(AbstractWalkers):
     """Walkers that persist over the steps.
 
     Args:
@@ -38,15 +85,16 @@ class Persistent(WalkerStrategy):
     """
 
     num_walkers: int = 1000
-    kernel: Kernel = field(default_factory=MALA)
+    kernel: AbstractKernel = field(default_factory=MALA)
     num_moves: int = 1
     weighted: bool = False
     threshold: float = 0.5
     num_passive: int = 0
+    persists: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(self, "num_walkers", "num_moves")
-        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
+        check_type(self, "kernel", AbstractKernel, "ULA(), MALA() or Underdamped()")
         check_share(self, "threshold")
         count("Persistent: num_passive", self.num_passive, least=0)
         if self.weighted and not isinstance(self.kernel, ULA | MALA):
@@ -58,33 +106,34 @@ class Persistent(WalkerStrategy):
             raise ValueError("Persistent: num_passive walkers estimate log Z by their weights: pass weighted=True.")
 
     @property
-    def shares_gradient(self) -> bool:  # type: ignore[override]
-        """Weights need densities at two parameters, so only unweighted walkers share."""
+    def shares_gradient(self) -> bool:
+        """Whether the walkers are unweighted: weights need densities at two parameters."""
         return not self.weighted
 
-    def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
-        """As :meth:`WalkerStrategy.init`."""
+    def init(self, rng_key: Array, density: TiltedDensity) -> PersistentState:
+        """Draw walkers from the base, or from an annealed population if they are weighted."""
+        jarzynski = None
         if self.weighted:
             key_anneal, key_draw = random.split(rng_key)
             num = self.num_walkers + self.num_passive
             start = anneal(key_anneal, density, num)
-            x, log_z = draw_equally(key_draw, start.position, start.log_weight, num), start.log_z
-            log_density = density.log_density(x)
+            x = draw_equally(key_draw, start.position, start.log_weight, num)
+            jarzynski = Jarzynski(density.log_density(x), start.log_z)
         else:
-            x, log_density = density.sample_base(rng_key, self.num_walkers), None
-            log_z = jnp.full(density.log_base(x).shape[1:], jnp.nan, x.dtype)
-        shape = density.log_base(x).shape
+            x = density.sample_base(rng_key, self.num_walkers)
+        shape = chain_shape(density, x)
         momentum = jnp.zeros_like(x) if self.kernel.has_momentum else None
-        adapt = self.kernel.init({"x": x}, len(shape))
-        return WalkerState(x, jnp.zeros(shape, x.dtype), log_density, momentum, log_z, adapt)
+        return PersistentState(x, jnp.zeros(shape, x.dtype), momentum, self.kernel.init(x, len(shape)), jarzynski)
 
     def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
-    ) -> tuple[Walkers, WalkerState, Info]:
-        """As :meth:`WalkerStrategy.prepare`."""
-        P, log_weight = self.num_walkers, state.log_weight
-        judging = log_weight[P:] if self.num_passive else log_weight
-        info = {"log_z": jnp.mean(state.log_z + log_mean_exp(judging))} if self.weighted else {}
+        self, rng_key: Array, density: TiltedDensity, state: PersistentState, particles: Array | None = None
+    ) -> tuple[Walkers, PersistentState, Info]:
+        """Return the walkers as they stand, and log Z if they are weighted."""
+        del rng_key, density, particles
+        P, log_weight, info = self.num_walkers, state.log_weight, {}
+        if state.jarzynski is not None:
+            judging = log_weight[P:] if self.num_passive else log_weight
+            info["log_z"] = jnp.mean(state.jarzynski.log_z + log_mean_exp(judging))
         return Walkers(state.position[:P], normalised(log_weight[:P])), state, info
 
     def advance(
@@ -92,63 +141,89 @@ class Persistent(WalkerStrategy):
         rng_key: Array,
         density: TiltedDensity,
         following: TiltedDensity,
-        state: WalkerState,
-        known: tuple[Array, Array] | None,
-    ) -> tuple[WalkerState, Info]:
-        """As :meth:`WalkerStrategy.advance`."""
-        if not self.weighted:
-            state, accept = self._move(rng_key, density, state, known)
-            return state, {"accept": accept}
+        state: PersistentState,
+        known: Evaluation | None,
+    ) -> tuple[PersistentState, Info]:
+        """Move the walkers at ``θ_k``, or weigh and move them to ``θ_{k+1}``."""
+        if state.jarzynski is None:
+            value, gradient = known or (None, None)
+            start = Point(state.position, value, gradient, state.momentum)
+            new, adapt, accept = move_walkers(self.kernel, self.num_moves, rng_key, density, start, state.adapt)
+            return state._replace(position=new.position, momentum=new.momentum, adapt=adapt), {"accept": accept}
         key_move, key_resample = random.split(rng_key)
-        if isinstance(self.kernel, ULA):
-            state, accept = self._jarzynski_ula(key_move, density, following, state)
-        else:
-            log_density = following.log_density(state.position)
-            log_weight = state.log_weight + log_density - state.log_density
-            state, accept = self._move(key_move, following, state._replace(log_weight=log_weight), None)
-        fraction = jnp.min(ess(state.log_weight[: self.num_walkers])) / self.num_walkers
-        state, resampled = self._resampled(key_resample, state)
+        weigh = self._weigh_unadjusted if isinstance(self.kernel, ULA) else self._weigh_adjusted
+        weighted, adapt, accept = weigh(key_move, density, following, state, state.jarzynski.log_density)
+        fraction = jnp.min(ess(weighted.log_weight[: self.num_walkers])) / self.num_walkers
+        (x, log_weight, log_density), resampled = self._resample(key_resample, weighted)
+        jarzynski = state.jarzynski._replace(log_density=log_density)
+        state = PersistentState(x, log_weight, None, adapt, jarzynski)
         return state, {"accept": accept, "ess": fraction, "resampled": jnp.mean(resampled * 1.0)}
 
-    def _resampled(self, rng_key: Array, state: WalkerState) -> tuple[WalkerState, Array]:
-        """Walkers and passive walkers, each resampled among themselves, and whether the former were."""
-        P, cached = self.num_walkers, (state.position, state.log_density)
-        first = jax.tree.map(lambda a: a[:P], cached)
-        log_weight, cached_p, resampled = resample(rng_key, state.log_weight[:P], first, self.threshold)
-        if self.num_passive:
-            rest, key = jax.tree.map(lambda a: a[P:], cached), random.fold_in(rng_key, 1)
-            passive, cached_q, _ = resample(key, state.log_weight[P:], rest, self.threshold)
-            log_weight = jnp.concatenate([log_weight, passive])
-            cached_p = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cached_p, cached_q)
-        x, log_density = cached_p
-        return state._replace(position=x, log_density=log_density, log_weight=log_weight), resampled
+    def draw(self, rng_key: Array, walkers: Walkers, state: PersistentState) -> Array:
+        """Resample the walkers."""
+        del state
+        return draw_resampled(rng_key, walkers)
 
-    def _move(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState, known: tuple[Array, Array] | None
-    ) -> tuple[WalkerState, Array]:
-        """``num_moves`` moves at fixed parameters."""
-        start = (state.position, state.momentum, state.adapt)
-        new = moved(self.kernel, self.num_moves, rng_key, density, *start, known)
-        log_density = new.log_density if state.log_density is not None else None
-        state = state._replace(position=new.position, momentum=new.momentum, adapt=new.adapt, log_density=log_density)
-        return state, new.accept
+    def _resample(self, rng_key: Array, walkers: Weighted) -> tuple[Weighted, Array]:
+        """Resample walkers and passive walkers, each among themselves; say whether the former were."""
 
-    def _jarzynski_ula(
-        self, rng_key: Array, density: TiltedDensity, following: TiltedDensity, state: WalkerState
-    ) -> tuple[WalkerState, Array]:
-        """Unadjusted moves at ``θ_k``, weighted towards ``θ_{k+1}`` at the last of them."""
-        vg = batched_value_and_grad(density.log_density)
-        vg_next = batched_value_and_grad(following.log_density)
-        x, adapt, log_weight = state.position, state.adapt, state.log_weight
-        here = (x, *vg(x))
+        def among(key: Array, chosen: slice) -> tuple[Weighted, Array]:
+            mine = jax.tree.map(lambda a: a[chosen], walkers)
+            cached = (mine.position, mine.log_density)
+            log_weight, (x, log_density), resampled = resample(key, mine.log_weight, cached, self.threshold)
+            return Weighted(x, log_weight, log_density), resampled
+
+        active, resampled = among(rng_key, slice(self.num_walkers))
+        if not self.num_passive:
+            return active, resampled
+        passive, _ = among(random.fold_in(rng_key, 1), slice(self.num_walkers, None))
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), active, passive), resampled
+
+    def _weigh_adjusted(
+        self,
+        rng_key: Array,
+        density: TiltedDensity,
+        following: TiltedDensity,
+        state: PersistentState,
+        log_density: Array,
+    ) -> tuple[Weighted, Adaptation, Array]:
+        """Weigh the walkers by what ``θ_{k+1}`` makes of them, and move them there."""
+        del density
+        log_weight = state.log_weight + following.log_density(state.position) - log_density
+        start = Point(state.position, None, None)
+        new, adapt, accept = move_walkers(self.kernel, self.num_moves, rng_key, following, start, state.adapt)
+        assert new.log_density is not None
+        return Weighted(new.position, log_weight, new.log_density), adapt, accept
+
+    def _weigh_unadjusted(
+        self,
+        rng_key: Array,
+        density: TiltedDensity,
+        following: TiltedDensity,
+        state: PersistentState,
+        log_density: Array,
+    ) -> tuple[Weighted, Adaptation, Array]:
+        """Move the walkers at ``θ_k``, and weigh them towards ``θ_{k+1}`` at the last of the moves.
+
+        :func:`.run_moves` does not serve here: an increment needs the gradients at both ends of each move, the last
+        one's under another density.
+        """
+        del log_density
+        now, then = (batched_value_and_grad(at.log_density) for at in (density, following))
+        adapt, log_weight = state.adapt, state.log_weight
+        here = Point(state.position, *now(state.position))
         for i, key in enumerate(random.split(rng_key, self.num_moves)):
-            h = jnp.exp(adapt.log_step)
-            point = Point({"x": here[0]}, here[1], {"x": here[2]})
-            moved, info = self.kernel.move(key, lambda p: (None, p), point, adapt)
-            adapt = self.kernel.adapt(adapt, info, point)
-            y = moved.position["x"]
-            there = (y, *(vg_next(y) if i == self.num_moves - 1 else vg(y)))
-            log_weight = log_weight + ula_increment(here, there, h, log_weight.ndim)
+            h, target = jnp.exp(adapt.log_step), then if i == self.num_moves - 1 else now
+            moved, info = self.kernel.move(key, target, here, adapt)
+            adapt = self.kernel.adapt(adapt, info, here)
+            there = Point(moved.position, *target(moved.position))
+            log_weight = log_weight + ula_increment(_known(here), _known(there), h, log_weight.ndim)
             here = there
-        state = state._replace(position=here[0], log_density=here[1], log_weight=log_weight, adapt=adapt)
-        return state, jnp.ones(())
+        x, log_density, _ = _known(here)
+        return Weighted(x, log_weight, log_density), adapt, jnp.ones(())
+
+
+def _known(point: Point) -> tuple[Array, Array, Array]:
+    """Return the position, the log density and its gradient of a point that has all three."""
+    assert point.log_density is not None and point.gradient is not None
+    return point.position, point.log_density, point.gradient

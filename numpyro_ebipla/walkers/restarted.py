@@ -1,26 +1,60 @@
 """Walkers that are restarted, at the base or at the particles, and moved a fixed number of times.
 
 What these chains reach in K moves is not the prior, so the gradient is biased, by as much as they fall short. They
-are the rivals that the persistent strategies of :mod:`~numpyro_ebipla.walkers.base` are compared with.
+are the rivals that the persistent strategies of :mod:`~numpyro_ebipla.walkers.persistent` are compared with.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, final
 
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._core.state import WalkerState
+from numpyro_ebipla._core.state import Adaptation
 from numpyro_ebipla._core.tree import normal_like
 from numpyro_ebipla._core.validate import check_counts, check_type
-from numpyro_ebipla.kernels.base import Kernel
+from numpyro_ebipla.kernels.base import AbstractKernel, Point
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.smc.density import TiltedDensity
-from numpyro_ebipla.walkers.base import Info, Walkers, WalkerStrategy, moved
+from numpyro_ebipla.walkers.base import (
+    AbstractPrepared,
+    Info,
+    Walkers,
+    chain_shape,
+    draw_resampled,
+    equal_weights,
+    move_walkers,
+)
 
 
+class ShortRunState(NamedTuple):
+    """What is carried of short-run walkers.
+
+    Attributes:
+        adapt: of the kernel.
+    """
+
+    adapt: Adaptation
+
+
+class ContrastiveState(NamedTuple):
+    """Contrastive walkers.
+
+    Attributes:
+        position: ``[P, *event]``.
+        momentum: like ``position``, of underdamped kernels, else None.
+        adapt: of the kernel.
+    """
+
+    position: Array
+    momentum: Array | None
+    adapt: Adaptation
+
+
+@final
 @dataclass(frozen=True)
-class ShortRun(WalkerStrategy):
+class ShortRun(AbstractPrepared):
     """Short-run chains (Nijkamp et al., 2019; LEBM, 2006.08205, Alg. 1): from the base afresh, K moves at each step.
 
     Args:
@@ -30,37 +64,40 @@ class ShortRun(WalkerStrategy):
     """
 
     num_walkers: int = 256
-    kernel: Kernel = field(default_factory=lambda: ULA(0.4**2 / 2))
+    kernel: AbstractKernel = field(default_factory=lambda: ULA(0.4**2 / 2))
     num_moves: int = 60
-    per_datum = True
+    per_datum: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(self, "num_walkers", "num_moves")
-        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
+        check_type(self, "kernel", AbstractKernel, "ULA(), MALA() or Underdamped()")
 
-    def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
-        """As :meth:`WalkerStrategy.init`."""
+    def init(self, rng_key: Array, density: TiltedDensity) -> ShortRunState:
+        """Return an adaptation to begin with."""
         x = density.sample_base(rng_key, 1)
-        shape = density.log_base(x).shape
-        log_z = jnp.full(shape[1:], jnp.nan, x.dtype)
-        return WalkerState(None, None, None, None, log_z, self.kernel.init({"x": x}, len(shape)))
+        return ShortRunState(self.kernel.init(x, len(chain_shape(density, x))))
 
     def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
-    ) -> tuple[Walkers, WalkerState, Info]:
-        """As :meth:`WalkerStrategy.prepare`."""
+        self, rng_key: Array, density: TiltedDensity, state: ShortRunState, particles: Array | None = None
+    ) -> tuple[Walkers, ShortRunState, Info]:
+        """Draw walkers from the base and make K moves."""
         del particles
         key_base, key_momentum, key_moves = random.split(rng_key, 3)
         x = density.sample_base(key_base, self.num_walkers)
         momentum = normal_like(key_momentum, x) if self.kernel.has_momentum else None
-        new = moved(self.kernel, self.num_moves, key_moves, density, x, momentum, state.adapt)
-        shape = (self.num_walkers, *state.log_z.shape)
-        walkers = Walkers(new.position, jnp.full(shape, 1 / self.num_walkers, x.dtype))
-        return walkers, state._replace(adapt=new.adapt), {"accept": new.accept}
+        start = Point(x, None, None, momentum)
+        point, adapt, accept = move_walkers(self.kernel, self.num_moves, key_moves, density, start, state.adapt)
+        return Walkers(point.position, equal_weights(density, x)), ShortRunState(adapt), {"accept": accept}
+
+    def draw(self, rng_key: Array, walkers: Walkers, state: ShortRunState) -> Array:
+        """Resample the walkers, which brings them in random order."""
+        del state
+        return draw_resampled(rng_key, walkers)
 
 
+@final
 @dataclass(frozen=True)
-class Contrastive(WalkerStrategy):
+class Contrastive(AbstractPrepared):
     """Contrastive chains (CD-k; Hinton, 2002): from the particles, K moves.
 
     At an observed energy site they start at the minibatch's data, at a latent one at its posterior particles.
@@ -73,27 +110,26 @@ class Contrastive(WalkerStrategy):
     """
 
     num_walkers: int = 256
-    kernel: Kernel = field(default_factory=MALA)
+    kernel: AbstractKernel = field(default_factory=MALA)
     num_moves: int = 1
     reset_every: int = 1
-    follows_particles = True
+    persists: ClassVar[bool] = True
+    follows_particles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(self, "num_walkers", "num_moves", "reset_every")
-        check_type(self, "kernel", Kernel, "ULA(), MALA() or Underdamped()")
+        check_type(self, "kernel", AbstractKernel, "ULA(), MALA() or Underdamped()")
 
-    def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
-        """As :meth:`WalkerStrategy.init`."""
+    def init(self, rng_key: Array, density: TiltedDensity) -> ContrastiveState:
+        """Draw walkers from the base, until there are particles to start at."""
         x = density.sample_base(rng_key, self.num_walkers)
-        shape = density.log_base(x).shape
         momentum = jnp.zeros_like(x) if self.kernel.has_momentum else None
-        log_z = jnp.full(shape[1:], jnp.nan, x.dtype)
-        return WalkerState(x, None, None, momentum, log_z, self.kernel.init({"x": x}, len(shape)))
+        return ContrastiveState(x, momentum, self.kernel.init(x, len(chain_shape(density, x))))
 
     def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
-    ) -> tuple[Walkers, WalkerState, Info]:
-        """As :meth:`WalkerStrategy.prepare`."""
+        self, rng_key: Array, density: TiltedDensity, state: ContrastiveState, particles: Array | None = None
+    ) -> tuple[Walkers, ContrastiveState, Info]:
+        """Put the walkers at the particles, if it is time, and make k moves."""
         key_start, key_momentum, key_moves = random.split(rng_key, 3)
         x, momentum = state.position, state.momentum
         if particles is not None:
@@ -103,7 +139,12 @@ class Contrastive(WalkerStrategy):
             x = jnp.where(due, particles[chosen], x)
             if momentum is not None:
                 momentum = jnp.where(due, normal_like(key_momentum, momentum), momentum)
-        new = moved(self.kernel, self.num_moves, key_moves, density, x, momentum, state.adapt)
-        state = state._replace(position=new.position, momentum=new.momentum, adapt=new.adapt)
-        weight = jnp.full((self.num_walkers, *state.log_z.shape), 1 / self.num_walkers, x.dtype)
-        return Walkers(new.position, weight), state, {"accept": new.accept}
+        start = Point(x, None, None, momentum)
+        point, adapt, accept = move_walkers(self.kernel, self.num_moves, key_moves, density, start, state.adapt)
+        walkers = Walkers(point.position, equal_weights(density, x))
+        return walkers, ContrastiveState(point.position, point.momentum, adapt), {"accept": accept}
+
+    def draw(self, rng_key: Array, walkers: Walkers, state: ContrastiveState) -> Array:
+        """Resample the walkers, which brings them in random order."""
+        del state
+        return draw_resampled(rng_key, walkers)

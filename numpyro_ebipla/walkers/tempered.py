@@ -1,22 +1,35 @@
 """Persistent parallel tempering of prior walkers: the default, see :class:`Tempered`."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._core.state import WalkerState
-from numpyro_ebipla._core.tree import batched_value_and_grad, chain_select
 from numpyro_ebipla._core.validate import check_counts, check_number, count
-from numpyro_ebipla.kernels.metropolis import Shape, metropolis
-from numpyro_ebipla.smc.density import TARGET_ACCEPT, TiltedDensity
+from numpyro_ebipla.smc.density import LEAST_VARIANCE, TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered
 from numpyro_ebipla.smc.weights import log_mean_exp, normalised
-from numpyro_ebipla.walkers.base import Info, Restraint, Walkers, WalkerStrategy
+from numpyro_ebipla.walkers.base import AbstractPrepared, Info, LadderSample, Walkers
 
-#: Walkers of each rung whose energies enter the restraint.
+#: Walkers of each rung that are handed out for the restraint, at the price of their energies' gradient.
 RESTRAINING = 16
+#: Step size before any adaptation, in units of the base's variance: short, as the prior may be narrower.
+FIRST_STEP = 0.05
+#: Least rate, as in ``1/√k``, at which log step sizes follow the acceptance: the energy moves on.
+LEAST_STEP_RATE = 0.05
+#: Rate of the running means of rejections: some 20 steps, so that a ladder can follow the energy.
+REJECTION_RATE = 0.05
+#: Rejection between neighbours before any was seen.
+FIRST_REJECTION = 0.1
+#: Added to every rejection where the ladder is divided, so that rungs between which all swap stay apart.
+LEAST_REJECTION = 1e-3
+#: Share of the way to the equal division that temperatures go at a step: less than rejections are known to.
+LADDER_RATE = 0.02
+#: Steps for each rung that walkers warm up before the fit: as many as a few ways from the base to the prior.
+WARM_UP = 10
+#: Newton-like rounds of Bennett's equation; neighbours overlap, so that few suffice.
+BENNETT_ROUNDS = 4
 
 
 class Ladder(NamedTuple):
@@ -35,8 +48,21 @@ class Ladder(NamedTuple):
     count: Array  # type: ignore[assignment]
 
 
+class TemperedState(NamedTuple):
+    """Walkers of all rungs.
+
+    Attributes:
+        position: ``[K, P, *event]``.
+        ladder: their adaptation.
+    """
+
+    position: Array
+    ladder: Ladder
+
+
+@final
 @dataclass(frozen=True)
-class Tempered(WalkerStrategy):
+class Tempered(AbstractPrepared):
     r"""Persistent parallel tempering between the base and the prior (Geyer, 1991).
 
     K rungs of P walkers target ``log p_0 − t_k E``. At every training step the rung at ``t = 0`` is redrawn
@@ -67,7 +93,8 @@ class Tempered(WalkerStrategy):
     num_moves: int = 1
     restraint: tuple[float, float] | None = (1.8, 3.0)
     trust: float | None = 0.12
-    brake_gap = True
+    persists: ClassVar[bool] = True
+    brake_gap: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(self, "num_walkers", "num_moves")
@@ -77,157 +104,143 @@ class Tempered(WalkerStrategy):
         if self.restraint is not None and not (len(self.restraint) == 2 and 0 <= self.restraint[0] < self.restraint[1]):
             raise ValueError(f"Tempered: restraint must be (begin, full) with begin < full, got {self.restraint!r}.")
 
-    def init(self, rng_key: Array, density: TiltedDensity) -> WalkerState:
-        """As :meth:`WalkerStrategy.init`."""
+    def init(self, rng_key: Array, density: TiltedDensity) -> TemperedState:
+        """Draw all rungs from the base and let them warm up."""
         key_base, key_moves = random.split(rng_key)
         shape = (self.num_rungs, self.num_walkers)
         x = density.sample_base(key_base, shape[0] * shape[1])
         ladder = Ladder(
             temperature=jnp.linspace(0, 1, shape[0], dtype=x.dtype) ** 2,
-            log_step=jnp.full((shape[0] - 1,), jnp.log(0.05), x.dtype),
-            rejection=jnp.full((shape[0] - 1,), 0.1, x.dtype),
+            log_step=jnp.full((shape[0] - 1,), jnp.log(FIRST_STEP), x.dtype),
+            rejection=jnp.full((shape[0] - 1,), FIRST_REJECTION, x.dtype),
             count=jnp.zeros((), jnp.int32),
         )
-        log_z = jnp.zeros(density.log_base(x).shape[1:], x.dtype)
-        state = WalkerState(x.reshape(shape + x.shape[1:]), None, None, None, log_z, ladder)
+        state = TemperedState(x.reshape(shape + x.shape[1:]), ladder)
 
-        def warm_up(state: WalkerState, key: Array) -> tuple[WalkerState, None]:
+        def warm_up(state: TemperedState, key: Array) -> tuple[TemperedState, None]:
             return self.prepare(key, density, state)[1], None
 
-        return jax.lax.scan(warm_up, state, random.split(key_moves, 10 * self.num_rungs))[0]
+        return jax.lax.scan(warm_up, state, random.split(key_moves, WARM_UP * self.num_rungs))[0]
 
     def prepare(
-        self, rng_key: Array, density: TiltedDensity, state: WalkerState, particles: Array | None = None
-    ) -> tuple[Walkers, WalkerState, Info]:
-        """As :meth:`WalkerStrategy.prepare`."""
+        self, rng_key: Array, density: TiltedDensity, state: TemperedState, particles: Array | None = None
+    ) -> tuple[Walkers, TemperedState, Info]:
+        """Redraw the base, swap neighbours, move all rungs above the base, and weigh the walkers of all."""
+        del particles
         key_base, key_swap, *key_moves = random.split(rng_key, 2 + self.num_moves)
-        ladder = state.adapt
+        ladder = state.ladder
         fresh = density.sample_base(key_base, self.num_walkers)
-        known = self._evaluate(density, state.position.at[0].set(fresh))
-        known = swap(key_swap, known, ladder)
+        rungs = _evaluate(density, state.position.at[0].set(fresh))
+        rungs = swap(key_swap, rungs, ladder)
 
         # The base is redrawn, so its rung needs no moves; its spread sets the scale of all proposals.
-        variance = jnp.maximum(jnp.var(fresh, axis=0), 1e-12)
-        moving = jax.tree.map(lambda a: a[1:], known)
+        variance = jnp.maximum(jnp.var(fresh, axis=0), LEAST_VARIANCE)
+        moving = jax.tree.map(lambda a: a[1:], rungs)
         log_step, accept = ladder.log_step, jnp.zeros(self.num_rungs - 1)
         for key in key_moves:
-            moving, prob = self._move(key, density, ladder.temperature[1:], log_step, variance, moving)
-            log_step = log_step + _adaptation_rate(ladder.count) * (prob - TARGET_ACCEPT)
+            moving, prob = _move(key, density, moving, ladder.temperature[1:], log_step, variance)
+            log_step = log_step + _step_rate(ladder.count) * (prob - TARGET_ACCEPT)
             accept += prob / self.num_moves
-        known = jax.tree.map(lambda a, b: a.at[1:].set(b), known, moving)
+        rungs = jax.tree.map(lambda a, b: a.at[1:].set(b), rungs, moving)
 
-        log_z = _bennett(known[2], ladder.temperature)
-        weight = _weights(known[2], ladder.temperature, log_z)
+        log_z = _bennett(rungs.energy, ladder.temperature)
+        weight = _weights(rungs.energy, ladder.temperature, log_z)
         info = {
             "accept": accept.mean(),
             "swap": 1 - ladder.rejection.max(),
             "log_z": jnp.mean(log_z[-1]),
             "ess": jnp.mean(1 / jnp.sum(weight**2, 0)) / self.num_walkers,
         }
-        ladder = _adapt_ladder(ladder._replace(log_step=log_step), known[2])
-        state = state._replace(position=known[0], adapt=ladder, log_z=log_z[-1])
-        restraint = None
+        x, ladder = rungs.position, _adapt_ladder(ladder._replace(log_step=log_step), rungs.energy)
+        sample = LadderSample(x[:, :RESTRAINING], ladder.temperature, ladder.rejection.sum())
         if self.restraint is not None:
-            begin, full = self.restraint
-            barrier = ladder.rejection.sum()
-            strength = jnp.maximum(barrier - begin, 0.0) / (full - begin)
-            restraint = Restraint(known[0][:, :RESTRAINING], ladder.temperature, strength)
-            info["barrier"] = barrier
-        everywhere = known[0].reshape((-1, *known[0].shape[2:]))
-        return Walkers(everywhere, weight, restraint), state, info
+            info["barrier"] = sample.barrier
+        return Walkers(x.reshape((-1, *x.shape[2:])), weight, sample), TemperedState(x, ladder), info
 
-    def shown(self, rng_key: Array, walkers: Walkers, state: WalkerState) -> Array:
-        """As :meth:`WalkerStrategy.shown`: those of the last rung, which need no weights."""
+    def draw(self, rng_key: Array, walkers: Walkers, state: TemperedState) -> Array:
+        """Return the walkers of the last rung, which need no weights."""
         del rng_key, walkers
         return state.position[-1]
 
-    def _evaluate(self, density: TiltedDensity, x: Array) -> tuple[Array, ...]:
-        """``(x, log base, energy, gradients)`` of walkers ``[rungs, P, ...]``, in one batch."""
-        flat = x.reshape((-1, *x.shape[2:]))
-        base, grad_base = batched_value_and_grad(density.log_base)(flat)
-        energy, grad_energy = batched_value_and_grad(density.energy)(flat)
-        lead = x.shape[:2]
-        return x, *(a.reshape(lead + a.shape[1:]) for a in (base, energy, grad_base, grad_energy))
 
-    def _move(
-        self,
-        rng_key: Array,
-        density: TiltedDensity,
-        temperature: Array,
-        log_step: Array,
-        variance: Array,
-        known: tuple[Array, ...],
-    ) -> tuple[tuple[Array, ...], Array]:
-        """One MALA move of all rungs above the base, and its acceptance by rung."""
-
-        def by_rung(a: Array, ndim: int) -> Array:
-            return a.reshape((-1,) + (1,) * (ndim - 1))
-
-        def tempered(known: tuple[Array, ...]) -> tuple[Array, Array]:
-            _, base, energy, grad_base, grad_energy = known
-            t = by_rung(temperature, energy.ndim)
-            return base - t * energy, grad_base - by_rung(temperature, grad_base.ndim) * grad_energy
-
-        def target(x: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-            new = self._evaluate(density, x)
-            return *tempered(new), new
-
-        x = known[0]
-        # A step size per rung: fold it into the proposal's variance.
-        scale = by_rung(jnp.exp(log_step), x.ndim) * variance
-        accept, new, prob = metropolis(rng_key, target, (x, *tempered(known)), jnp.ones((), x.dtype), Shape(scale))
-        return chain_select(accept, new[3], known), prob.reshape(prob.shape[0], -1).mean(1)
+def _evaluate(density: TiltedDensity, x: Array) -> Evaluated:
+    """Return what is known of walkers ``[rungs, P, ...]``, computed in one batch."""
+    lead = x.shape[:2]
+    flat = density.evaluate(x.reshape((-1, *x.shape[2:])))
+    return jax.tree.map(lambda a: a.reshape(lead + a.shape[1:]), flat)
 
 
-def swap(rng_key: Array, known: Any, ladder: Ladder) -> Any:
+def _move(
+    rng_key: Array,
+    density: TiltedDensity,
+    here: Evaluated,
+    temperature: Array,
+    log_step: Array,
+    variance: Array,
+) -> tuple[Evaluated, Array]:
+    """Make one MALA move of all rungs above the base; also return the acceptance by rung."""
+    x = here.position
+    # A step size per rung: fold it into the proposal's variance.
+    scale = _by_rung(jnp.exp(log_step), x.ndim) * variance
+    step_size = jnp.ones((), x.dtype)
+    there, prob = move_tempered(rng_key, lambda x: _evaluate(density, x), here, temperature, step_size, scale)
+    return there, prob.reshape(prob.shape[0], -1).mean(1)
+
+
+def _by_rung(values: Array, ndim: int) -> Array:
+    """Return one value a rung in a shape that broadcasts to the rungs' arrays."""
+    return values.reshape((-1,) + (1,) * (ndim - 1))
+
+
+def swap(rng_key: Array, rungs: Evaluated, ladder: Ladder) -> Evaluated:
     """Exchange walkers between neighbouring rungs, even pairs on even steps and odd pairs on odd ones.
 
     Args:
         rng_key: a PRNG key.
-        known: arrays ``[K, P, ...]`` that belong to the walkers, the third of them the energies ``[K, P]``.
+        rungs: arrays ``[K, P, ...]`` that belong to the walkers, their energies ``[K, P]`` among them.
         ladder: temperatures and the count that decides the parity.
     """
-    energy = known[2]
+    energy = rungs.energy
     num = energy.shape[0]
-    gap = jnp.diff(ladder.temperature).reshape((-1,) + (1,) * (energy.ndim - 1))
+    gap = _by_rung(jnp.diff(ladder.temperature), energy.ndim)
     log_accept = gap * (energy[1:] - energy[:-1])
     active = (jnp.arange(num - 1) + ladder.count) % 2 == 0
     active = active.reshape(gap.shape)
     up = active & (jnp.log(random.uniform(rng_key, log_accept.shape)) < log_accept)
     none = jnp.zeros_like(up[:1])
-    rung = jnp.arange(num).reshape((-1,) + (1,) * (energy.ndim - 1))
+    rung = _by_rung(jnp.arange(num), energy.ndim)
     source = rung + jnp.concatenate([up, none]) - jnp.concatenate([none, up])
 
     def exchange(a: Array) -> Array:
         return jnp.take_along_axis(a, source.reshape(source.shape + (1,) * (a.ndim - source.ndim)), 0)
 
-    return jax.tree.map(exchange, known)
+    return jax.tree.map(exchange, rungs)
 
 
-def _adaptation_rate(count: Array) -> Array:
-    return jnp.maximum(1.0 / (1 + count) ** 0.5, 0.05)
+def _step_rate(count: Array) -> Array:
+    """Return the rate at which log step sizes follow the acceptance."""
+    return jnp.maximum(1.0 / (1 + count) ** 0.5, LEAST_STEP_RATE)
 
 
 def _adapt_ladder(ladder: Ladder, energy: Array) -> Ladder:
     """Move the temperatures towards equal rejection between neighbours (Syed et al., 2021, eq. 23)."""
     t = ladder.temperature
-    gap = jnp.diff(t).reshape((-1,) + (1,) * (energy.ndim - 1))
-    refused = -jnp.expm1(jnp.minimum(gap * (energy[1:] - energy[:-1]), 0.0))
+    refused = -jnp.expm1(jnp.minimum(_by_rung(jnp.diff(t), energy.ndim) * (energy[1:] - energy[:-1]), 0.0))
     refused = refused.reshape(refused.shape[0], -1).mean(1)
     refused = jnp.where(jnp.isfinite(refused), refused, 1.0)
-    rejection = ladder.rejection + 0.05 * (refused - ladder.rejection)
-    barrier = jnp.concatenate([jnp.zeros(1, t.dtype), jnp.cumsum(rejection + 1e-3)])
+    rejection = ladder.rejection + REJECTION_RATE * (refused - ladder.rejection)
+    barrier = jnp.concatenate([jnp.zeros(1, t.dtype), jnp.cumsum(rejection + LEAST_REJECTION)])
     equal = jnp.interp(jnp.linspace(0, 1, t.shape[0], dtype=t.dtype) * barrier[-1], barrier, t)
-    t = (t + 0.02 * (equal - t)).at[0].set(0.0).at[-1].set(1.0)
+    t = (t + LADDER_RATE * (equal - t)).at[0].set(0.0).at[-1].set(1.0)
     return ladder._replace(temperature=t, rejection=rejection, count=ladder.count + 1)
 
 
 def _bennett(energy: Array, temperature: Array) -> Array:
-    """Log Z of every rung by Bennett's acceptance ratio between neighbours: ``[K]``, or ``[K, D]``."""
-    gap = jnp.diff(temperature).reshape((-1,) + (1,) * (energy.ndim - 1))
+    """Estimate log Z of every rung by Bennett's acceptance ratio between neighbours: ``[K]``, or ``[K, D]``."""
+    gap = _by_rung(jnp.diff(temperature), energy.ndim)
     forward, backward = -gap * energy[:-1], gap * energy[1:]
     ratio = log_mean_exp((0.5 * forward).swapaxes(0, 1)) - log_mean_exp((0.5 * backward).swapaxes(0, 1))
-    for _ in range(4):
+    for _ in range(BENNETT_ROUNDS):
         c = ratio[:, None]
         up = log_mean_exp(jax.nn.log_sigmoid(forward - c).swapaxes(0, 1))
         down = log_mean_exp(jax.nn.log_sigmoid(backward + c).swapaxes(0, 1))
@@ -236,7 +249,7 @@ def _bennett(energy: Array, temperature: Array) -> Array:
 
 
 def _weights(energy: Array, temperature: Array, log_z: Array) -> Array:
-    r"""Weights for the prior of the walkers of all rungs, ``[K P]`` or ``[K P, D]``.
+    r"""Return weights for the prior of the walkers of all rungs, ``[K P]`` or ``[K P, D]``.
 
     Together they are draws of the mixture ``(1/K) \sum_k p_0 e^{−t_k E} / Z_k``, wherever each stands (Shirts and
     Chodera, 2008, eq. 15).

@@ -138,14 +138,22 @@ def test_any_cut_is_noticed(small):
 def test_numpy_reads_the_file(small):
     with np.load(small[0]) as arrays:
         np.testing.assert_array_equal(arrays["state/['w']"], np.arange(3.0))
-        assert json.loads(arrays["header.json"])["version"] == 1
+        assert json.loads(arrays["header.json"])["version"] == files.VERSION
 
 
 @pytest.mark.unit
 def test_another_version_is_refused(small, monkeypatch):
-    monkeypatch.setattr(files, "VERSION", 2)
-    with pytest.raises(CheckpointError, match=r"format version 1 \(numpyro_ebipla .*reads version 2"):
+    monkeypatch.setattr(files, "VERSION", 3)
+    with pytest.raises(CheckpointError, match=r"format version 2 \(numpyro_ebipla .*reads version 3"):
         load(small[0])
+
+
+def test_a_file_from_before_strategies_had_states_of_their_own_is_refused(tmp_path):
+    """Its leaf paths are others: what is wrong is its age, not the model or the settings."""
+    header = {"format": files.FORMAT, "version": 1, "releases": {"numpyro_ebipla": "0.1.0"}}
+    path = sealed(tmp_path / "a.npz", {**header, "state": {}, "history": {}, "probes": {}})
+    with pytest.raises(CheckpointError, match=r"format version 1 \(numpyro_ebipla 0\.1\.0\).*reads version 2"):
+        load(path)
 
 
 def sealed(path, header, arrays=()):
@@ -400,8 +408,8 @@ def test_where_all_are_damaged(part):
 
 
 def test_an_old_version_in_the_directory(part, monkeypatch):
-    monkeypatch.setattr(files, "VERSION", 2)
-    with pytest.raises(CheckpointError, match=r"format version 1 .*reads version 2"):
+    monkeypatch.setattr(files, "VERSION", 3)
+    with pytest.raises(CheckpointError, match=r"format version 2 .*reads version 3"):
         run(part)
 
 

@@ -286,7 +286,7 @@ def test_coupling_is_not_learned_of_many_coordinates():
 
 def test_preconditioner_is_optional():
     _, adapt, *_ = run(MALA(precondition=False), gauss, jnp.ones((50, 2)), 10)
-    assert adapt.curvature == {}
+    assert adapt.curvature is None
     _, fixed, *_ = run(MALA(adapt_step=False), gauss, jnp.ones((50, 2)), 10)
     assert float(jnp.exp(fixed.log_step)) == pytest.approx(0.2)
 

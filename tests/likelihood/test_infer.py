@@ -21,7 +21,7 @@ from numpyro_ebipla import (
     nan_masked,
 )
 from numpyro_ebipla._core.tree import batched_value_and_grad
-from numpyro_ebipla.kernels import evaluated, start
+from numpyro_ebipla.kernels import evaluate, start
 from tests.models import fitter, hierarchy
 
 LOADING = np.array([[1.0, 0.5, -1.0], [0.3, 2.0, 1.0]])
@@ -208,7 +208,7 @@ def test_fresh_draws_have_all_modes_with_their_masses():
     target = batched_value_and_grad(lambda p: prior.tilted().log_density(p["x"]))
 
     def move(carry, key):
-        point = evaluated(target, carry[0])
+        point = evaluate(target, carry[0])
         there, info = kernel.move(key, target, point, carry[1])
         return (there, kernel.adapt(carry[1], info, point)), None
 

@@ -432,7 +432,7 @@ def test_local_latents_start_from_their_particles_global_ones():
             numpyro.sample("y", dist.Normal(x, 1), obs=y[idx])
 
     state = EBIPLA(model, num_particles=NUM).init(random.key(0), Y, batch_size=2)
-    x, w = state.posterior.local["x"], state.posterior.glob["w"]
+    x, w = state.posterior.local["x"], state.posterior.shared["w"]
     np.testing.assert_allclose(x, jnp.broadcast_to(w[:, None], x.shape), atol=0.01)
 
 

@@ -10,8 +10,11 @@ from jax import random
 from numpyro.diagnostics import split_gelman_rubin
 
 from numpyro_ebipla import EBIPLA, MALA, ULA
+from numpyro_ebipla._core.state import Latents
+from numpyro_ebipla.kernels import Evaluation
 from numpyro_ebipla.particles import Block, Particles, ShortRunParticles, WeightedParticles
-from numpyro_ebipla.training.safeguards import BETWEEN_LOOKS, FIRST_LOOK, due, recalled
+from numpyro_ebipla.particles.base import Adaptations, Known
+from numpyro_ebipla.training.safeguards import BETWEEN_LOOKS, FIRST_LOOK, is_due, recall
 
 positive = dist.constraints.positive
 
@@ -20,37 +23,37 @@ def local_block(log_density):
     """Particles ``[N, B, 2]`` that carry their own number, and what is known there."""
     number = jnp.arange(log_density.size, dtype=jnp.float32).reshape(log_density.shape)
     x = jnp.stack([number, -number], -1)
-    known = (log_density, {"x": 10 * x}, log_density.sum(1), {})
-    return Block({"x": x}, {}, None), known
+    known = Known(Evaluation(log_density, {"x": 10 * x}), Evaluation(log_density.sum(1), {}))
+    return Block(Latents({"x": x}, {})), known
 
 
 @pytest.mark.unit
 def test_only_what_is_far_below_goes_to_the_best_of_the_same_datum():
     log_density = -jnp.array([[0.0, 1.0, 3.0], [0.3, 500.0, 2.0], [0.2, 0.5, 2.2], [19.0, jnp.nan, 2.4]])
     block, known = local_block(log_density)
-    new, now, number = recalled(block, known, jnp.ones(3, bool))
+    new, now, number = recall(block, known, jnp.ones(3, bool))
     assert number == 2
-    expected = np.asarray(block.local["x"]).copy()
+    expected = np.asarray(block.latents.local["x"]).copy()
     expected[[1, 3], 1] = expected[2, 1]
-    np.testing.assert_array_equal(new.local["x"], expected)
-    np.testing.assert_array_equal(now[1]["x"], 10 * expected)
-    assert np.all(np.asarray(now[0][:, 1])[[1, 3]] == -0.5)
+    np.testing.assert_array_equal(new.latents.local["x"], expected)
+    np.testing.assert_array_equal(now.local.gradient["x"], 10 * expected)
+    assert np.all(np.asarray(now.local.log_density[:, 1])[[1, 3]] == -0.5)
     # Another datum's turn has not come.
-    new, _, number = recalled(block, known, jnp.array([True, False, True]))
-    assert number == 0 and np.all(new.local["x"] == block.local["x"])
+    new, _, number = recall(block, known, jnp.array([True, False, True]))
+    assert number == 0 and np.all(new.latents.local["x"] == block.latents.local["x"])
 
 
 @pytest.mark.unit
 def test_a_global_latent_takes_the_local_ones_of_its_particle_along():
     whole = -jnp.array([1.0, 2.0, 300.0, 1.5])
-    local, glob = {"x": jnp.arange(12.0).reshape(4, 3)}, {"w": jnp.arange(4.0)}
-    known = (jnp.arange(12.0).reshape(4, 3), {"x": local["x"] + 100}, whole, {"w": glob["w"] + 7})
-    block, known, number = recalled(Block(local, glob, None), known, jnp.array(True))
+    x, w = jnp.arange(12.0).reshape(4, 3), jnp.arange(4.0)
+    known = Known(Evaluation(x, {"x": x + 100}), Evaluation(whole, {"w": w + 7}))
+    block, known, number = recall(Block(Latents({"x": x}, {"w": w})), known, jnp.array(True))
     order = np.array([0, 1, 0, 3])
     assert number == 1
-    np.testing.assert_array_equal(block.local["x"], np.arange(12.0).reshape(4, 3)[order])
-    np.testing.assert_array_equal(block.glob["w"], order)
-    np.testing.assert_array_equal(known[3]["w"], order + 7)
+    np.testing.assert_array_equal(block.latents.local["x"], np.arange(12.0).reshape(4, 3)[order])
+    np.testing.assert_array_equal(block.latents.shared["w"], order)
+    np.testing.assert_array_equal(known.shared.gradient["w"], order + 7)
 
 
 def test_draws_of_a_posterior_stay():
@@ -63,14 +66,15 @@ def test_draws_of_a_posterior_stay():
     # Of Cauchy draws 2 π⁻¹ e^{−10} per million lie that far out.
     for log_density, most in ((normal, 0), (cauchy, 100), (funnel, 1000)):
         block, known = local_block(jnp.asarray(log_density, jnp.float32))
-        assert recalled(block, known, jnp.ones(250_000, bool))[2] <= most
+        assert recall(block, known, jnp.ones(250_000, bool))[2] <= most
 
 
 def test_the_first_look_waits_until_modes_are_found():
-    block = EBIPLA(normal_gamma, num_particles=4).init(random.key(0), *heavy_tails()).posterior
-    adapt, count = (block.adapt_local, block.adapt_global), jnp.array([0, BETWEEN_LOOKS, FIRST_LOOK - 1, FIRST_LOOK])
-    steps = adapt[0].by_datum._replace(count=count)
-    looks = due((adapt[0]._replace(by_datum=steps), adapt[1]), Block(block.local, {}, None))
+    posterior = EBIPLA(normal_gamma, num_particles=4).init(random.key(0), *heavy_tails()).posterior
+    adapt = Adaptations(posterior.adapt_local, posterior.adapt_shared)
+    count = jnp.array([0, BETWEEN_LOOKS, FIRST_LOOK - 1, FIRST_LOOK])
+    steps = adapt.local.by_datum._replace(count=count)
+    looks = is_due(adapt._replace(local=adapt.local._replace(by_datum=steps)), Block(posterior.latents))
     assert looks.tolist() == [False, False, False, True]
 
 
@@ -110,4 +114,4 @@ def test_no_particle_is_lost_in_a_heavy_tail():
 def test_weights_and_short_runs_are_left_alone():
     assert Particles(MALA()).recalls
     assert not any(p.recalls for p in (Particles(ULA(0.1)), ShortRunParticles(), WeightedParticles()))
-    assert jax.tree.leaves(recalled(*local_block(jnp.array([[0.0], [-900.0]])), jnp.ones(1, bool)))[-1] == 0
+    assert jax.tree.leaves(recall(*local_block(jnp.array([[0.0], [-900.0]])), jnp.ones(1, bool)))[-1] == 0

@@ -12,8 +12,7 @@ from jax import grad, random
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent, Tempered
 from numpyro_ebipla.smc.density import TiltedDensity
-from numpyro_ebipla.training.safeguards import EnergyGap, energy_brake, energy_gap, hole_penalty
-from numpyro_ebipla.walkers.base import Restraint
+from numpyro_ebipla.training.safeguards import EnergyGap, Restraint, energy_brake, energy_gap, hole_penalty
 
 
 def brake(gap, deviation=1.0, strategy=None):

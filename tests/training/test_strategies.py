@@ -20,8 +20,10 @@ from numpyro_ebipla import (
     Underdamped,
     WeightedParticles,
 )
+from numpyro_ebipla._core.state import Latents
 from numpyro_ebipla.particles import Block
-from numpyro_ebipla.particles.base import evaluated_at
+from numpyro_ebipla.particles.base import Adaptations, Terms
+from numpyro_ebipla.particles.moves import evaluate_at
 from numpyro_ebipla.smc.density import TiltedDensity
 from tests.models import fitter, latent_energy, observed_energy
 
@@ -107,8 +109,9 @@ def test_persistent_walkers_are_independent(strategy):
     at = density()
     state = strategy.init(random.key(0), at)
     other = state._replace(position=state.position.at[0].add(1.0))
-    if state.log_density is not None:
-        other = other._replace(log_density=at.log_density(other.position))
+    if state.jarzynski is not None:
+        log_density = at.log_density(other.position)
+        other = other._replace(jarzynski=state.jarzynski._replace(log_density=log_density))
     a, b = (strategy.advance(random.key(1), at, at, s, None)[0].position for s in (state, other))
     assert np.array_equal(a[1:], b[1:]) and not np.array_equal(a[0], b[0])
 
@@ -139,27 +142,28 @@ def test_short_run_walkers_start_at_the_base():
 # --- particles ----------------------------------------------------------------------------------------
 
 
-def log_joint(local, glob):
+def log_joint(latents):
     """Independent N(0, 1) chains."""
-    return -0.5 * local["x"] ** 2, jnp.zeros(local["x"].shape[0])
+    x = latents.local["x"]
+    return Terms(-0.5 * x**2, jnp.zeros(x.shape[0]))
 
 
 def block_of(strategy, key=0):
-    x = {"x": random.normal(random.key(key), (N, B))}
-    momentum = (x, {}) if strategy.kernel.has_momentum else None
+    x = Latents({"x": random.normal(random.key(key), (N, B))}, {})
+    momentum = x if strategy.kernel.has_momentum else None
     flat = jnp.zeros((N, B))
-    memory = strategy.start(x, {}, flat, log_joint(x, {})[0], flat[:1])
-    return Block(x, {}, momentum, memory)
+    memory = strategy.start(x, flat, log_joint(x).per_datum, flat[:1])
+    return Block(x, momentum, memory)
 
 
 def draw(key):
-    return {"x": random.normal(key, (N, B))}, {}
+    return Latents({"x": random.normal(key, (N, B))}, {})
 
 
 def once(strategy, block, key=1):
-    adapt = (strategy.kernel.init(block.local, 2), strategy.kernel.init({}, 1))
+    adapt = Adaptations(strategy.kernel.init(block.latents.local, 2), strategy.kernel.init({}, 1))
     ready = strategy.prepare(random.key(key), draw, log_joint, 1.0, block, adapt)
-    known = ready.known or evaluated_at(log_joint, 1.0, ready.block.local, {})
+    known = ready.known or evaluate_at(log_joint, 1.0, ready.block.latents)
     return ready, strategy.advance(random.key(key + 1), log_joint, 1.0, ready.block, known, ready.adapt)
 
 
@@ -186,7 +190,7 @@ def test_preparing_persistent_particles_changes_nothing(strategy):
 @pytest.mark.parametrize("strategy", [s for s in POSTERIORS if isinstance(s, ShortRunParticles)], ids=repr)
 def test_short_run_particles_forget_where_they_were(strategy):
     one, other = (once(strategy, block_of(strategy, key))[1][0] for key in (0, 7))
-    assert np.array_equal(one.local["x"], other.local["x"])
+    assert np.array_equal(one.latents.local["x"], other.latents.local["x"])
 
 
 @pytest.mark.unit
@@ -195,13 +199,13 @@ def test_successive_particles_are_one_chain():
     strategy = SuccessiveParticles(ULA(0.1))
     block = block_of(strategy)
     ready, _ = once(strategy, block)
-    x, single = {"x": block.local["x"][-1:]}, Particles(ULA(0.1))
-    adapt = (single.kernel.init(x, 2), single.kernel.init({}, 1))
+    x, single = Latents({"x": block.latents.local["x"][-1:]}, {}), Particles(ULA(0.1))
+    adapt = Adaptations(single.kernel.init(x.local, 2), single.kernel.init({}, 1))
     for n, key in enumerate(random.split(random.key(1), N)):
-        known = evaluated_at(log_joint, 1.0, x, {})
-        here, adapt, _ = single.advance(key, log_joint, 1.0, Block(x, {}, None), known, adapt)
-        x = here.local
-        np.testing.assert_allclose(ready.block.local["x"][n], x["x"][0], rtol=1e-6)
+        known = evaluate_at(log_joint, 1.0, x)
+        here, adapt, _ = single.advance(key, log_joint, 1.0, Block(x), known, adapt)
+        x = here.latents
+        np.testing.assert_allclose(ready.block.latents.local["x"][n], x.local["x"][0], rtol=1e-6)
 
 
 @pytest.mark.unit
@@ -210,12 +214,12 @@ def test_successive_particles_are_one_chain():
 )
 def test_particles_are_independent(strategy):
     block = block_of(strategy)
-    x = {"x": block.local["x"].at[0, 0].add(1.0)}
-    other = block._replace(local=x)
+    x = Latents({"x": block.latents.local["x"].at[0, 0].add(1.0)}, {})
+    other = block._replace(latents=x)
     if strategy.weighted:
         flat = jnp.zeros((N, B))
-        other = other._replace(memory=strategy.start(x, {}, flat, log_joint(x, {})[0], flat[:1]))
-    a, b = (np.asarray(once(strategy, which)[1][0].local["x"]) for which in (block, other))
+        other = other._replace(memory=strategy.start(x, flat, log_joint(x).per_datum, flat[:1]))
+    a, b = (np.asarray(once(strategy, which)[1][0].latents.local["x"]) for which in (block, other))
     changed = a != b
     assert changed[0, 0] and changed.sum() == 1
 

@@ -7,10 +7,9 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import MALA, ULA, Annealed, Persistent, Tempered, Underdamped
-from numpyro_ebipla._core.state import WalkerState
-from numpyro_ebipla.smc.density import TiltedDensity
+from numpyro_ebipla.smc.density import Evaluated, TiltedDensity
 from numpyro_ebipla.walkers import Ladder
-from numpyro_ebipla.walkers.tempered import swap
+from numpyro_ebipla.walkers.tempered import TemperedState, swap
 
 pytestmark = pytest.mark.unit
 
@@ -65,7 +64,7 @@ def follow(strategy, path, repetitions, seed):
             walk, _, said = strategy.prepare(key_run, after, state)
             means = jnp.stack([jnp.sum(walk.weight * f(walk.position)) for f in FUNCTIONS])
             # The cache belongs to the walkers as they stand, resampled or not.
-            stale = jnp.max(jnp.abs(state.log_density - after.log_density(state.position)))
+            stale = jnp.max(jnp.abs(state.jarzynski.log_density - after.log_density(state.position)))
             return state, (said["log_z"], means, info["resampled"], stale)
 
         return jax.lax.scan(body, state, jnp.arange(K))[1]
@@ -188,7 +187,7 @@ def test_tempered_ladder_equalises_rejection():
         body = lambda s, k: (strategy.prepare(k, density, s)[1], None)
         return jax.lax.scan(body, state, random.split(key, 800))[0]
 
-    ladder = jax.jit(run)(random.key(5)).adapt
+    ladder = jax.jit(run)(random.key(5)).ladder
     assert ladder.temperature[0] == 0 and ladder.temperature[-1] == 1
     assert np.all(np.diff(ladder.temperature) > 0)
     # A running mean over 20 steps of 64 walkers each has a relative error of a few per cent.
@@ -198,7 +197,7 @@ def test_tempered_ladder_equalises_rejection():
 def exact_rungs(key, temperature, P, precision=4.0):
     """Independent exact draws of every rung, N(0, 1 / (1 + t precision)), with what is cached of them."""
     x = random.normal(key, (len(temperature), P)) / jnp.sqrt(1 + temperature[:, None] * precision)
-    return x, log_base(x), 0.5 * precision * x**2
+    return Evaluated(x, log_base(x), 0.5 * precision * x**2, -x, precision * x)
 
 
 @pytest.mark.parametrize("parity", [0, 1])
@@ -207,12 +206,14 @@ def test_swaps_preserve_the_joint_distribution(parity):
     P, temperature = 200_000, jnp.array([0.0, 0.2, 0.6, 1.0])
     known = exact_rungs(random.key(6), temperature, P)
     ladder = Ladder(temperature, jnp.zeros(3), jnp.zeros(3), jnp.asarray(parity, jnp.int32))
-    x, base, energy = jax.jit(swap)(random.key(7), known, ladder)
+    x, base, energy, grad_base, grad_energy = jax.jit(swap)(random.key(7), known, ladder)
     np.testing.assert_array_equal(energy, 0.5 * 4.0 * x**2)
     np.testing.assert_allclose(base, log_base(x), rtol=1e-6)
+    np.testing.assert_array_equal(grad_base, -x)
+    np.testing.assert_array_equal(grad_energy, 4.0 * x)
     # As a set nothing is gained or lost, in each of the P columns.
-    np.testing.assert_array_equal(np.sort(x, 0), np.sort(known[0], 0))
-    moved = np.asarray(x != known[0]).mean(1)
+    np.testing.assert_array_equal(np.sort(x, 0), np.sort(known.position, 0))
+    moved = np.asarray(x != known.position).mean(1)
     pairs = [(0, 1), (2, 3)] if parity == 0 else [(1, 2)]
     for a, b in pairs:
         assert moved[a] == moved[b] and 0.3 < moved[a] < 1.0
@@ -231,8 +232,8 @@ def test_swaps_refuse_what_is_not_finite():
     for bad in (jnp.inf, jnp.nan):
         x = jnp.array([[5.0] * 100, [0.0] * 100])
         energy = jnp.array([[bad] * 100, [1.0] * 100])
-        after = swap(random.key(0), (x, x, energy), ladder)
-        np.testing.assert_array_equal(after[0], x)
+        after = swap(random.key(0), Evaluated(x, x, energy, x, x), ladder)
+        np.testing.assert_array_equal(after.position, x)
 
 
 def test_tempered_moves_leave_every_rung_invariant():
@@ -243,14 +244,14 @@ def test_tempered_moves_leave_every_rung_invariant():
     temperature = jnp.linspace(0, 1, rungs) ** 2
     x, *_ = exact_rungs(random.key(8), temperature, P)
     ladder = Ladder(temperature, jnp.full(rungs - 1, np.log(0.2)), jnp.full(rungs - 1, 0.1), jnp.zeros((), jnp.int32))
-    state = WalkerState(x, None, None, None, jnp.zeros(()), ladder)
+    state = TemperedState(x, ladder)
     walk, state, info = jax.jit(lambda k, s: strategy.prepare(k, density, s))(random.key(9), state)
     z = np.asarray(state.position) * np.sqrt(1 + np.asarray(temperature)[:, None] * 4.0)
     assert np.all(np.abs((z**2).mean(1) - 1) < 5 * np.sqrt(2 / P))
     assert np.all(np.abs((z**4).mean(1) - 3) < 5 * np.sqrt(96 / P))
     # What enters the gradient are the walkers of all rungs, weighted to the prior N(0, 1/5); the last rung is shown.
     np.testing.assert_array_equal(walk.position[-P:], state.position[-1])
-    np.testing.assert_array_equal(strategy.shown(random.key(0), walk, state), state.position[-1])
+    np.testing.assert_array_equal(strategy.draw(random.key(0), walk, state), state.position[-1])
     z, weight, number = np.sqrt(5) * walk.position, walk.weight, P * float(info["ess"])
     assert number > 1.5 * P and float(weight.sum()) == pytest.approx(1, abs=1e-4)
     assert abs(float((weight * z**2).sum()) - 1) < 5 * np.sqrt(2 / number)
