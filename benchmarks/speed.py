@@ -87,7 +87,7 @@ def ours(ebipla, y, seed=0):
 
 
 def copy(state):
-    """Fresh buffers, as the loops donate theirs."""
+    """FreshDraws buffers, as the loops donate theirs."""
     return jax.tree.map(jnp.copy, state)
 
 

@@ -51,7 +51,7 @@ def _pyplot() -> Any:
 
 
 def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> Any:
-    """The history of a fit, one panel for each kind of number that it has.
+    """Plot the history of a fit, one panel for each kind of number that it has.
 
     Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior
     walkers log Z and their health: the effective sample size as a fraction, or the share of swaps between the
@@ -112,7 +112,7 @@ def plot_generated(
     vmin: float | None = None,
     vmax: float | None = None,
 ) -> Any:
-    """Data beside generated draws: two coordinates as points, or grids of images, on equal scales.
+    """Plot data beside generated draws: two coordinates as points, or grids of images, on equal scales.
 
     Args:
         data: ``[M, ...]``; everything after the first axis is flattened.
@@ -175,7 +175,7 @@ def plot_energy(
     limits: tuple[float, float, float, float] | None = None,
     resolution: int = 150,
 ) -> "Axes":
-    """The landscape of a two-dimensional prior, with its walkers and the posterior particles on it.
+    """Plot the landscape of a two-dimensional prior, with its walkers and the posterior particles on it.
 
     Colours are the log density in nats below its highest value (its level is unknown without log Z). Where
     the fit is good, walkers (draws of the prior) and particles (draws of the posteriors of all data) have one
@@ -251,7 +251,7 @@ def plot_energy(
 
 
 def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label: str) -> None:
-    """Single steps faintly, and their running mean."""
+    """Plot single steps faintly, and their running mean."""
     values = np.where(np.isfinite(values), values, np.nan)
     if window == 1 or np.isnan(values).any():
         ax.plot(steps, values, label=label, marker="." if len(values) == 1 else "")
@@ -263,7 +263,7 @@ def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label:
 
 
 def _label(name: str) -> str:
-    """An entry's name as a reader would say it."""
+    """Return an entry's name as a reader would say it."""
     site, _, what = name.rpartition("/")
     if site:
         return f"{site}: {_LABELS[what]}" if what in _LABELS else f"prior walkers of {site}"
@@ -280,7 +280,7 @@ def _check_two_dimensional(prior: EnergyPrior, name: str) -> None:
 
 
 def _cloud(x: Any) -> np.ndarray:
-    """Points ``[n, 2]`` of any number of axes before the last."""
+    """Return points ``[n, 2]`` of any number of axes before the last."""
     x = np.asarray(x, dtype=float)
     if x.shape[-1] != 2:
         raise ValueError(f"walkers and particles must have shape [..., 2], got {x.shape}.")
@@ -288,7 +288,7 @@ def _cloud(x: Any) -> np.ndarray:
 
 
 def _limits(points: np.ndarray) -> tuple[float, float, float, float]:
-    """Where the bulk of the points is, and a margin of a fifth."""
+    """Return where the bulk of the points is, with a margin of a fifth."""
     low, high = np.quantile(points, [0.002, 0.998], axis=0)
     margin = 0.2 * np.maximum(high - low, 1e-3)
     (left, bottom), (right, top) = low - margin, high + margin
@@ -301,7 +301,7 @@ def _frame(ax: "Axes", points: np.ndarray) -> None:
 
 
 def _tiles(x: np.ndarray, image_shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
-    """Images side by side in a square, scaled to [0, 1], with white lines between them."""
+    """Put images side by side in a square, scaled to [0, 1], with white lines between them."""
     height, width, *colours = image_shape
     columns = int(np.ceil(np.sqrt(len(x))))
     rows = -(-len(x) // columns)

@@ -44,7 +44,7 @@ def _recipe(source: str, parameters: str) -> Callable:
 
 @_recipe("2510.12311", "gradient step with noise")
 def ebipla(model: Callable, *, step_size: float = 1e-2, num_walkers: int = 1000, **overrides: Any) -> EBIPLA:
-    """EBIPLA as in its paper (2510.12311, eqs. 8–10): one step for parameters, particles and walkers, with noise.
+    """Make EBIPLA as in its paper (2510.12311, eqs. 8–10): one step for all three families, with noise.
 
     To study or reproduce the paper; for a fit prefer ``EBIPLA(model)``, whose moves are adjusted and adapted.
 
@@ -71,7 +71,7 @@ def ebipla(model: Callable, *, step_size: float = 1e-2, num_walkers: int = 1000,
 
 @_recipe("2303.13429", "gradient step with noise")
 def ipla(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPLA:
-    """Interacting particle Langevin algorithm (2303.13429, Alg. 1): persistent ULA particles, noise on the parameters.
+    """Make IPLA (2303.13429, Alg. 1): persistent ULA particles, noise on the parameters.
 
     The noise regularises the path and gives the method its convergence rate in N; the estimate is random, with variance
     ``1/N`` of a posterior's. Prefer it where its theory is wanted, or where the noise helps out of a flat start;
@@ -90,7 +90,7 @@ def ipla(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPL
 
 @_recipe("2204.12965", "gradient step")
 def pgd(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPLA:
-    """Particle gradient descent (2204.12965, eq. 9): persistent ULA particles, gradient steps on the parameters.
+    """Make particle gradient descent (2204.12965, eq. 9): persistent ULA particles, gradient steps on the parameters.
 
     The simplest of all, for normalised priors and well-scaled models; it diverges above a critical step.
 
@@ -108,7 +108,7 @@ def pgd(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPLA
 
 @_recipe("De Bortoli et al., 2021", "gradient step")
 def soul(model: Callable, *, step_size: float = 1e-3, rate: float | None = None, **overrides: Any) -> EBIPLA:
-    """Stochastic optimisation via unadjusted Langevin (De Bortoli et al., 2021, Alg. 1): one chain, N moves a step.
+    """Make SOUL (De Bortoli et al., 2021, Alg. 1): one unadjusted chain, N moves a step.
 
     A gradient step takes the mean over these N states. It costs as many gradients as N particles do, one after another:
     prefer it where memory holds one particle only, or as the baseline of particle methods.
@@ -128,7 +128,7 @@ def soul(model: Callable, *, step_size: float = 1e-3, rate: float | None = None,
 
 @_recipe("2407.05790", "underdamped, with noise")
 def kiplmc(model: Callable, *, step_size: float = 1e-2, friction: float = 2.0, **overrides: Any) -> EBIPLA:
-    """Kinetic interacting particle Langevin (KIPLMC1, 2407.05790, Alg. 1): particles and parameters underdamped.
+    """Make KIPLMC1 (2407.05790, Alg. 1): particles and parameters move by underdamped Langevin.
 
     Prefer it to :func:`ipla` where the posterior is badly conditioned, as momentum pays there; steps are of the order
     of ``√h`` of :func:`ipla`.
@@ -148,7 +148,7 @@ def kiplmc(model: Callable, *, step_size: float = 1e-2, friction: float = 2.0, *
 
 @_recipe("2505.18427", "gradient step")
 def jala_em(model: Callable, *, step_size: float = 1e-3, threshold: float = 0.5, **overrides: Any) -> EBIPLA:
-    """Jarzynski-adjusted Langevin EM (2505.18427, Alg. 1): weighted ULA particles, resampled where the ESS is low.
+    """Make JALA-EM (2505.18427, Alg. 1): weighted ULA particles, resampled where the ESS is low.
 
     The weights make the posterior exact at every step and give ``fit.log_marginal_likelihood()``: for model selection.
 
@@ -177,7 +177,7 @@ def jala_em(model: Callable, *, step_size: float = 1e-3, threshold: float = 0.5,
 
 @_recipe("2006.08205", "Adam, energy slower")
 def lebm(model: Callable, **overrides: Any) -> EBIPLA:
-    """Latent-space energy-based model (2006.08205, Alg. 1): short-run chains from ``p_0`` for posterior and prior.
+    """Make LEBM (2006.08205, Alg. 1): short-run chains from ``p_0`` for posterior and prior.
 
     Moves and steps are the paper's: 20 of ``0.1²/2`` and 60 of ``0.4²/2``, Adam (β₁ = 0.5) at 2e-5 for the energy and
     1e-4 for the rest, N = 1. As the baseline it is; ``EBIPLA(model)`` needs fewer gradients for a better prior.
@@ -209,7 +209,7 @@ def lebm(model: Callable, **overrides: Any) -> EBIPLA:
 
 @_recipe("Tieleman, 2008", "the default")
 def pcd(model: Callable, *, num_walkers: int = 1000, num_moves: int = 1, **overrides: Any) -> EBIPLA:
-    """Persistent contrastive divergence (Tieleman, 2008): persistent unweighted walkers.
+    """Make persistent contrastive divergence (Tieleman, 2008): persistent unweighted walkers.
 
     Fast, and wrong where walkers do not mix: masses of modes are lost without a sign of it (2305.19414). Prefer it for
     slow trainings of unimodal energies, or as the baseline that it is.
@@ -231,7 +231,7 @@ def pcd(model: Callable, *, num_walkers: int = 1000, num_moves: int = 1, **overr
 def cd(
     model: Callable, *, num_moves: int = 1, num_walkers: int = 256, reset_every: int = 1, **overrides: Any
 ) -> EBIPLA:
-    """Contrastive divergence, CD-k (Hinton, 2002): walkers restarted at the data, or at the posterior particles.
+    """Make CD-k (Hinton, 2002): walkers restarted at the data, or at the posterior particles.
 
     Biased, as its walkers never leave the data's neighbourhood: modes there, their masses unlearned (2305.19414).
     Prefer it for a cheap start of an energy that another recipe goes on with, or as the baseline that it is.
@@ -268,7 +268,7 @@ def jarzynski_ebm(
     num_passive: int | None = None,
     **overrides: Any,
 ) -> EBIPLA:
-    """Jarzynski-corrected training of an energy-based model (2305.19414, Alg. 1): weighted persistent ULA walkers.
+    """Make Jarzynski-corrected training of an EBM (2305.19414, Alg. 1): weighted persistent ULA walkers.
 
     Consistent gradients at any speed as long as the ESS holds, and log Z, hence the cross-entropy, at every step. In
     the paper the walkers that move the parameters also estimate log Z, which biases it low by about
@@ -301,7 +301,7 @@ def jarzynski_ebm(
 
 
 def table() -> str:
-    """All recipes against their columns, in Markdown, read off the systems that they make."""
+    """Return all recipes against their columns, in Markdown, read off the systems that they make."""
     head = ("recipe", "source", "posterior particles", "prior walkers", "parameter move")
     rows = [head, ("---",) * len(head)]
     for name, (recipe, source, parameters) in _RECIPES.items():
@@ -339,7 +339,7 @@ def _needs_energy(name: str, instead: str) -> Refusal:
 def _without_energy(
     name: str, model: Callable, overrides: dict[str, Any], posterior: Particles, optim: Any, also: Refusal | None = None
 ) -> EBIPLA:
-    """A system for normalised priors only."""
+    """Make a system for normalised priors only."""
 
     def refuse(layout: LatentModel) -> str | None:
         if layout.energies:
@@ -354,7 +354,7 @@ def _without_energy(
 
 
 def _described(strategy: Any) -> str:
-    """A strategy as a cell of the table."""
+    """Return a strategy as a cell of the table."""
     text = f"{type(strategy).__name__}, {type(strategy.kernel).__name__}"
     if strategy.num_moves > 1:
         text += f", {strategy.num_moves} moves"

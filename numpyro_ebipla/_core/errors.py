@@ -17,7 +17,7 @@ class CheckpointError(ValueError):
 
 
 def warn(message: str) -> None:
-    """An :class:`EBIPLAWarning` that points at the line outside this package from which it was called."""
+    """Warn with an :class:`EBIPLAWarning` that points at the caller's line outside this package."""
     inside, level, frame = f"{__package__.partition('.')[0]}.", 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
         level, frame = level + 1, frame.f_back
@@ -25,7 +25,7 @@ def warn(message: str) -> None:
 
 
 def x64_hint(theirs: object, ours: object) -> str:
-    """What to do where two types differ in width as ``jax_enable_x64`` makes them, else nothing.
+    """Say what to do where two types differ in width as ``jax_enable_x64`` makes them, else nothing.
 
     >>> x64_hint("float64", "float32")
     'it was made with jax_enable_x64=True: call numpyro.enable_x64(True) first'

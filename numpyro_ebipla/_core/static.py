@@ -46,7 +46,7 @@ class Leaf:
 
 
 def hashable(value: Any, seen: tuple[int, ...] = ()) -> Any:
-    """``value`` if it can stand in a dictionary's key, else its identity; ``seen``: functions around it."""
+    """Return ``value`` if it can stand in a dictionary's key, else its identity; ``seen``: functions around it."""
     if id(value) in seen:  # a function that calls itself
         return value.__code__
     if hasattr(value, "__code__"):
@@ -59,27 +59,27 @@ def hashable(value: Any, seen: tuple[int, ...] = ()) -> Any:
 
 
 def is_array(x: Any) -> bool:
-    """Whether JAX should trace it; Python numbers stay static, as shapes depend on them, and so do words and dates."""
+    """Return whether JAX should trace it: not Python numbers, on which shapes depend, nor words and dates."""
     return isinstance(x, jax.Array | jax.core.Tracer) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSUMm")
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether some of these arrays have no numbers to look at, as inside ``jax.jit``, ``vmap`` or ``grad``."""
+    """Return whether some of these arrays have no numbers to look at, as inside ``jax.jit``, ``vmap`` or ``grad``."""
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
 
 
 def constants_are_traced() -> bool:
-    """Whether JAX, here, traces even what is made of constants: inside ``jax.jit``."""
+    """Return whether JAX, here, traces even what is made of constants: inside ``jax.jit``."""
     return is_traced(jnp.zeros(()))
 
 
 def outside_jit() -> AbstractContextManager:
-    """Inside, what is made of constants has its numbers, even where this runs inside ``jax.jit``."""
+    """Give what is made of constants its numbers, within this context, even inside ``jax.jit``."""
     return jax.ensure_compile_time_eval() if constants_are_traced() else nullcontext()
 
 
 def split_static(tree: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """``(arrays, static)``: the arrays of a pytree, and all else as something hashable."""
+    """Return ``(arrays, static)``: the arrays of a pytree, and all else as something hashable."""
     leaves, treedef = jax.tree.flatten(tree)
     arrays = tuple(x for x in leaves if is_array(x))
     rest = tuple(None if is_array(x) else Leaf(x) for x in leaves)
@@ -87,7 +87,7 @@ def split_static(tree: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def join_static(arrays: Any, static: Any) -> Any:
-    """The inverse of :func:`split_static`."""
+    """Invert :func:`split_static`."""
     treedef, rest = static
     remaining = iter(arrays)
     return jax.tree.unflatten(treedef, [next(remaining) if x is None else x.value for x in rest])
@@ -109,7 +109,7 @@ jax.tree_util.register_pytree_node(
 
 
 def split_function(fn: Callable) -> tuple[tuple[Any, ...], Any]:
-    """:func:`split_static` of a callable that also finds the arrays held in closures and partials.
+    """Apply :func:`split_static` to a callable, the arrays held in its closures and partials included.
 
     A module bound in a model, or a function of ``numpyro.param`` values, is a new object at each call of the
     model, but its code is not: so two calls have equal static parts, and one compilation serves both.
@@ -118,7 +118,7 @@ def split_function(fn: Callable) -> tuple[tuple[Any, ...], Any]:
 
 
 def join_function(arrays: Any, static: Any) -> Callable:
-    """The inverse of :func:`split_function`, with copies of whatever containers the callable holds."""
+    """Invert :func:`split_function`, with copies of whatever containers the callable holds."""
     return _put_together(join_static(arrays, static))
 
 
@@ -164,7 +164,7 @@ class _Code:
         self.code, self.globals, self.name = fn.__code__, fn.__globals__, fn.__name__
 
     def function(self, cells: list, defaults: Any, kwdefaults: Any) -> FunctionType:
-        """A function of this code that closes over ``cells``."""
+        """Make a function of this code that closes over ``cells``."""
         fn = FunctionType(self.code, self.globals, self.name, defaults, tuple(CellType(value) for value in cells))
         fn.__kwdefaults__ = kwdefaults
         return fn

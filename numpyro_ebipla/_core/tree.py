@@ -10,12 +10,12 @@ from jax import Array, lax, random
 
 
 def spaced(size: int, number: int) -> np.ndarray:
-    """Up to ``number`` evenly spaced indices below ``size``."""
+    """Return up to ``number`` evenly spaced indices below ``size``."""
     return np.arange(size) if size <= number else np.linspace(0, size - 1, number).astype(int)
 
 
 def normal_like(rng_key: Array, tree: Any) -> Any:
-    """Standard normal noise in the shape and dtype of every leaf."""
+    """Draw standard normal noise in the shape and dtype of every leaf."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = random.split(rng_key, max(len(leaves), 1))
     noise = [random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
@@ -30,7 +30,7 @@ def chain_sum(tree: Any, chain_shape: tuple[int, ...]) -> Array:
 
 
 def chain_select(accept: Array, new: Any, old: Any) -> Any:
-    """``new`` where ``accept`` (``[*C]``), else ``old``, leaf by leaf."""
+    """Take ``new`` where ``accept`` (``[*C]``), else ``old``, leaf by leaf."""
 
     def select(a: Array, b: Array) -> Array:
         return jnp.where(accept.reshape(accept.shape + (1,) * (a.ndim - accept.ndim)), a, b)
@@ -54,12 +54,12 @@ def put(tree: Any, indices: Array | None, new: Any, axis: int) -> Any:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves by their path in the tree, as text; that of a lone leaf is empty."""
+    """Return the leaves by their path in the tree, as text; that of a lone leaf is empty."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def batched_value_and_grad(fn: Callable[[Any], Array]) -> Callable[[Any], tuple[Array, Any]]:
-    """Value ``[*C]`` and gradient of a function of independent chains, in one backward pass."""
+    """Return value ``[*C]`` and gradient of a function of independent chains, in one backward pass."""
 
     def total(x: Any) -> tuple[Array, Array]:
         value = fn(x)
@@ -78,6 +78,6 @@ def strong_type(tree: Any) -> Any:
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether every inexact leaf is finite, a boolean scalar."""
+    """Return whether every inexact leaf is finite, a boolean scalar."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves] or [True]))

@@ -14,7 +14,7 @@ from numpyro_ebipla._core.static import constants_are_traced, is_array, is_trace
 
 
 def check_key(rng_key: Any) -> Array:
-    """A typed key from a typed or a raw one."""
+    """Return a typed key from a typed or a raw one."""
     if is_array(rng_key):
         if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
             return rng_key
@@ -24,7 +24,7 @@ def check_key(rng_key: Any) -> Array:
 
 
 def check_untraced(method: str, *values: Any) -> None:
-    """Refuse to run where there are no numbers to look at.
+    """Raise where there are no numbers to look at.
 
     Raises:
         ModelError: naming the method.
@@ -46,7 +46,7 @@ def accepts(model: Callable, name: str) -> bool:
 
 
 def check_options(model: Callable, method: Callable, options: dict[str, Any]) -> None:
-    """Refuse options of a method that are given, where the model has arguments of their names and might be meant.
+    """Raise for options of a method that are given, where the model has arguments of their names and might be meant.
 
     Raises:
         ModelError: naming the option.
@@ -65,20 +65,20 @@ def check_options(model: Callable, method: Callable, options: dict[str, Any]) ->
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an integer of at least ``least``; a ValueError names it otherwise."""
+    """Return ``value`` as an integer of at least ``least``, or raise a ValueError that names it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
     return int(value)
 
 
 def check_counts(options: Any, *names: str) -> None:
-    """:func:`count` over attributes."""
+    """Raise unless attributes are integers of at least one."""
     for name in names:
         count(f"{type(options).__name__}: {name}", getattr(options, name))
 
 
 def number(name: str, value: Any, above: float = 0.0, below: float = np.inf) -> None:
-    """Refuse what is no number between two bounds; a schedule (a function) passes.
+    """Raise unless ``value`` is a number between two bounds; a schedule (a function) passes.
 
     Raises:
         ValueError: naming it.
@@ -89,7 +89,7 @@ def number(name: str, value: Any, above: float = 0.0, below: float = np.inf) -> 
 
 
 def scalar(name: str, value: Any, sound: Callable[[Any], Any], wanted: str) -> None:
-    """Refuse what is no number, or not ``sound``.
+    """Raise unless ``value`` is a number, and ``sound``.
 
     Raises:
         ValueError: naming it, and what is wanted.
@@ -100,7 +100,7 @@ def scalar(name: str, value: Any, sound: Callable[[Any], Any], wanted: str) -> N
 
 
 def site_names(name: str, value: Any) -> tuple[str, ...]:
-    """Names of sites; a lone string is one.
+    """Return names of sites; a lone string is one.
 
     Raises:
         TypeError: naming the argument.
@@ -117,7 +117,7 @@ def site_names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def check_number(options: Any, name: str, above: float = 0.0, below: float = np.inf) -> None:
-    """:func:`number` of an attribute."""
+    """Raise unless an attribute is a number between two bounds, or a schedule."""
     number(f"{type(options).__name__}: {name}", getattr(options, name), above, below)
 
 
@@ -133,7 +133,7 @@ def check_share(options: Any, name: str) -> None:
 
 
 def check_type(options: Any, name: str, kind: type, examples: str) -> None:
-    """Refuse an attribute of another type.
+    """Raise unless an attribute is of a type.
 
     Raises:
         TypeError: naming it.

@@ -133,7 +133,7 @@ def _opened(path: Path) -> Any:
 
 
 def restore(checkpoint: Checkpoint, template: Any) -> Any:
-    """The saved state, in the structure of ``template``.
+    """Return the saved state, in the structure of ``template``.
 
     Args:
         checkpoint: from :func:`load`.
@@ -158,13 +158,13 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
 
 
 def latest(directory: str | os.PathLike) -> Path | None:
-    """The checkpoint of the highest step in a directory, or None; unfinished files do not count."""
-    found = held(directory)
+    """Return the checkpoint of the highest step in a directory, or None; unfinished files do not count."""
+    found = list_checkpoints(directory)
     return found[-1] if found else None
 
 
-def held(directory: str | os.PathLike) -> list[Path]:
-    """The checkpoints of a directory, oldest first; unfinished files do not count."""
+def list_checkpoints(directory: str | os.PathLike) -> list[Path]:
+    """Return the checkpoints of a directory, oldest first; unfinished files do not count."""
     return sorted(path for path in Path(directory).iterdir() if _NAME.fullmatch(path.name))
 
 
@@ -176,7 +176,7 @@ def clean(directory: str | os.PathLike) -> None:
 
 
 def fingerprint(arrays: Iterable[Any]) -> str:
-    """A short checksum of arrays, with their shapes and dtypes.
+    """Return a short checksum of arrays, with their shapes and dtypes.
 
     >>> fingerprint([np.zeros(2)]) == fingerprint([np.zeros(2)]) != fingerprint([np.ones(2)])
     True
@@ -192,7 +192,7 @@ def fingerprint(arrays: Iterable[Any]) -> str:
 
 
 def file_name(step: int) -> str:
-    """Of the checkpoint of a step; twelve digits, so that names sort like steps."""
+    """Return the name of a step's file; it has twelve digits, so that names sort like steps."""
     return f"step_{step:012}.npz"
 
 
@@ -201,14 +201,14 @@ def _is_key(value: Any) -> bool:
 
 
 def _describe(value: Any) -> dict[str, Any]:
-    """What the header says of an array: shape, dtype and, of a typed key, its implementation."""
+    """Return what the header says of an array: shape, dtype and, for a typed key, its implementation."""
     if _is_key(value):
         return {"shape": list(value.shape), "dtype": "key", "impl": str(random.key_impl(value))}
     return {"shape": list(value.shape), "dtype": np.dtype(value.dtype).name}
 
 
 def _encode(value: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """As NumPy can write it: keys by their data, and what NumPy does not know (bfloat16) as integers of its size."""
+    """Return an array as NumPy can write it: keys by their data, bfloat16 and the like as integers of that size."""
     about = _describe(value)
     data = np.asarray(random.key_data(value) if _is_key(value) else value)
     return (data if data.dtype.isbuiltin == 1 else data.view(f"u{data.dtype.itemsize}")), about
@@ -221,7 +221,7 @@ def _decode(archive: zipfile.ZipFile, name: str, about: dict[str, Any]) -> np.nd
 
 
 def _to_jax(data: np.ndarray, about: dict[str, Any]) -> Array:
-    """A copy on the device: the loop donates it."""
+    """Return a copy on the device: the loop donates it."""
     array = jnp.array(data, copy=True)
     return random.wrap_key_data(array, impl=about["impl"]) if about["dtype"] == "key" else array
 
@@ -231,7 +231,7 @@ def _say(about: dict[str, Any] | None) -> str:
 
 
 def _write(file: Any, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """The archive, and over its comment, which ends the file, the checksum of all before."""
+    """Write the archive, and over its comment, which ends the file, the checksum of all before."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = bytes(_SEAL_LENGTH)
         archive.writestr(zipfile.ZipInfo("header.json", _DATE), json.dumps(header, indent=1))
@@ -243,7 +243,7 @@ def _write(file: Any, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
 
 
 def _digest(file: Any, size: int) -> bytes:
-    """SHA-256 of the first ``size`` bytes, in hex; leaves the file where they end."""
+    """Return SHA-256 of the first ``size`` bytes, in hex; leave the file where they end."""
     file.seek(0)
     digest = hashlib.sha256()
     while size:

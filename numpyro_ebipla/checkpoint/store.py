@@ -13,7 +13,17 @@ from jax import Array, random
 
 from numpyro_ebipla._core.errors import CheckpointError, ModelError, warn
 from numpyro_ebipla._core.validate import count
-from numpyro_ebipla.checkpoint.files import Checkpoint, clean, file_name, fingerprint, held, latest, load, restore, save
+from numpyro_ebipla.checkpoint.files import (
+    Checkpoint,
+    clean,
+    file_name,
+    fingerprint,
+    latest,
+    list_checkpoints,
+    load,
+    restore,
+    save,
+)
 
 #: What the header of a run's checkpoint says.
 HEADER = ("step", "started_at", "start", "data", "model", "program", "releases")
@@ -60,7 +70,7 @@ class Store:
             )
 
     def read(self, rng_key: Array, num_steps: int) -> Checkpoint | None:
-        """The checkpoint to go on from, or None; what a kill left unfinished is removed.
+        """Return the checkpoint to go on from, or None; remove what a kill left unfinished.
 
         Args:
             rng_key: of the run.
@@ -92,7 +102,7 @@ class Store:
     def resume_from(
         self, found: Checkpoint | None, state: Any, data: Any, programs: dict[str, str], given: Any = None
     ) -> tuple[Any, Checkpoint | None]:
-        """The state to go on from, that of ``found`` or ``state``; and ``found``, rid of its copy of it.
+        """Return the state to go on from, that of ``found`` or ``state``; and ``found``, rid of its copy of it.
 
         Args:
             found: from :meth:`read`.
@@ -149,7 +159,7 @@ class Store:
         step = int(state.step)
         try:
             save(self.directory / file_name(step), state, history, {"step": step, **self.identity}, probes)
-            for old in held(self.directory)[: -self.keep]:
+            for old in list_checkpoints(self.directory)[: -self.keep]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             warn(f"checkpoint_dir: no checkpoint at step {step} ({error}); the fit goes on.")
@@ -158,7 +168,7 @@ class Store:
 
     def _newest_sound(self) -> Checkpoint | None:
         bad = []
-        for path in reversed(held(self.directory)):
+        for path in reversed(list_checkpoints(self.directory)):
             try:
                 found = load(path)
                 lacking = [name for name in HEADER if name not in found.header]
@@ -191,7 +201,7 @@ class Store:
 def open_store(
     directory: str | os.PathLike | None, every: int = 1000, keep: int = 3, resume: bool | str = True
 ) -> Store | None:
-    """:class:`Store` as the arguments of ``run`` ask for, or None.
+    """Return the :class:`Store` that the arguments of ``run`` ask for, or None.
 
     Raises:
         ValueError: as of a store, and if there is no directory although other arguments want one.
@@ -206,7 +216,7 @@ def open_store(
 
 
 def _releases() -> dict[str, str]:
-    """Of what decides the text of a compiled model: what is installed, imported or not."""
+    """Return the versions of the packages on which a compiled program's text depends."""
     found = {}
     for name in ("jax", "numpyro", "flax", "equinox", "numpyro_ebipla"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,12 +1,14 @@
 """A diagnostic with its threshold, what it means in words, and what to change."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 MORE_STEPS = "more num_steps (run(init_state=fit.state) goes on)"
 MORE_DRAWS = "larger num_particles or num_samples"
+#: Share of a limit from which a noise is worth saying.
+SAID_FROM = 0.1
 
 
 class Check(NamedTuple):
@@ -29,11 +31,53 @@ class Check(NamedTuple):
     remedy: str
 
 
+class Rule(NamedTuple):
+    """What a figure should be, and what to say of it.
+
+    Attributes:
+        name: what is looked at.
+        limit: the most that the figure should be.
+        good: verdict where it is.
+        bad: verdict where it is not.
+        remedy: what to change then.
+        is_least: whether the limit is the least instead.
+        most_slack: how much noise is allowed for before a figure that passes says nothing.
+    """
+
+    name: str
+    limit: float
+    good: str
+    bad: str
+    remedy: str
+    is_least: bool = False
+    most_slack: float = np.inf
+
+    def judge(self, value: Any, site: str = "", slack: float = 0.0) -> Check:
+        """Judge a figure.
+
+        Args:
+            value: the figure; NaN fails.
+            site: to which it belongs, if any.
+            slack: for the figure's own Monte Carlo error.
+        """
+        value, name = float(value), f"{site}: {self.name}" if site else self.name
+        if self.is_least:
+            passed, shown = value >= self.limit - slack, f"at least {self.limit:.3g}"
+        else:
+            passed, shown = value <= self.limit + slack, f"at most {self.limit:.3g}"
+        if slack > SAID_FROM * self.limit:
+            shown += f" (+ {slack:.2g} of noise)"
+        if passed and slack > self.most_slack:
+            return Check(name, value, shown, False, "the particles' noise hides how much it is", MORE_DRAWS)
+        return Check(name, value, shown, bool(passed), self.good if passed else self.bad, self.remedy)
+
+
 @dataclass(frozen=True)
 class Diagnostics:
     """What :meth:`.Fit.diagnostics` found; printed, a table.
 
-    >>> print(Diagnostics((at_most("x: R-hat", 1.3, 1.1, ("chains agree", "chains disagree"), "warmup=500"),)))
+    >>> r_hat = Rule("R-hat", 1.1, "chains agree", "chains disagree", "warmup=500")
+    >>> print(Diagnostics((r_hat.judge(1.3, "x"),)))
     check      value  limit        verdict
     x: R-hat     1.3  at most 1.1  CHECK: chains disagree. Try warmup=500.
     """
@@ -52,7 +96,7 @@ class Diagnostics:
         return [said.format(c=check) for check in self.checks if not check.passed]
 
     def __getitem__(self, name: str) -> Check:
-        """The check of this name."""
+        """Return the check of this name."""
         found = {check.name: check for check in self.checks}
         if name not in found:
             raise KeyError(f"there is no check {name!r}; there are {list(found)}.")
@@ -65,29 +109,3 @@ class Diagnostics:
             rows.append((c.name, f"{c.value:.3g}", c.limit, said))
         wide = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)
-
-
-def at_most(
-    name: str,
-    value: float,
-    limit: float,
-    verdicts: tuple[str, str],
-    remedy: str,
-    slack: float = 0.0,
-    most_slack: float = np.inf,
-) -> Check:
-    """A check that ``value ≤ limit + slack``; the slack is for the figure's own Monte Carlo error.
-
-    One that would need more slack than ``most_slack`` has failed, too: it says nothing.
-    """
-    passed = bool(value <= limit + slack)  # NaN fails
-    shown = f"at most {limit:.3g}" + (f" (+ {slack:.2g} of noise)" if slack > 0.1 * limit else "")
-    if passed and slack > most_slack:
-        return Check(name, float(value), shown, False, "the particles' noise hides how much it is", MORE_DRAWS)
-    return Check(name, float(value), shown, passed, verdicts[not passed], remedy)
-
-
-def at_least(name: str, value: float, limit: float, verdicts: tuple[str, str], remedy: str) -> Check:
-    """A check that ``value ≥ limit``."""
-    passed = bool(value >= limit)
-    return Check(name, float(value), f"at least {limit:.3g}", passed, verdicts[not passed], remedy)

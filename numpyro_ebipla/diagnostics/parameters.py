@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla.diagnostics.checks import MORE_STEPS, Check, at_most
-from numpyro_ebipla.diagnostics.prior import Fresh, flat_draws
+from numpyro_ebipla.diagnostics.checks import MORE_STEPS, Check, Rule
+from numpyro_ebipla.diagnostics.prior import FreshDraws, flat_draws
 from numpyro_ebipla.likelihood.normalisers import log_z_shift
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -25,20 +25,37 @@ from numpyro_ebipla.training.collect import Draws, slopes
 #: a direction without information, such as a rotation of factors, is hidden by any noise, and does no harm.)
 SETTLED, HIDDEN = 0.005, 0.05
 
-GAINED = "nats still gained"
-MOVING = ("the last third of the run changed little", "the parameters were still moving")
+#: Ridge of the Fisher information where there are many data, against rounding.
+RIDGE = 1e-6
+#: Standard errors that a figure's noise is allowed for.
+ERRORS = 2
+GAINED = Rule(
+    "nats still gained",
+    SETTLED,
+    "the last third of the run changed little",
+    "the parameters were still moving",
+    MORE_STEPS,
+    most_slack=HIDDEN,
+)
+LEFT = Rule(
+    "nats to gain",
+    SETTLED,
+    "the likelihood is level where the run ended",
+    "the likelihood still rises in the direction of the run",
+    f"{MORE_STEPS}, or a higher rate",
+)
 
 
-def of_parameters(
+def check_parameters(
     model: LatentModel,
     thetas: tuple[Params, Params],
     batch: Batch,
-    fresh: dict[str, Fresh],
+    fresh: dict[str, FreshDraws],
     draws: Draws | None,
     num_particles: int,
     chosen: np.ndarray,
 ) -> list[Check]:
-    """Checks of the parameters reached.
+    """Check the parameters reached.
 
     Args:
         model: the model.
@@ -58,9 +75,10 @@ def of_parameters(
         map(np.asarray, model.compiled(normaliser_shifts)(thetas, batch, fresh)) if fresh else (np.zeros(1), None)
     )
     if score is None:
-        return [of_bound(draws.gain + change.mean() * model.num_data, model.num_data)]
+        assert draws is not None, "without draws there are scores"
+        return [check_gain(draws.gain + change.mean() * model.num_data, model.num_data)]
     if shift is None:
-        return of_score(score, num_particles)
+        return check_score(score, num_particles)
     if any(model.energies[name].per_datum for name in fresh):  # then it is known of these data only
         shift = shift[:, : len(chosen)] if model.subsampled else shift[:, chosen]
         score = score[:, : shift.shape[1]]
@@ -68,11 +86,11 @@ def of_parameters(
         shift = shift.mean(1, keepdims=True)
     halves = np.stack([half.mean(0) for half in np.array_split(shift, 2)])
     shared = np.cov(shift.mean(1).T).reshape(shift.shape[-1], -1) / len(shift)
-    return of_score(score + halves, num_particles, shared)
+    return check_score(score + halves, num_particles, shared)
 
 
-def of_bound(gain: np.ndarray, num_data: int) -> Check:
-    """What the last third of the run was still worth, in nats per datum, where global latents couple the data.
+def check_gain(gain: np.ndarray, num_data: int) -> Check:
+    """Check what the last third of the run was still worth, in nats per datum, where global latents couple the data.
 
     With particles of the posterior at θ, ``E[log p_θ(x, y) − log p_θ'(x, y)] ≥ log p_θ(y) − log p_θ'(y)``, by
     Jensen's inequality, as in the EM algorithm. Here θ' is the average over the last third of the steps.
@@ -82,11 +100,11 @@ def of_bound(gain: np.ndarray, num_data: int) -> Check:
         num_data: M.
     """
     error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
-    return at_most(GAINED, gain.mean() / num_data, SETTLED, MOVING, MORE_STEPS, 2 * error / num_data, HIDDEN)
+    return GAINED.judge(gain.mean() / num_data, slack=ERRORS * error / num_data)
 
 
-def of_score(score: np.ndarray, num_particles: int, shared: np.ndarray | float = 0.0) -> list[Check]:
-    """What the last third of the run was worth, and what is left on the way that it was going, in nats per datum.
+def check_score(score: np.ndarray, num_particles: int, shared: np.ndarray | float = 0.0) -> list[Check]:
+    """Check what the last third of the run was worth, and what is left in its direction, in nats per datum.
 
     The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); its mean is the
     slope of the log likelihood, its covariance the Fisher information. Both are known along as many directions as there
@@ -109,26 +127,25 @@ def of_score(score: np.ndarray, num_particles: int, shared: np.ndarray | float =
     num, moving = score.shape[1:]
     first, second = score.mean(1)
     fisher, noise = _information(score), _noise(score) + shared
-    fisher += (1e-6 + moving / num) * np.eye(moving)  # few data know little of many directions
+    fisher += (RIDGE + moving / num) * np.eye(moving)  # few data know little of many directions
     left, noise = 0.5 * first @ np.linalg.solve(fisher, second), np.linalg.solve(fisher, 2 * noise)
     # Of half the product of two independent means; each has twice the noise of both together.
     left_error = 0.5 * np.sqrt(np.trace(noise @ noise) + 4 * max(left, 0.0) * np.trace(noise))
-    level = ("the likelihood is level where the run ended", "the likelihood still rises in the direction of the run")
-    slack = 3 * np.sqrt(moving) / (num * num_particles)
+    slack = 3 * np.sqrt(moving) / (num * num_particles)  # thrice what the particles' noise leaves at the maximum
     return [
-        at_most(GAINED, gained, SETTLED, MOVING, MORE_STEPS, slack + 2 * gained_error, HIDDEN),
-        at_most("nats to gain", left, SETTLED, level, f"{MORE_STEPS}, or a higher rate", slack + 2 * left_error),
+        GAINED.judge(gained, slack=slack + ERRORS * gained_error),
+        LEFT.judge(left, slack=slack + ERRORS * left_error),
     ]
 
 
 def _common(halves: np.ndarray) -> float:
-    """Variance over the data ``[2, M']`` of what both halves agree on: their particles' noise is no information."""
+    """Return the variance over the data ``[2, M']`` that both halves agree on: noise is not information."""
     first, second = halves - halves.mean(1, keepdims=True)
     return float((first * second).mean())
 
 
 def _information(halves: np.ndarray) -> np.ndarray:
-    """The same of ``[2, M', L]`` as a matrix ``[L, L]``, with what an error of one standard deviation may add."""
+    """Return the same of ``[2, M', L]`` as a matrix ``[L, L]``, with what one standard error may add."""
     first, second = halves - halves.mean(1, keepdims=True)
     num = len(first)
     value, vector = np.linalg.eigh((first.T @ second + second.T @ first) / (2 * num))
@@ -136,13 +153,13 @@ def _information(halves: np.ndarray) -> np.ndarray:
 
 
 def _noise(halves: np.ndarray) -> np.ndarray:
-    """Covariance ``[L, L]`` of the mean of ``[2, M', L]`` that is the particles' noise, from how the halves differ."""
+    """Return the particles' part of the covariance ``[L, L]`` of the mean of ``[2, M', L]``: how the halves differ."""
     apart = 0.5 * (halves[0] - halves[1])
     return apart.T @ apart / len(apart) ** 2
 
 
 def data_score(model: LatentModel, thetas: tuple[Params, Params], batch: Batch) -> Array:
-    """:attr:`.Draws.score` of a model without latents, whose data stand in both halves."""
+    """Return :attr:`.Draws.score` of a model without latents, whose data stand in both halves."""
     density = lambda params: model.log_joint(model.constrain_params(params), {}, {}, batch, {}).per_datum
     return slopes(density, *thetas)[jnp.array([0, 0])]
 
@@ -151,9 +168,9 @@ def data_score(model: LatentModel, thetas: tuple[Params, Params], batch: Batch) 
 
 
 def normaliser_shifts(
-    model: LatentModel, thetas: tuple[Params, Params], batch: Batch, fresh: dict[str, Fresh]
+    model: LatentModel, thetas: tuple[Params, Params], batch: Batch, fresh: dict[str, FreshDraws]
 ) -> tuple[Array, Array]:
-    """What changes of every ``log Z`` add to the log density of each datum, what belongs to none shared out.
+    """Return what changes of every ``log Z`` add to the log density of each datum.
 
     Returns:
         ``[B]`` for the way from the slow average; for going on by as much with one array at a time ``[K, B, L]``, from

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.tree import spaced
-from numpyro_ebipla.diagnostics.checks import Check, at_most
+from numpyro_ebipla.diagnostics.checks import Check, Rule
 from numpyro_ebipla.model.energy import EnergyPrior
 from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
@@ -18,8 +18,39 @@ POPULATIONS, POPULATION = 8, 1000
 #: Draws of a kernel two-sample statistic, at most.
 MAX_COMPARED = 1000
 
+#: Squared MMD below which two sets of draws are alike: a shift by a third of a standard deviation in one dimension.
+ALIKE = 0.02
+POPULATIONS_AGREE = Rule(
+    "log Z, std error",
+    0.2,
+    "annealed populations agree",
+    "annealed populations disagree: sample and log_normalizer are off, too",
+    "EnergyPrior(…, annealing=Annealing(num_moves=160, stage_ess=0.98)) or more num_walkers",
+)
+LOG_Z = Rule(
+    "log Z, walkers − fresh",
+    0.3,
+    "walkers and fresh draws agree on log Z",
+    "the walkers' log Z is off: the prior has gone wrong",
+    "more num_moves, num_walkers or num_rungs in prior=Tempered(…)",
+)
+WALKERS = Rule(
+    "MMD², walkers − fresh",
+    ALIKE,
+    "the walkers are draws of the prior",
+    "the walkers are not draws of the prior",
+    "more num_moves or num_rungs in prior=Tempered(…)",
+)
+PARTICLES = Rule(
+    "MMD², particles − fresh",
+    ALIKE,
+    "the prior is where the posteriors are",
+    "the prior is not where the posteriors are",
+    "more num_steps, or a more flexible energy",
+)
 
-class Fresh(NamedTuple):
+
+class FreshDraws(NamedTuple):
     """Populations annealed from the base: unconstrained draws ``[K, n, …]``, and log Z of all of them together."""
 
     draws: Array
@@ -27,7 +58,7 @@ class Fresh(NamedTuple):
 
 
 @jax.jit
-def fresh(prior: EnergyPrior, rng_key: Array) -> Fresh:
+def draw_fresh(prior: EnergyPrior, rng_key: Array) -> FreshDraws:
     """Anneal populations as the prior's own options say."""
 
     def one(key: Array) -> tuple[Array, Array, Array]:
@@ -37,57 +68,48 @@ def fresh(prior: EnergyPrior, rng_key: Array) -> Fresh:
 
     draws, log_z, variance = lax.map(one, random.split(rng_key, POPULATIONS))
     value, variance = pooled(log_z, variance)
-    return Fresh(draws, Estimate(value, jnp.sqrt(variance)))
+    return FreshDraws(draws, Estimate(value, jnp.sqrt(variance)))
 
 
-def flat_draws(fresh: Fresh) -> Array:
-    """All of them in one: ``[K n, …]``."""
+def flat_draws(fresh: FreshDraws) -> Array:
+    """Return the draws of all populations in one: ``[K n, …]``."""
     return fresh.draws.reshape((-1, *fresh.draws.shape[2:]))
 
 
-def of_prior(
+def check_prior(
     site: str,
-    fresh: Fresh,
+    fresh: FreshDraws,
     log_z: float | None = None,
     walkers: Any = None,
     particles: Any = None,
 ) -> list[Check]:
-    """Walkers and particles against fresh draws of the prior at the same parameters.
+    """Check walkers and particles against fresh draws of the prior at the same parameters.
 
     Args:
         site: of the energy prior.
-        fresh: see :func:`fresh`.
+        fresh: see :func:`draw_fresh`.
         log_z: by the walkers, None if they know none.
         walkers: ``[P, …]`` the strategy's own, unconstrained; None for priors with a normaliser for each datum.
         particles: ``[n, …]`` of the posteriors of all data, or the data; None if there are none.
     """
     error = float(np.max(fresh.log_z.std_error))
-    verdicts = ("annealed populations agree", "annealed populations disagree: sample and log_normalizer are off, too")
-    remedy = "EnergyPrior(…, annealing=Annealing(num_moves=160, stage_ess=0.98)) or more num_walkers"
-    checks = [at_most(f"{site}: log Z, std error", error, 0.2, verdicts, remedy)]
+    checks = [POPULATIONS_AGREE.judge(error, site)]
     if walkers is None:
         return checks
     if log_z is not None:
-        verdicts = ("walkers and fresh draws agree on log Z", "the walkers' log Z is off: the prior has gone wrong")
         off = abs(log_z - float(fresh.log_z.value.mean()))
-        remedy = "more num_moves, num_walkers or num_rungs in prior=Tempered(…)"
-        checks.append(at_most(f"{site}: log Z, walkers − fresh", off, 0.3, verdicts, remedy, 3 * error))
+        checks.append(LOG_Z.judge(off, site, slack=3 * error))
     draws = np.asarray(fresh.draws)
     noise = max(0.0, *(mmd2(draw, np.concatenate(np.delete(draws, i, 0))) for i, draw in enumerate(draws)))
     draws = np.concatenate(draws)
-    verdicts = ("the walkers are draws of the prior", "the walkers are not draws of the prior")
-    remedy = "more num_moves or num_rungs in prior=Tempered(…)"
-    name = f"{site}: MMD², walkers − fresh"
-    checks.append(at_most(name, mmd2(walkers, draws), 0.02, verdicts, remedy, slack=noise))
+    checks.append(WALKERS.judge(mmd2(walkers, draws), site, slack=noise))
     if particles is not None:
-        verdicts = ("the prior is where the posteriors are", "the prior is not where the posteriors are")
-        name, remedy = f"{site}: MMD², particles − fresh", "more num_steps, or a more flexible energy"
-        checks.append(at_most(name, mmd2(particles, draws), 0.02, verdicts, remedy, slack=noise))
+        checks.append(PARTICLES.judge(mmd2(particles, draws), site, slack=noise))
     return checks
 
 
 def mmd2(x: Any, y: Any) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al., 2012, eq. 3) of ``[n, …]`` and ``[m, …]``.
+    """Return the unbiased squared maximum mean discrepancy (Gretton et al., 2012, eq. 3) of ``[n, …]`` and ``[m, …]``.
 
     The kernel is ``exp(−r² / w)`` with the mean squared distance for ``w``, so the scale does not matter: in one
     dimension it is 0.18 for normals whose means are one standard deviation apart. Of more than 1000 draws evenly spaced

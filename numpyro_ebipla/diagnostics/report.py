@@ -4,10 +4,10 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._core.errors import ModelError, warn
-from numpyro_ebipla.diagnostics.checks import Check, Diagnostics, at_least, at_most
-from numpyro_ebipla.diagnostics.parameters import of_parameters
-from numpyro_ebipla.diagnostics.prior import Fresh, fresh, of_prior
-from numpyro_ebipla.diagnostics.run import of_draws, of_history
+from numpyro_ebipla.diagnostics.checks import Check, Diagnostics, Rule
+from numpyro_ebipla.diagnostics.parameters import check_parameters
+from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, draw_fresh
+from numpyro_ebipla.diagnostics.run import check_draws, check_history
 from numpyro_ebipla.likelihood.annealed import log_likelihood
 from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.model.blocks import Batch
@@ -16,15 +16,30 @@ from numpyro_ebipla.training.fitted import Fitted
 #: A run of fewer steps or draws is not warned of.
 JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
 
+SOME_DRAWS = Rule(
+    "draws",
+    1,
+    "there are some",
+    "none were collected, so the particles and the parameters cannot be judged",
+    "run(num_steps=0, init_state=fit.state)",
+    is_least=True,
+)
+WEIGHTS = Rule(
+    "log p(y), weights − fresh",
+    1.0,
+    "weights and fresh populations agree",
+    "the weights have lost the marginal likelihood on the way",
+    "run(init_params=fit.params), which anneals its particles there, or EBIPLA.log_likelihood",
+)
 
-def of_run(fit: Fitted) -> list[Check]:
-    """What a :class:`~numpyro_ebipla.results.fit.Fit` can tell without further work."""
-    checks = of_history(fit.history, "diverged" in (fit.stopped or ""))
+
+def check_run(fit: Fitted) -> list[Check]:
+    """Check what a fit can tell without further work."""
+    checks = check_history(fit.history, "diverged" in (fit.stopped or ""))
     if fit.config.model.latents and fit.draws is None:
-        verdicts = ("there are some", "none were collected, so the particles and the parameters cannot be judged")
-        checks.append(at_least("draws", 0, 1, verdicts, "run(num_steps=0, init_state=fit.state)"))
+        checks.append(SOME_DRAWS.judge(0))
     if fit.draws is not None:
-        checks += of_draws(fit.draws, fit.config.particles.kernel, fit.config.model.latents)
+        checks += check_draws(fit.draws, fit.config.particles.kernel, fit.config.model.latents)
     return checks
 
 
@@ -32,7 +47,7 @@ def warn_of_run(fit: Fitted) -> None:
     """Warn if the checks that cost nothing say that a whole run went wrong; short ones are left alone."""
     if len(fit.losses) < JUDGED_STEPS or fit.num_samples < JUDGED_DRAWS:
         return
-    checks = of_run(fit)
+    checks = check_run(fit)
     if not fit.config.model.energies:
         checks += _parameters(fit, _batch(fit, random.key(0)), {})
     if failed := Diagnostics(tuple(checks)).warnings:
@@ -40,16 +55,16 @@ def warn_of_run(fit: Fitted) -> None:
         warn(f"the fit may be wrong, see fit.diagnostics():\n{said}")
 
 
-def of_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
-    """All checks of a :class:`~numpyro_ebipla.results.fit.Fit`."""
+def check_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
+    """Check a fit in every way."""
     model, draws, batch = fit.config.model, fit.draws, _batch(fit, rng_key)
     priors = model.energy_priors(fit.params, batch)
-    new = {name: fresh(prior, random.fold_in(rng_key, i)) for i, (name, prior) in enumerate(priors.items())}
-    checks = [*of_run(fit), *_parameters(fit, batch, new), *_weights(fit, rng_key)]
+    new = {name: draw_fresh(prior, random.fold_in(rng_key, i)) for i, (name, prior) in enumerate(priors.items())}
+    checks = [*check_run(fit), *_parameters(fit, batch, new), *_weights(fit, rng_key)]
     walkers = fit.replay_walkers(rng_key, fit.collected[:1])
     for name, prior in priors.items():
         if model.energies[name].per_datum:
-            checks += of_prior(name, new[name])
+            checks += check_prior(name, new[name])
             continue
         particles = None
         if model.energies[name].observed and not model.latents:
@@ -57,19 +72,19 @@ def of_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
         elif draws is not None and name in draws.samples:
             particles = prior.as_walkers(draws.samples[name])
         at = prior.as_walkers(walkers.position[name])
-        checks += of_prior(name, new[name], walkers.log_z.get(name), at, particles)
+        checks += check_prior(name, new[name], walkers.log_z.get(name), at, particles)
     return Diagnostics(tuple(checks))
 
 
-def _parameters(fit: Fitted, batch: Batch, new: dict[str, Fresh]) -> list[Check]:
+def _parameters(fit: Fitted, batch: Batch, new: dict[str, FreshDraws]) -> list[Check]:
     if fit.config.model.latents and fit.draws is None:
         return []
     thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
-    return of_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
+    return check_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
 
 
 def _weights(fit: Fitted, rng_key: Array) -> list[Check]:
-    """The marginal likelihood by weighted particles against populations annealed at the fitted parameters.
+    """Check the marginal likelihood by weighted particles against fresh populations at the fitted parameters.
 
     Weight that was lost while the parameters had far to go does not come back, and no ESS remembers it.
     """
@@ -83,11 +98,9 @@ def _weights(fit: Fitted, rng_key: Array) -> list[Check]:
         return []
     off = abs(float(own.value - fresh.value))
     slack = 3 * float(np.hypot(own.std_error, fresh.std_error))
-    verdicts = ("weights and fresh populations agree", "the weights have lost the marginal likelihood on the way")
-    remedy = "run(init_params=fit.params), which anneals its particles there, or EBIPLA.log_likelihood"
-    return [at_most("log p(y), weights − fresh", off, 1.0, verdicts, remedy, slack)]
+    return [WEIGHTS.judge(off, slack=slack)]
 
 
 def _batch(fit: Fitted, rng_key: Array) -> Batch:
-    """A minibatch of them."""
+    """Return a minibatch of the data collected."""
     return fit.batch(fit.config.model.blocks(fit.collected, joint=False)[0], rng_key)

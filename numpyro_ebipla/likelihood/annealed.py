@@ -127,7 +127,7 @@ def _variance_by(shift: Shift, log_z: dict[str, Estimate], joined: bool, common:
 
 
 def check_proper(model: LatentModel, params: Params, batch: Batch, scaled: bool = False) -> None:
-    """Refuse latents without a proper prior, and scaled sites (unless ``scaled``): they have no log likelihood.
+    """Raise for latents without a proper prior, and scaled sites (unless ``scaled``): they have no log likelihood.
 
     Raises:
         ModelError: naming the site.

@@ -54,7 +54,8 @@ def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ..
             if name not in observed:
                 raise ModelError(f"reconstruct: there is no observed site '{name}'; there are {list(observed)}.")
             site = observed[name]
-            found[name] = model.plate.dim - site["fn"].event_dim if model.is_local(site) else None
+            plate = model.plate
+            found[name] = plate.dim - site["fn"].event_dim if plate is not None and plate.holds(site) else None
             try:
                 _ = site["fn"].mean
             except (NotImplementedError, AttributeError) as e:

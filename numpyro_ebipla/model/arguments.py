@@ -15,7 +15,7 @@ from numpyro_ebipla.model.missing import nan_masked
 
 
 def like_own(argument: str, given: Params, own: Params) -> Params:
-    """Parameters in the structures and types of the model's own, which may be shapes only.
+    """Return parameters in the structures and types of the model's own, which may be shapes only.
 
     Raises:
         ModelError: naming the argument and a parameter that the model does not have, or has in other shapes.
@@ -55,7 +55,7 @@ def as_arrays(init_params: Params | None) -> Params:
 
 
 def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Refuse NaN, masked arrays and unbindable arguments by name.
+    """Raise for NaN, masked arrays and arguments that do not fit the model.
 
     Raises:
         ModelError: naming the argument.
@@ -82,7 +82,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
 
 
 def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by their names.
+    """Return the arguments by their names.
 
     Raises:
         ModelError: if they are not those of the model.

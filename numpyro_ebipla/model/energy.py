@@ -31,7 +31,7 @@ _base_only: ContextVar[bool] = ContextVar("base_only", default=False)
 
 @contextmanager
 def subtracting(log_z: Any) -> Iterator[None]:
-    """Inside, ``EnergyPrior.log_prob`` subtracts ``log_z`` (it broadcasts to the batch shape).
+    """Let ``EnergyPrior.log_prob`` subtract ``log_z``, within this context (it broadcasts to the batch shape).
 
     Whoever supplies it answers for its derivative too: the warning about a missing normaliser is off.
     """
@@ -44,7 +44,7 @@ def subtracting(log_z: Any) -> Iterator[None]:
 
 @contextmanager
 def base_only() -> Iterator[None]:
-    """Inside, ``EnergyPrior.log_prob`` is that of its base, which is normalised."""
+    """Let ``EnergyPrior.log_prob`` be that of its base, which is normalised, within this context."""
     token = _base_only.set(True)
     try:
         yield
@@ -113,7 +113,7 @@ class EnergyPrior(dist.Distribution):
         return self.base.support
 
     def energy(self, x: Array) -> Array:
-        """Energies ``[*sample_shape, *batch_shape]`` of ``x`` in the constrained space."""
+        """Return energies ``[*sample_shape, *batch_shape]`` of ``x`` in the constrained space."""
         return self._energy(self._arrays, x)
 
     def _energy(self, arrays: Any, x: Array) -> Array:
@@ -124,7 +124,7 @@ class EnergyPrior(dist.Distribution):
         return jax.vmap(energy)(x.reshape((-1, *self.event_shape))).reshape(lead)
 
     def log_prob(self, value: Array) -> Array:
-        """Unnormalised: ``base.log_prob(value) − energy(value)``."""
+        """Return the unnormalised log density ``base.log_prob(value) − energy(value)``."""
         log_z, base, arrays = _log_normaliser.get(), self.base, self._arrays
         if _base_only.get():
             shape = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
@@ -134,7 +134,7 @@ class EnergyPrior(dist.Distribution):
         return base.log_prob(value) - self._energy(arrays, value) - log_z
 
     def tilted(self) -> TiltedDensity:
-        """Base and energy as functions of unconstrained walkers ``[P, *event]``, or ``[P, D, *event]``.
+        """Return base and energy as functions of unconstrained walkers ``[P, *event]``, or ``[P, D, *event]``.
 
         The second where ``batch_shape`` is not empty: ``D`` is its product. The Jacobian of the map to the
         support belongs to the base.
@@ -167,13 +167,13 @@ class EnergyPrior(dist.Distribution):
         return TiltedDensity(log_base, energy, sample_base)
 
     def constrain_walkers(self, u: Array) -> Array:
-        """Walkers as :meth:`tilted` has them -> ``[P, *batch_shape, *event_shape]``."""
+        """Map walkers as :meth:`tilted` has them to ``[P, *batch_shape, *event_shape]``."""
         transform = biject_to(self.support)
         shape = transform.inverse_shape(self.batch_shape + self.event_shape)
         return transform(u.reshape(u.shape[:1] + shape))
 
     def as_walkers(self, x: Any) -> Array:
-        """Values ``[..., *batch_shape, *event_shape]`` as :meth:`tilted` has walkers.
+        """Map values ``[..., *batch_shape, *event_shape]`` to walkers as :meth:`tilted` has them.
 
         Elements that share a normaliser (axes left of the batch shape, or of length one in it) are walkers.
         """
@@ -186,7 +186,7 @@ class EnergyPrior(dist.Distribution):
         return u.transpose((*shared, *own, *range(lead, u.ndim))).reshape((-1, *flat, *event))
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws from the normalised density, by annealing a population from the base.
+        """Draw from the normalised density, by annealing a population from the base.
 
         They are exchangeable but not independent: draws of one call share their population's resampling.
         """
@@ -211,7 +211,7 @@ class EnergyPrior(dist.Distribution):
         return _log_normalizer(self, rng_key, num_populations)
 
     def _infer_shape(self) -> tuple[tuple[int, ...], bool]:
-        """The batch shape that base and energy have together, and whether the energy takes single points."""
+        """Return the batch shape of base and energy together, and whether the energy takes single points only."""
         batch, event = self.base.batch_shape, self.base.event_shape
         call = join_function(self._arrays, self._static)
 
@@ -251,7 +251,7 @@ def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) ->
 
 
 def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
-    """``x`` after moves of ``kernel`` towards the tilted density."""
+    """Return ``x`` after moves of ``kernel`` towards the tilted density."""
     target = batched_value_and_grad(lambda p: density.log_density(p["x"]))
     point, adapt = start(kernel, target, {"x": x})
     if kernel.has_momentum:
@@ -266,7 +266,7 @@ def _moved(rng_key: Array, kernel: Kernel, density: TiltedDensity, x: Array, num
 
 
 def unwrap(fn: dist.Distribution) -> dist.Distribution:
-    """The distribution inside ``expand``, ``mask`` and ``to_event``."""
+    """Return the distribution inside ``expand``, ``mask`` and ``to_event``."""
     wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
     while isinstance(fn, wrappers):
         fn = fn.base_dist

@@ -126,7 +126,7 @@ def inspect_model(
 
 
 def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The trace of a model that may not run at all with these arguments.
+    """Return the trace of a model that may not run at all with these arguments.
 
     Raises:
         ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
@@ -148,7 +148,7 @@ def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str,
 
 
 def _numbers(trace: dict[str, Any], layout: ModelLayout) -> InitialNumbers:
-    """What of a trace are numbers."""
+    """Return the numbers of a trace."""
     constrained = constraints_of(trace)
     transforms = _param_transforms(constrained)
     values = {n: s["value"] for n, s in trace.items() if s["type"] == "param"}
@@ -165,7 +165,7 @@ def _numbers(trace: dict[str, Any], layout: ModelLayout) -> InitialNumbers:
 
 
 def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
-    """Parameters and mutable values.
+    """Return parameters and mutable values, checked.
 
     Raises:
         ModelError: if something is not finite, or outside its support.
@@ -193,7 +193,7 @@ def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
 
 
 def _outside(site: dict[str, Any]) -> Array:
-    """Whether an observation lies outside a continuous support; masked ones do not count."""
+    """Return whether an observation lies outside a continuous support; masked ones do not count."""
     fn, none = site["fn"], jnp.zeros((), bool)
     try:
         support = fn.support
@@ -210,7 +210,7 @@ def _outside(site: dict[str, Any]) -> Array:
 
 
 def _check_types(trace: dict[str, Any]) -> None:
-    """Refuse parameters that have no gradient, and observations that are no numbers.
+    """Raise for parameters without a gradient, and observations that are not numbers.
 
     Raises:
         ModelError: naming the site.
@@ -239,7 +239,7 @@ def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
 
 
 def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
-    """Parameters that energies depend on, but no base: a base has no walkers that must follow it."""
+    """Return the parameters on which energies depend, but no base: a base has no walkers that must follow it."""
 
     def arrays(**params: Any) -> Any:
         batch = Batch(layout.blocks(joint=False)[0], data, jax.random.key(0), mutable)

@@ -103,14 +103,14 @@ class LatentModel:
         return [name for name, site in self.latents.items() if not site.local]
 
     def constrain_params(self, unconstrained: Params) -> Params:
-        """Parameters in the space that the model declares."""
+        """Return parameters in the space that the model declares."""
         return {
             name: self.param_transforms[name](value) if name in self.param_transforms else value
             for name, value in unconstrained.items()
         }
 
     def unconstrain_params(self, params: Params) -> Params:
-        """The inverse of :meth:`constrain_params`."""
+        """Invert :meth:`constrain_params`."""
         return {
             name: self.param_transforms[name].inv(value) if name in self.param_transforms else value
             for name, value in params.items()
@@ -119,7 +119,7 @@ class LatentModel:
     # --- densities ------------------------------------------------------------------------------------
 
     def log_joint(self, params: Params, local: Latents, glob: Latents, batch: Batch, log_z: dict[str, Array]) -> Joint:
-        """Log densities of N particles, in unconstrained space (Jacobians included).
+        """Return log densities of N particles, in unconstrained space (Jacobians included).
 
         Args:
             params: constrained parameters.
@@ -138,7 +138,7 @@ class LatentModel:
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self.is_local(site):
-                    per_datum += self.plate.by_datum(value / self.ratio(batch)).sum(-1)
+                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in batch.mutable}
@@ -153,9 +153,10 @@ class LatentModel:
         return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
 
     def log_base(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> tuple[Array, Array]:
-        """Log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws, in unconstrained space.
+        """Return log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws.
 
-        That is the latents' priors, normalised, with the bases of energy priors; scales and masks are left out.
+        In unconstrained space: that is the latents' priors, normalised, with the bases of energy priors; scales and
+        masks are left out.
         """
 
         def one(local: Latents, glob: Latents) -> tuple[Array, Array]:
@@ -166,7 +167,7 @@ class LatentModel:
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
                 if self.is_local(site):
-                    per_datum += self.plate.by_datum(value).sum(-1)
+                    per_datum += self.by_datum(value).sum(-1)
                 else:
                     rest += value.sum()
             return per_datum, rest
@@ -174,7 +175,7 @@ class LatentModel:
         return jax.vmap(one)(local, glob)
 
     def energy_positions(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
-        """Where the particles, or the data, stand at every energy prior that is not conditional: ``[n, *event]``.
+        """Return where particles, or data, stand at every energy prior that is not conditional: ``[n, *event]``.
 
         ``[n, D, *event]`` at a prior of D elements, see :meth:`.EnergyPrior.as_walkers`.
         """
@@ -193,42 +194,42 @@ class LatentModel:
         return jax.tree.map(flat, jax.vmap(one)(local, glob))
 
     def faults(self, params: Params, local: Latents, glob: Latents, batch: Batch) -> dict[str, Array]:
-        """Where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
+        """Return where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
         trace, log_det = self.trace(params, local, glob, batch)
         result = {}
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            result[name] = self.plate.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
+            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
         return result
 
     def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
-        """Every energy prior as base and energy over unconstrained walkers, at these parameters."""
+        """Return every energy prior as base and energy over unconstrained walkers, at these parameters."""
         return {name: prior.tilted() for name, prior in self.energy_priors(params, batch).items()}
 
     def energy_priors(self, params: Params, batch: Batch) -> dict[str, EnergyPrior]:
-        """The model's ``EnergyPrior`` objects; they depend on no latent, so any will do to get at them."""
+        """Return the model's ``EnergyPrior`` objects, which depend on no latent."""
         if not self.energies:
             return {}
         trace, _ = self.trace(params, {}, {}, batch)
         return {name: unwrap(trace[name]["fn"]) for name in self.energies}
 
     def sites(self, params: Params, batch: Batch) -> dict[str, dict[str, Any]]:
-        """The sample sites of the model, with latents drawn from the prior (bases of energy priors)."""
+        """Return the sample sites, with latents drawn from the prior (bases of energy priors)."""
         trace, _ = self.trace(params, {}, {}, batch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
     def means(
         self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
     ) -> dict[str, Array]:
-        """Means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
+        """Return means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
         trace, _ = self.trace(params, local, glob, batch)
         fns = {name: trace[name]["fn"] for name in sites}
         return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
 
     def proper(self) -> "LatentModel":
-        """The model with masks taken off its latents, whose prior is then proper.
+        """Return the model with masks taken off its latents, whose prior is then proper.
 
         A new object each time: under jit to be called inside.
         """
@@ -237,7 +238,7 @@ class LatentModel:
     # --- latents --------------------------------------------------------------------------------------
 
     def draw_latents(self, params: Params, batch: Batch, known: Latents | None = None) -> tuple[Latents, Latents]:
-        """One unconstrained particle ``(local {site: [B, ...]}, global)`` from the prior.
+        """Draw one unconstrained particle ``(local {site: [B, ...]}, global)`` from the prior.
 
         Energy priors give a draw of their base; improper priors a uniform draw from (−2, 2). ``known`` are
         global latents to draw the local ones from.
@@ -245,7 +246,7 @@ class LatentModel:
         return self._unconstrained(self.trace(params, {}, known or {}, batch)[0])
 
     def _unconstrained(self, trace: dict[str, Any]) -> tuple[Latents, Latents]:
-        """The latents of a trace, as :meth:`draw_latents` returns them."""
+        """Return the latents of a trace, as :meth:`draw_latents` does."""
         local, glob = {}, {}
         for name, site in self.latents.items():
             fn, value = trace[name]["fn"], trace[name]["value"]
@@ -259,7 +260,7 @@ class LatentModel:
     def values(
         self, params: Params, local: Latents, glob: Latents, batch: Batch, sites: Sequence[str]
     ) -> dict[str, Array]:
-        """Constrained values of N particles at ``sites`` (latent or deterministic): ``[N, ...]``."""
+        """Return constrained values of N particles at ``sites`` (latent or deterministic): ``[N, ...]``."""
 
         def one(local: Latents, glob: Latents) -> dict[str, Array]:
             trace, _ = self.trace(params, local, glob, batch)
@@ -268,11 +269,11 @@ class LatentModel:
         return jax.vmap(one)(local, glob)
 
     def simulate(self, params: Params, batch: Batch) -> tuple[Latents, Latents, dict[str, Array]]:
-        """``(local, global, {observed site: value})`` drawn from the model, unconstrained latents.
+        """Draw ``(local, global, {observed site: value})`` from the model, unconstrained latents.
 
         Energy priors give a draw of an annealed population, see :meth:`.EnergyPrior.sample`.
         """
-        model = replace(self, model=handlers.uncondition(self.model))._bound(params, batch)
+        model = handlers.uncondition(self._bound(params, batch))
         trace = trace_model(model, *join_static(batch.data, self.static_arguments))
         local, glob = self._unconstrained(trace)
         sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
@@ -282,15 +283,15 @@ class LatentModel:
     # --- running the model ----------------------------------------------------------------------------
 
     def width(self, batch: Batch) -> int:
-        """Number of data visited."""
+        """Return the number of data visited."""
         return self.batch_size if batch.indices is None else batch.indices.shape[0]
 
     def ratio(self, batch: Batch) -> float:
-        """The scale that the data plate puts on its sites."""
+        """Return the scale that the data plate puts on its sites."""
         return self.num_data / self.width(batch)
 
     def blocks(self, wanted: np.ndarray | None = None, joint: bool = True) -> Array | list[None]:
-        """Data to work off at a time: ``[K, B]`` indices, or one None without subsampling.
+        """Return data to work off at a time: ``[K, B]`` indices, or one None without subsampling.
 
         The last block is filled up with data from the front.
 
@@ -333,6 +334,11 @@ class LatentModel:
         """Return whether a site lies in the data plate."""
         return self.plate is not None and self.plate.holds(site)
 
+    def by_datum(self, value: Array) -> Array:
+        """Return ``[B, n]`` from an array in the batch shape of a local site."""
+        assert self.plate is not None, "without a plate no site is local"
+        return self.plate.by_datum(value)
+
     def trace(
         self, params: Params, local: Latents, glob: Latents, batch: Batch
     ) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -348,7 +354,7 @@ class LatentModel:
         return trace, placed.log_det
 
     def _bound(self, params: Params, batch: Batch) -> Callable:
-        """The model with parameters, mutable state and the minibatch put in, and a key to draw from."""
+        """Return the model with parameters, mutable state and the minibatch put in, and a key to draw from."""
         values = {**params, **copy_containers(batch.mutable)}
         if batch.indices is not None and self.plate is not None:
             values[self.plate.name] = batch.indices

@@ -66,7 +66,7 @@ class ModelLayout(NamedTuple):
 
 
 def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> ModelLayout:
-    """The layout of a traced model.
+    """Return the layout of a traced model.
 
     Raises:
         ModelError: for all that the sites alone show to be impossible.
@@ -124,7 +124,7 @@ def _check_energies(energies: dict, dependencies: dict) -> None:
 
 
 def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
-    """The plate to treat as data: the subsampled one, else the one with most latent values in it."""
+    """Return the plate to treat as data: the subsampled one, else the one with most latent values in it."""
     sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
     dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
     subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
@@ -147,7 +147,7 @@ def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
 
 
 def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> dict[str, LatentSite]:
-    """Which latents are local, and where their data axis is."""
+    """Return which latents are local, and where their data axis is."""
     inside = {n for n, s in latent.items() if plate and plate.holds(s)}
     posterior = dependencies.get("posterior_dependencies", {})
     coupled = sorted({u for u in inside for v in inside if plate and plate.name in posterior.get(u, {}).get(v, ())})
@@ -171,9 +171,9 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
 
 def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
     shape = unwrap(site["fn"]).batch_shape
-    per_datum = (
-        plate is not None and plate.holds(site) and len(shape) >= -plate.dim and shape[plate.dim] == plate.batch_size
-    )
+    if plate is None or not plate.holds(site):
+        return EnergySite(bool(site["is_observed"]), False)
+    per_datum = len(shape) >= -plate.dim and shape[plate.dim] == plate.batch_size
     if per_datum and int(np.prod(shape)) != plate.batch_size:
         raise ModelError(
             f"the energy prior at '{name}' is conditional on the data plate and on another plate at once "
@@ -183,7 +183,7 @@ def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
 
 
 def constraints_of(trace: dict[str, Any]) -> dict[str, Any]:
-    """``{param: constraint}`` for all that are constrained."""
+    """Return ``{param: constraint}`` for all that are constrained."""
     found = {
         name: site["kwargs"].get("constraint", constraints.real)
         for name, site in trace.items()

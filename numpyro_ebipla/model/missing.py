@@ -73,7 +73,7 @@ class nan_masked(Messenger):
 
 
 def _masked(fn: Any, observed: Array) -> Any:
-    """``fn`` masked by element (``observed`` has its whole shape), or None."""
+    """Return ``fn`` masked by element (``observed`` has its whole shape), or None."""
     if fn.event_dim == 0:
         return fn.mask(observed)
     if isinstance(fn, dist.MaskedDistribution):
@@ -92,7 +92,7 @@ def _masked(fn: Any, observed: Array) -> Any:
 
 
 def _harmless(fn: Any) -> Array | float:
-    """A value inside the support, in the place of what is missing: its gradient must be finite."""
+    """Return a value inside the support, to stand for what is missing: its gradient must be finite."""
     while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
     try:

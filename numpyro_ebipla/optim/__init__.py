@@ -15,15 +15,33 @@ key as an extra argument of ``update``, so that no hidden state decides a run:
 """
 
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
+from numpyro_ebipla.optim.default import reaching_adam
 from numpyro_ebipla.optim.langevin import kinetic_langevin, langevin, langevin_noise
-from numpyro_ebipla.optim.reaching_adam import orthogonalised
+from numpyro_ebipla.optim.reach import with_reach
+from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
+from numpyro_ebipla.optim.transforms import (
+    in_single_precision,
+    nesterov_mean,
+    orthogonalise,
+    orthogonalised,
+    scale_by_capped_adam,
+    scale_by_width,
+)
 
 __all__ = [
     "as_optax",
     "by_role",
     "default_optimizer",
+    "in_single_precision",
+    "inverse_sqrt_decay",
     "kinetic_langevin",
     "langevin",
     "langevin_noise",
+    "nesterov_mean",
+    "orthogonalise",
     "orthogonalised",
+    "reaching_adam",
+    "scale_by_capped_adam",
+    "scale_by_width",
+    "with_reach",
 ]

@@ -10,11 +10,15 @@ from jax import Array, random
 from jax.example_libraries import optimizers
 from numpyro.optim import Minimize, _NumPyroOptim
 
-from numpyro_ebipla.optim.reaching_adam import reaching_adam
+from numpyro_ebipla.optim.default import default_for
 
 
 def by_role(optims: dict[str, Any]) -> Callable[[tuple[str, ...]], optax.GradientTransformationExtraArgs]:
-    """One optimiser for the energy's parameters and one for the rest, given the names of the former.
+    """Return a function that makes one optimiser of two, given the names of the energy's parameters.
+
+    Args:
+        optims: ``{"energy": …, "rest": …}``, each anything that :func:`as_optax` takes, or
+            :func:`default_optimizer` itself.
 
     Raises:
         ValueError: for other keys than ``"energy"`` and ``"rest"``.
@@ -22,17 +26,19 @@ def by_role(optims: dict[str, Any]) -> Callable[[tuple[str, ...]], optax.Gradien
     """
     if set(optims) != {"energy", "rest"}:
         raise ValueError(f'optim: a dictionary must have the keys "energy" and "rest", got {sorted(optims)}.')
-    parts = {role: _default(role) if optim is default_optimizer else as_optax(optim) for role, optim in optims.items()}
+    parts = {
+        role: default_for(role) if optim is default_optimizer else as_optax(optim) for role, optim in optims.items()
+    }
 
     def chosen(energy_params: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
         label = lambda params: {name: "energy" if name in energy_params else "rest" for name in params}
-        return optax.with_extra_args_support(optax.multi_transform(parts, label))
+        return optax.with_extra_args_support(optax.partition(parts, label))
 
     return chosen
 
 
 def as_optax(optim: Any) -> optax.GradientTransformationExtraArgs:
-    """Any supported optimiser as an optax transformation with extra arguments.
+    """Return any supported optimiser as an optax transformation with extra arguments.
 
     Raises:
         TypeError: if it is neither an optax transformation, a NumPyro optimiser (``Minimize`` excepted, which
@@ -80,15 +86,12 @@ def check_optimiser(optim: optax.GradientTransformationExtraArgs, params: Any) -
 
 
 def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTransformationExtraArgs:
-    """:func:`reaching_adam` at ``0.01/√(1 + k/1000)``, orthogonal for the energy's parameters.
+    """Return the default: Adam with a reach at ``0.01/√(1 + k/1000)``, with orthogonal moves of the energy's matrices.
 
-    No horizon enters, so a run may be continued at any time; the tail average does the rest.
+    No horizon enters, so a run may be continued at any time; the tail average does the rest. See
+    :func:`~numpyro_ebipla.optim.default.reaching_adam`.
 
     Args:
         energy_params: names of the parameters on which an energy depends, but no base distribution.
     """
-    return by_role({role: _default(role) for role in ("energy", "rest")})(energy_params)
-
-
-def _default(role: str) -> optax.GradientTransformationExtraArgs:
-    return reaching_adam(lambda k: 1e-2 / jnp.sqrt(1 + k / 1000), orthogonal=role == "energy")
+    return by_role({role: default_for(role) for role in ("energy", "rest")})(energy_params)

@@ -29,7 +29,7 @@ KEY_ARVIZ = 0xA2
 
 
 def import_arviz() -> ModuleType:
-    """ArviZ.
+    """Return the ArviZ module.
 
     Raises:
         ImportError: saying how to install it.
@@ -54,7 +54,7 @@ def convert(
     rng_key: Array | None,
     max_bytes: int,
 ) -> Any:
-    """See :meth:`numpyro_ebipla.results.fit.Fit.to_arviz`."""
+    """Convert a fit; see :meth:`.Fit.to_arviz`."""
     az = import_arviz()
     scalar("max_bytes", max_bytes, lambda x: x > 0, "a number above 0")
     chosen = chosen_indices(fit, indices)
@@ -91,7 +91,7 @@ def convert(
 
 
 def sample_stats(fit: Fitted, chosen: np.ndarray) -> dict[str, Variable]:
-    """The log density, by datum where it is so known, and the acceptance of each draw's moves."""
+    """Return the log density, by datum where it is so known, and the acceptance of each draw's moves."""
     assert fit.draws is not None
     lp = np.asarray(fit.draws.log_density)
     if lp.ndim == 3:
@@ -106,7 +106,7 @@ def sample_stats(fit: Fitted, chosen: np.ndarray) -> dict[str, Variable]:
 
 
 def prior_walkers(fit: Fitted, chosen: np.ndarray, sites: dict[str, Site], rng_key: Array) -> dict[str, Variable]:
-    """One chain whose draws are the walkers."""
+    """Return one chain whose draws are the walkers."""
     result = {}
     plate = fit.plate_name
     for name, value in fit.prior_samples(rng_key, chosen).items():
@@ -123,7 +123,7 @@ def prior_walkers(fit: Fitted, chosen: np.ndarray, sites: dict[str, Site], rng_k
 def constant_data(
     fit: Fitted, chosen: np.ndarray, observed: dict[str, Variable], dims: dict[str, list[str]]
 ) -> dict[str, Variable]:
-    """Array arguments of the model that are not an observed site's data."""
+    """Return array arguments of the model that are not an observed site's data."""
     full = {name: v.values for name, v in observed.items()}
     if len(chosen) < fit.config.model.num_data:
         full = {name: v.values for name, v in trace_sites(fit, np.arange(fit.config.model.num_data), {})[1].items()}
@@ -145,7 +145,7 @@ def constant_data(
 
 
 def check_coords(fit: Fitted, chosen: np.ndarray, coords: dict[str, Any]) -> dict[str, Any]:
-    """The coordinates, those of the data plate cut to the chosen data."""
+    """Return the coordinates, those of the data plate cut to the chosen data."""
     plate = fit.plate_name
     if plate is None:
         return coords
@@ -159,7 +159,7 @@ def check_coords(fit: Fitted, chosen: np.ndarray, coords: dict[str, Any]) -> dic
 
 
 def _arguments(fit: Fitted) -> dict[str, Any]:
-    """The model's array arguments by name; leaves of a pytree by path."""
+    """Return the model's array arguments by name; leaves of a pytree by path."""
     try:
         bound = inspect.signature(fit.config.model.model).bind(*fit.args, **fit.kwargs).arguments
     except (TypeError, ValueError):

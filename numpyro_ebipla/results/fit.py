@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from numpyro_ebipla.diagnostics.checks import Diagnostics
-from numpyro_ebipla.diagnostics.report import of_fit
+from numpyro_ebipla.diagnostics.report import check_fit
 from numpyro_ebipla.results import arviz
 from numpyro_ebipla.results.summary import summary_lines
 from numpyro_ebipla.training.fitted import Fitted
@@ -58,7 +58,7 @@ class Fit(Fitted):
         rng_key: Array | None = None,
         max_bytes: int = 2 * 2**30,
     ) -> Any:
-        """The fit as ArviZ has it: an ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (1.x).
+        """Return the fit as ArviZ has it: an ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (1.x).
 
         ======================  =============================================================================
         group                   content
@@ -142,18 +142,18 @@ class Fit(Fitted):
         return self.kwargs
 
     def get_sample_stats(self) -> dict[str, np.ndarray]:
-        """``{"lp": [particle, draw, ...]}``."""
+        """Return ``{"lp": [particle, draw, ...]}``, for ``az.from_numpyro``."""
         return {} if self.draws is None else {"lp": np.asarray(self.draws.log_density)}
 
     def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, np.ndarray]:
-        """As of an ``MCMC`` object."""
+        """Return the sample statistics, as an ``MCMC`` object does."""
         stats = self.get_sample_stats()
         return stats if group_by_chain else {k: v.reshape((-1, *v.shape[2:])) for k, v in stats.items()}
 
     # --- the terminal ---------------------------------------------------------------------------------
 
     def diagnostics(self, rng_key: Array | None = None) -> Diagnostics:
-        """Whether the fit is to be trusted: checks with a threshold, a verdict and what to change.
+        """Check whether the fit is to be trusted: each check has a threshold, a verdict and what to change.
 
         ==============================  ===================================================================
         check                           what it looks at
@@ -185,7 +185,7 @@ class Fit(Fitted):
             :class:`~numpyro_ebipla.diagnostics.checks.Diagnostics`: print it, or look at ``passed``, ``warnings`` and
             ``checks``.
         """
-        return of_fit(self, self.key(KEY_DIAGNOSTICS, rng_key))
+        return check_fit(self, self.key(KEY_DIAGNOSTICS, rng_key))
 
     def print_summary(
         self,

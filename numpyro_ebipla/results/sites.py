@@ -45,7 +45,7 @@ class Site(NamedTuple):
 def trace_sites(
     fit: Fitted, chosen: np.ndarray, dims: dict[str, list[str]], values: bool = True
 ) -> tuple[dict[str, Site], dict[str, Variable]]:
-    """All sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
+    """Return all sites' layouts, and the observed values of the chosen data (empty unless ``values``)."""
     model, found = fit.config.model, {}
     batch = fit.batch(jnp.asarray(chosen, jnp.int32) if model.subsampled else None, random.key(0))
 
@@ -68,7 +68,7 @@ def trace_sites(
 
 
 def _site(fit: Fitted, name: str, site: dict[str, Any], given: list[str] | None) -> Site:
-    """Axes of plates named by the plate, others as the site or ``given`` says, or by number."""
+    """Name the axes: those of plates by the plate, others as the site or ``given`` says, or by number."""
     shape, frames = jnp.shape(site["value"]), site["cond_indep_stack"]
     event_dim, events = 0, []
     names: list[str | None] = [None] * len(shape)
@@ -96,7 +96,7 @@ def _site(fit: Fitted, name: str, site: dict[str, Any], given: list[str] | None)
 def restricted(
     fit: Fitted, name: str, value: np.ndarray, dims: tuple[str, ...], chosen: np.ndarray, data: bool = False
 ) -> Variable:
-    """``[chain, draw, ...]`` cut to the chosen data; of ``data``, without chain and draw."""
+    """Cut ``[chain, draw, ...]`` to the chosen data; for ``data``, without chain and draw."""
     model, plate = fit.config.model, fit.plate_name
     if plate in dims:
         axis = 2 + dims.index(plate)
@@ -131,7 +131,7 @@ def posterior_variables(
 
 
 def positions(fit: Fitted, chosen: np.ndarray) -> np.ndarray:
-    """Where the chosen data are among the collected ones."""
+    """Return where the chosen data are among the collected ones."""
     place = np.zeros(fit.config.model.num_data, int)
     collected = fit.collected
     place[collected] = np.arange(len(collected))
@@ -139,7 +139,7 @@ def positions(fit: Fitted, chosen: np.ndarray) -> np.ndarray:
 
 
 def chosen_indices(fit: Fitted, indices: Any) -> np.ndarray:
-    """``indices`` checked, by default all that were collected.
+    """Return ``indices`` checked, by default all that were collected.
 
     Raises:
         ValueError: for one that was not collected.

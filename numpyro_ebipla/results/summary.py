@@ -22,7 +22,7 @@ SHOWN = ("log_z", "swap", "ess")
 
 
 def summary_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
-    """See :meth:`numpyro_ebipla.results.fit.Fit.print_summary`; the diagnostics are not in it."""
+    """Return the lines of :meth:`.Fit.print_summary`, without the diagnostics."""
     lines = [repr(fit), *_run_lines(fit), "", *_param_lines(fit.params)]
     if fit.draws is not None:
         lines += ["", *_site_lines(fit, var_names, indices, prob, max_rows)]
@@ -30,7 +30,7 @@ def summary_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, pr
 
 
 def _run_lines(fit: Fitted) -> Iterator[str]:
-    """Why it ended and what the history ends with."""
+    """Say why the run ended and what the history ends with."""
     if fit.stopped:
         yield f"stopped: {fit.stopped}"
     for name, values in fit.history.items():
@@ -41,7 +41,7 @@ def _run_lines(fit: Fitted) -> Iterator[str]:
 
 
 def _param_lines(params: Params) -> list[str]:
-    """Scalars by value, arrays by shape and norm."""
+    """Say scalars by value, arrays by shape and norm."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for path, leaf in leaves[:MAX_LISTED]:
@@ -56,7 +56,7 @@ def _param_lines(params: Params) -> list[str]:
 
 
 def _site_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
-    """A table of the draws' diagnostics."""
+    """Return a table of the draws' diagnostics."""
     chosen = chosen_indices(fit, indices)
     variables = posterior_variables(fit, var_names, chosen, {})
     if fit.num_samples < 4:

@@ -82,7 +82,7 @@ def _cut_deterministic(fit: F) -> F:
 
 
 def spread(value: Any, axis: int, indices: np.ndarray, size: int) -> Any:
-    """``value`` at ``indices`` of an axis of length ``size``, NaN elsewhere."""
+    """Return ``value`` at ``indices`` of an axis of length ``size``, NaN elsewhere."""
     value = jnp.moveaxis(jnp.asarray(value), axis, 0)
     full = jnp.full((size, *value.shape[1:]), jnp.nan, value.dtype)
     return jnp.moveaxis(full.at[np.asarray(indices)].set(value), 0, axis)

@@ -15,17 +15,17 @@ from numpyro_ebipla._core.tree import chain_sum
 
 
 def log_mean_exp(log_weight: Array) -> Array:
-    """``log mean exp`` over the leading axis, max-shifted."""
+    """Return ``log mean exp`` over the leading axis, max-shifted."""
     return logsumexp(log_weight, axis=0) - jnp.log(log_weight.shape[0])
 
 
 def normalised(log_weight: Array) -> Array:
-    """Self-normalised weights over the leading axis (they sum to one)."""
+    """Return self-normalised weights over the leading axis (they sum to one)."""
     return jax.nn.softmax(log_weight, axis=0)
 
 
 def ess(log_weight: Array) -> Array:
-    """Effective sample size ``1 / Σ w²`` over the leading axis, between 1 and P.
+    """Return the effective sample size ``1 / Σ w²`` over the leading axis, between 1 and P.
 
     >>> round(float(ess(jnp.zeros(100))), 3)
     100.0
@@ -34,7 +34,7 @@ def ess(log_weight: Array) -> Array:
 
 
 def quantile(values: Array, weight: Array, q: float) -> Array:
-    """The smallest value at which the weights (which sum to one) add up to ``q``, over the leading axis.
+    """Return the smallest value at which the weights (which sum to one) add up to ``q``, over the leading axis.
 
     >>> float(quantile(jnp.array([3.0, 1.0, 2.0]), jnp.array([0.2, 0.2, 0.6]), 0.5))
     2.0
@@ -48,7 +48,7 @@ def quantile(values: Array, weight: Array, q: float) -> Array:
 def ula_increment(
     old: tuple[Array, Array, Array], new: tuple[Array, Array, Array], step_size: Array, chain_ndim: int = 1
 ) -> Array:
-    r"""Jarzynski's increment of ``A`` for an unadjusted Langevin move (2305.19414, eq. 13).
+    r"""Return Jarzynski's increment of ``A`` for an unadjusted Langevin move (2305.19414, eq. 13).
 
     With ``U = −log density`` and the move ``x → y`` made at ``θ_k`` with step ``h``:
     ``α_k(x, y) = U_k(x) + ½⟨y − x, ∇U_k(x)⟩ + (h/4)‖∇U_k(x)‖²`` and the increment is
@@ -66,7 +66,7 @@ def ula_increment(
 
 
 def ula_action(chain_shape: tuple[int, ...], log_density: Array, gradient: Any, moved: Any, step_size: Array) -> Array:
-    r"""``α(x, y) = U(x) + ½⟨y − x, ∇U(x)⟩ + (h/4)‖∇U(x)‖²`` of 2305.19414, eq. 12, for each chain: ``[*C]``.
+    r"""Return ``α(x, y) = U(x) + ½⟨y − x, ∇U(x)⟩ + (h/4)‖∇U(x)‖²`` (2305.19414, eq. 12) for each chain: ``[*C]``.
 
     Args:
         chain_shape: ``C``.
@@ -81,7 +81,7 @@ def ula_action(chain_shape: tuple[int, ...], log_density: Array, gradient: Any, 
 
 
 def systematic_ancestors(rng_key: Array, log_weight: Array, num_draws: int | None = None) -> Array:
-    """Ancestors ``[P]`` (int32) by systematic resampling: one uniform, each index ``⌊P w⌋`` or ``⌈P w⌉`` times.
+    """Draw ancestors ``[P]`` (int32) by systematic resampling: each index ``⌊P w⌋`` or ``⌈P w⌉`` times.
 
     ``num_draws``: of another number than there are weights.
 

@@ -83,7 +83,7 @@ class SiteLayout(NamedTuple):
 def with_sites(
     plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
 ) -> tuple[Plan, dict[str, SiteLayout]]:
-    """The plan for these sites (None: all latent ones) and data, and how the values are laid out.
+    """Return the plan for these sites (None: all latent ones) and data, and how the values are laid out.
 
     Raises:
         ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
@@ -109,7 +109,7 @@ def with_sites(
 def _layouts(
     model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
 ) -> dict[str, SiteLayout]:
-    """How the values at latent and deterministic sites are laid out.
+    """Return how the values at latent and deterministic sites are laid out.
 
     The data axis of a deterministic site is the one whose length follows that of the minibatch.
     """
@@ -227,7 +227,7 @@ def _run_block(
     def draw(points: Points, key: Array) -> tuple[Points, Draws]:
         points, _, info = advance(key, points, adapt, thinning)
         at = positions(points)
-        density = points[0].log_density if by_datum else points[1].log_density
+        density: Any = points[0].log_density if by_datum else points[1].log_density
         gain = None if by_datum else density - log_density(*at, before)
         return points, Draws(model.values(params, *at, batch, sites), density, info, gain)
 
@@ -264,13 +264,13 @@ def _by_particle(out: Draws) -> Draws:
 
 
 def _score_times(num_samples: int, num_arrays: int) -> int:
-    """At how many of the draws scores are taken: a divisor of their number, so that this costs less than the moves."""
+    """Return at how many of the draws scores are taken: a divisor, such that this costs less than the moves."""
     most = max(1, num_samples // (2 * max(1, num_arrays)))
     return max(n for n in range(1, most + 1) if num_samples % n == 0)
 
 
 def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
-    """Derivatives ``[…, L]`` of ``f`` at ``params`` as one by one their L arrays go on from ``before``."""
+    """Return derivatives ``[…, L]`` of ``f`` at ``params`` as one by one their L arrays go on from ``before``."""
     leaves, structure = jax.tree.flatten(params)
     ahead = jax.tree.map(jnp.subtract, leaves, jax.tree.leaves(before))
 

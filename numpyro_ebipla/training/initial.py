@@ -21,7 +21,7 @@ REDRAWS = 10
 def initial_state(
     config: Config, rng_key: Array, params: Params, mutable: Any, data: Any
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The initial state, and at how many chains each site's log density is not finite."""
+    """Return the initial state, and at how many chains each site's log density is not finite."""
     model, kernel = config.model, config.particles.kernel
     key_latents, key_walkers, key_run = random.split(rng_key, 3)
     (local, glob), faults = _draw_particles(config, key_latents, params, mutable, data)

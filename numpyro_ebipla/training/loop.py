@@ -45,7 +45,7 @@ def run_steps(
     store: Store | None = None,
     found: Checkpoint | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray], str | None]:
-    """Chunks of jitted steps, with a look between them.
+    """Run chunks of jitted steps, with a look between them.
 
     Where the chunks end changes no number: a step depends on the state and the data only.
 
@@ -117,15 +117,15 @@ class Record(NamedTuple):
 
     @staticmethod
     def of(found: Checkpoint | None, done: int) -> "Record":
-        """To go on from a checkpoint."""
+        """Start a record, continuing that of a checkpoint if there is one."""
         return Record([found.history] if found and done else [], [found.probes] if found and found.probes else [])
 
     def joined(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """History and probes."""
+        """Return history and probes."""
         return _join(self.history) or {"contrast": np.zeros(0)}, _join(self.probes)
 
     def add_blanks(self, done: int, params: Params) -> None:
-        """NaN for the looks that nobody took, as the run did not go by them then."""
+        """Add NaN for the looks that nobody took, as the run did not go by them then."""
         taken = len(next(iter(self.probes[0].values()))) if self.probes else 0
         blank = {k: np.full((done // PROBE_EVERY - taken, v.shape[1]), np.nan) for k, v in _look(params).items()}
         self.probes.append(blank)
@@ -140,13 +140,13 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _next_edge(done: int, begun: int, marks: list[int]) -> int:
-    """Where the chunk after ``done`` steps ends: the host looks early, and then at multiples of the marks."""
+    """Return where the chunk after ``done`` steps ends: the host looks early, and then at multiples of the marks."""
     early = begun + (1 if done == begun else 10 if done < begun + 10 else CHUNK + done)
     return min(early, *((done // mark + 1) * mark for mark in marks))
 
 
 def _to_settle(limits: Limits, chunk: Callable, state: TrainState, data: Any) -> tuple[dict[str, float], bool]:
-    """``{name: threshold}`` of what has to settle, and whether parameters are among it."""
+    """Return ``{name: threshold}`` of what has to settle, and whether parameters are among it."""
     names = []
     if isinstance(limits.r_hat, dict):  # only a trace of the steps knows what they will say
         names = [n for n in jax.eval_shape(chunk, state, data, jnp.zeros((), jnp.int32))[2] if n != "sound"]
@@ -155,7 +155,7 @@ def _to_settle(limits: Limits, chunk: Callable, state: TrainState, data: Any) ->
 
 
 def _limit_reached(wanted: dict[str, float], record: Record, done: int, late: bool) -> str | None:
-    """Why to stop here, if at all."""
+    """Return why to stop here, if at all."""
     if wanted and is_judged(done):
         history, probes = record.joined()
         r_hat = run_r_hat(wanted, probes, history)
@@ -167,7 +167,7 @@ def _limit_reached(wanted: dict[str, float], record: Record, done: int, late: bo
 
 @contextmanager
 def _held_interrupt() -> Iterator[threading.Event]:
-    """Inside, the first Ctrl-C only sets the event: a chunk that has begun owns the state's buffers.
+    """Let the first Ctrl-C, within this context, only set the event: a chunk that has begun owns the state's buffers.
 
     A second one interrupts at once. Signals reach the main thread only; elsewhere nothing changes.
     """
@@ -213,7 +213,7 @@ def run_chunk(
 
 
 def describe_programs(config: Config, chunk: Any, state: TrainState, data: Any) -> dict[str, str]:
-    """Texts that are equal for equal models (``"model"``: of their log density), and for equal settings, too."""
+    """Return texts that are equal for equal models (``"model"``: of the log density) and for equal settings."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, data))
 
     def log_density(state: TrainState, data: Any) -> Any:
@@ -229,7 +229,7 @@ def describe_programs(config: Config, chunk: Any, state: TrainState, data: Any) 
 
 
 def _postfix(info: dict[str, np.ndarray]) -> dict[str, str]:
-    """What the progress bar shows of a chunk."""
+    """Return what the progress bar shows of a chunk."""
     shown = {"contrast": f"{np.mean(info['contrast']):.3g}"}
     for name, value in info.items():
         if name.startswith("accept") or name.rpartition("/")[2] in ("ess", "swap", "log_z"):

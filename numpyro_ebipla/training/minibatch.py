@@ -14,12 +14,12 @@ _ROUNDS = 12
 
 
 def batches_per_epoch(num_data: int, batch_size: int) -> int:
-    """``⌈M / B⌉``: the last batch of an epoch wraps round to its first data, so none is left out."""
+    """Return ``⌈M / B⌉``: the last batch of an epoch wraps round to its first data, so none is left out."""
     return -(-num_data // batch_size)
 
 
 def minibatch(rng_key: Array, step: Array, num_data: int, batch_size: int) -> Array:
-    """Indices ``[B]`` (int32, distinct) of the data that step number ``step`` visits.
+    """Return indices ``[B]`` (int32, distinct) of the data that step number ``step`` visits.
 
     >>> steps = [minibatch(random.key(0), k, 10, 5).tolist() for k in range(2)]
     >>> sorted(steps[0] + steps[1])
@@ -35,7 +35,7 @@ def minibatch(rng_key: Array, step: Array, num_data: int, batch_size: int) -> Ar
 
 
 def permuted(rng_key: Array, position: Array, size: int) -> Array:
-    """Where a pseudo-random permutation of ``range(size)`` sends ``position`` (int32)."""
+    """Return where a pseudo-random permutation of ``range(size)`` sends ``position`` (int32)."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = jnp.uint32(2**half - 1)
     keys = random.bits(rng_key, (_ROUNDS,), jnp.uint32)
@@ -56,7 +56,7 @@ def permuted(rng_key: Array, position: Array, size: int) -> Array:
 
 
 def _mix(x: Array) -> Array:
-    """The finaliser of MurmurHash3 (Appleby, public domain), a bijection of 32 bits that mixes them well."""
+    """Mix 32 bits well by a bijection, the finaliser of MurmurHash3 (Appleby, public domain)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
 from numpyro_ebipla.particles.base import Adaptations, Block, Known
 from numpyro_ebipla.smc.weights import quantile
 from numpyro_ebipla.training.config import Config
@@ -55,10 +56,6 @@ def hole_penalty(gap: EnergyGap, particles: Array, weight: Array, walkers: Array
     return 2 * jnp.mean(jnp.maximum(depth, 0.0))
 
 
-#: Steps after which the trust region begins to shrink, see :func:`trust`.
-TRUST_FALLS = 1000
-
-
 def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
     """A factor from −1 to 1 on the energy's updates: small where its walkers cannot keep up.
 
@@ -88,7 +85,7 @@ def trust(
         return factor
     model = config.model
     after = model.tilted(model.constrain_params(optax.apply_updates(state.params, updates)), batch)
-    slower = 1 / jnp.sqrt(1 + state.step / TRUST_FALLS)
+    slower = inverse_sqrt_decay(1)(state.step)
     for name, limit in limits.items():
         change = after[name].energy(walk[name].position) - energy[name]
         weight = walk[name].weight

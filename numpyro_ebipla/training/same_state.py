@@ -14,7 +14,7 @@ from numpyro_ebipla.training.config import Config
 
 
 def check_is_state(state: Any, argument: str = "state") -> None:
-    """Refuse what is no state, such as a fit.
+    """Raise unless ``state`` is a TrainState (passing a Fit is the usual slip).
 
     Raises:
         TypeError: naming the argument.
@@ -24,13 +24,14 @@ def check_is_state(state: Any, argument: str = "state") -> None:
 
 
 def check_state(config: Config, fresh: TrainState, state: Any, argument: str) -> None:
-    """Refuse a state of another model, plate size, precision or configuration than ``fresh``, which may be shapes only.
+    """Raise for a state of another model, plate size, precision or configuration than ``fresh``, which may be shapes.
 
     Raises:
         TypeError, ModelError
     """
     check_is_state(state, argument)
-    if _same_shapes(state._replace(rng_key=None), fresh._replace(rng_key=None)):  # a loop over update asks each time
+    # A loop over update asks each time. Keys have a type of their own.
+    if _same_shapes(state._replace(rng_key=state.step), fresh._replace(rng_key=fresh.step)):
         return
     model = config.model
     for name, value in state.posterior.local.items():
@@ -77,7 +78,7 @@ def check_state(config: Config, fresh: TrainState, state: Any, argument: str) ->
 
 
 def _described(tree: Any) -> dict[str, tuple[Any, Any]]:
-    """Shape and type of every leaf."""
+    """Return shape and type of every leaf."""
     return {path: _shape_and_type(leaf) for path, leaf in by_path(tree).items()}
 
 

@@ -39,7 +39,7 @@ NO_LIMITS = Limits()
 
 
 def parse_limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
-    """The limits from now on that the arguments of ``run`` ask for.
+    """Return the limits from now on that the arguments of ``run`` ask for.
 
     Raises:
         ValueError: naming the argument that is off.
@@ -65,7 +65,7 @@ DIRECTIONS = 16
 
 @jax.jit
 def probe(params: Params) -> dict[str, Array]:
-    """``{site: [r]}``: parameters themselves where they are few, else sums with fixed random signs."""
+    """Return ``{site: [r]}``: parameters themselves where they are few, else sums with fixed random signs."""
     return {name: _directions(random.key(i), params[name]) for i, name in enumerate(sorted(params))}
 
 
@@ -78,7 +78,7 @@ def _directions(key: Array, value: Params) -> Array:
 
 
 def split_r_hat(path: np.ndarray) -> float:
-    """Split R-hat of four quarters of a path ``[n, r]``, pooled over r; NaN if it is not finite throughout.
+    """Return split R-hat of four quarters of a path ``[n, r]``, pooled over r; NaN if it is not finite throughout.
 
     A path that does not move at all (or has no directions) has 1.
     """
@@ -96,7 +96,7 @@ def split_r_hat(path: np.ndarray) -> float:
 
 
 def is_judged(done: int) -> bool:
-    """Whether there is a verdict after so many steps: from 1000 on, at numbers of two significant digits.
+    """Return whether there is a verdict after so many steps: from 1000 on, at numbers of two significant digits.
 
     >>> [k for k in range(20_000) if is_judged(k)][:2], [k for k in range(20_000) if is_judged(k)][-2:]
     ([1000, 1100], [18000, 19000])
@@ -105,7 +105,7 @@ def is_judged(done: int) -> bool:
 
 
 def thresholds(wanted: float | dict[str, float] | None, sites: list[str], names: list[str]) -> dict[str, float]:
-    """``{name: threshold}`` of all that has to settle; empty if nothing is to stop a run.
+    """Return ``{name: threshold}`` of all that has to settle; empty if nothing is to stop a run.
 
     Args:
         wanted: one threshold for all parameter sites and the contrast, or ``{name: threshold}``.
@@ -129,7 +129,7 @@ def thresholds(wanted: float | dict[str, float] | None, sites: list[str], names:
 def run_r_hat(
     wanted: dict[str, float], probes: dict[str, np.ndarray], history: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Split R-hat over the last half of a run, of each name wanted.
+    """Return split R-hat over the last half of a run, of each name wanted.
 
     Args:
         wanted: ``{name: threshold}``.

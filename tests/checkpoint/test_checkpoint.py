@@ -66,7 +66,7 @@ def same(a, b):
 
 
 def steps(directory):
-    return [load(path).header["step"] for path in files.held(directory)]
+    return [load(path).header["step"] for path in files.list_checkpoints(directory)]
 
 
 @pytest.fixture(scope="module")
@@ -392,11 +392,11 @@ def test_a_file_that_cannot_be_read_is_a_damaged_one(part, whole, kind):
 
 
 def test_where_all_are_damaged(part):
-    for path in files.held(part):
+    for path in files.list_checkpoints(part):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"no checkpoint is sound.*empty directory"):
         run(part, resume="previous")
-    assert len(files.held(part)) == 2
+    assert len(files.list_checkpoints(part)) == 2
 
 
 def test_an_old_version_in_the_directory(part, monkeypatch):

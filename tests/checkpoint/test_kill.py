@@ -24,8 +24,7 @@ from numpyro.contrib.module import flax_module
 
 import numpyro_ebipla
 from numpyro_ebipla import EBIPLA, EnergyPrior, Persistent
-from numpyro_ebipla.checkpoint import latest, load
-from numpyro_ebipla.checkpoint.files import held
+from numpyro_ebipla.checkpoint import latest, list_checkpoints, load
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 
@@ -96,7 +95,7 @@ def start(what, directory, *dying):
 
 
 def wait_for_checkpoint(child, directory):
-    while child.poll() is None and not (directory.exists() and held(directory)):
+    while child.poll() is None and not (directory.exists() and list_checkpoints(directory)):
         time.sleep(0.02)
 
 
@@ -111,7 +110,7 @@ def kill(child):
 
 def check(what, directory, whole, expected):
     """All that is taken for a checkpoint is one, and the run goes on to the same fit and the same last file."""
-    reached = [load(path).header["step"] for path in held(directory)] if directory.exists() else []
+    reached = [load(path).header["step"] for path in list_checkpoints(directory)] if directory.exists() else []
     again = fit(what, directory)
     assert latest(directory).read_bytes() == expected  # state, history and header
     assert [p.name for p in directory.iterdir() if not p.name.startswith("step_")] == []
@@ -135,7 +134,7 @@ def test_two_kills(tmp_path, whole):
     child = start("tiny", directory, "replace", 4)  # the fourth file is whole, but not renamed yet
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    assert [load(path).header["step"] for path in held(directory)] == [5, 10, 15]
+    assert [load(path).header["step"] for path in list_checkpoints(directory)] == [5, 10, 15]
     assert [p.name[:22] for p in directory.iterdir() if p.name.endswith(".tmp")] == [".step_000000000020.npz"]
     child = start("tiny", directory)
     while child.poll() is None and latest(directory).name < "step_000000000100.npz":

@@ -11,9 +11,10 @@ from jax import random
 
 from numpyro_ebipla import EBIPLA, MALA, Annealing, EBIPLAWarning, EnergyPrior, Persistent, recipes
 from numpyro_ebipla.diagnostics import Diagnostics
-from numpyro_ebipla.diagnostics.parameters import of_score
-from numpyro_ebipla.diagnostics.prior import Fresh, mmd2, of_prior
-from numpyro_ebipla.diagnostics.run import _frozen, of_history
+from numpyro_ebipla.diagnostics.parameters import check_score
+from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
+from numpyro_ebipla.diagnostics.run import _frozen, check_history
+from numpyro_ebipla.smc.normaliser import Estimate, pooled
 from tests.models import fitter, hierarchy
 
 Y = (1.0 + 2**0.5 * np.random.default_rng(1).normal(size=400)).astype(np.float32)
@@ -122,7 +123,7 @@ def test_noise_of_the_particles_is_not_taken_for_nats(num, moving):
     for _ in range(400):
         at_rest = rng.normal(size=(num, moving))
         at_rest -= at_rest.mean(0)  # the slope is zero, the information one
-        checks = of_score(0.01 * at_rest + 0.3 * rng.normal(size=(2, num, moving)), 4)
+        checks = check_score(0.01 * at_rest + 0.3 * rng.normal(size=(2, num, moving)), 4)
         verdicts.append([check.passed or "noise hides" in check.verdict for check in checks])
         values.append([check.value for check in checks])
     # One in forty is beyond two errors, if it were normal; three standard deviations of the count on top.
@@ -136,7 +137,7 @@ def test_nats_are_seen_above_that_noise():
     rng = np.random.default_rng(1)
     for _ in range(100):
         score = 0.3 * (0.3 + rng.normal(size=(500, 2))) + 0.1 * rng.normal(size=(2, 500, 2))
-        gained, left = of_score(score, 4)
+        gained, left = check_score(score, 4)
         assert not gained.passed and not left.passed
         assert left.value == pytest.approx(2 * 0.3**2 / 2, rel=0.75)  # the worst of 100, of which each is 25 % off
 
@@ -146,7 +147,7 @@ def test_noise_that_hides_all_is_said():
     """Narrow posteriors and a prior far off: the score is a hundredth of its noise, and 4 nats went unnoticed."""
     rng = np.random.default_rng(2)
     score = 0.05 + 3.0 * rng.normal(size=(2, 200, 1))
-    gained, _ = of_score(score, 10)
+    gained, _ = check_score(score, 10)
     assert not gained.passed and "num_particles" in gained.remedy and "noise" in gained.limit
 
 
@@ -253,15 +254,16 @@ def test_a_prior_that_is_not_where_the_data_are_is_found():
 
 @pytest.mark.unit
 def test_a_log_z_that_is_off_is_found():
-    log_z = np.array([1.0, 1.1, 0.9, 1.0])
-    fresh = Fresh(random.normal(random.key(0), (4, 256)), log_z)
+    value, variance = pooled(jnp.array([1.0, 1.1, 0.9, 1.0]), jnp.full(4, 0.01))
+    fresh = FreshDraws(random.normal(random.key(0), (4, 256)), Estimate(value, jnp.sqrt(variance)))
     walkers = random.normal(random.key(1), (128,))
     name = "x: log Z, walkers − fresh"
     for said, passed in ((1.05, True), (3.0, False)):
-        checks = Diagnostics(tuple(of_prior("x", fresh, said, walkers)))
+        checks = Diagnostics(tuple(check_prior("x", fresh, said, walkers)))
         assert checks[name].passed is passed
-    wild = fresh._replace(log_z=jnp.array([0.0, 3.0, 1.0, -2.0]))
-    assert of_prior("x", wild)[0].passed is False
+    value, variance = pooled(jnp.array([0.0, 3.0, 1.0, -2.0]), jnp.full(4, 0.01))
+    wild = fresh._replace(log_z=Estimate(value, jnp.sqrt(variance)))
+    assert check_prior("x", wild)[0].passed is False
 
 
 @pytest.mark.unit
@@ -279,9 +281,9 @@ def test_a_log_z_that_is_off_is_found():
 def test_what_the_history_says(name, good, bad):
     for value, passed in ((good, True), (bad, False)):
         history = {"contrast": np.zeros(500), name: np.full(500, value)}
-        last = of_history(history, False)[-1]
+        last = check_history(history, False)[-1]
         assert last.passed is passed, last
-    assert of_history({"contrast": np.array([0.0, np.nan])}, True)[0].value == 2
+    assert check_history({"contrast": np.array([0.0, np.nan])}, True)[0].value == 2
 
 
 # --- the two-sample statistic -------------------------------------------------------------------------

@@ -9,8 +9,21 @@ import pytest
 from jax import random
 from jax.example_libraries import optimizers
 
-from numpyro_ebipla.optim import as_optax, default_optimizer, langevin_noise, orthogonalised
-from numpyro_ebipla.optim.reaching_adam import reaching_adam
+from numpyro_ebipla.optim import (
+    as_optax,
+    default_optimizer,
+    in_single_precision,
+    inverse_sqrt_decay,
+    langevin,
+    langevin_noise,
+    nesterov_mean,
+    orthogonalise,
+    orthogonalised,
+    reaching_adam,
+    scale_by_capped_adam,
+    scale_by_width,
+    with_reach,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -74,6 +87,37 @@ def test_temperature_of_billions_does_not_overflow():
         grads, optim.init(grads), grads, rng_key=random.key(0), inverse_temperature=60_000 * 100_000
     )
     assert abs(np.mean(np.square(updates["a"])) / (2e-2 / 6e9) - 1) < chi_square_bound(1000)
+
+
+# --- langevin -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_langevin_is_a_gradient_step_with_the_papers_noise(whole):
+    """The mean contrast at temperature ``1/(MN)``; or the sum over the data at ``1/N``, with ``h M`` for ``h``."""
+    num_data, num_particles = 25, 10
+    schedule = lambda k: 0.03 / (1.0 + k)
+    given = {"num_data": num_data, "inverse_temperature": num_data * num_particles}
+    grads = {"a": jnp.full(20000, 2.0), "b": jnp.full((100, 200), -0.5)}
+    noisy, plain = langevin(schedule, whole=whole), langevin(schedule, noise=False, whole=whole)
+    state, state_plain = noisy.init(grads), plain.init(grads)
+    for k in range(3):
+        updates, state = noisy.update(grads, state, grads, rng_key=random.key(k), **given)
+        drifts, state_plain = plain.update(grads, state_plain, grads, rng_key=random.key(k), **given)
+        step = schedule(k) * (num_data if whole else 1)
+        variance = 2 * schedule(k) / (num_particles if whole else num_data * num_particles)
+        for name, g in grads.items():
+            np.testing.assert_allclose(drifts[name], -step * g, rtol=1e-6)
+            noise = np.asarray(updates[name]) + step * np.asarray(g)
+            assert abs(np.mean(noise**2) / variance - 1) < chi_square_bound(20000)
+
+
+def test_langevin_keeps_the_dtype():
+    grads = {"half": jnp.ones(3, jnp.bfloat16), "single": jnp.ones(3, jnp.float32)}
+    for optim in (langevin(0.1), langevin(lambda k: 0.1 / (1 + k), whole=True)):
+        given = {"rng_key": random.key(0), "num_data": 3, "inverse_temperature": 6}
+        updates, _ = optim.update(grads, optim.init(grads), grads, **given)
+        assert updates["half"].dtype == jnp.bfloat16 and updates["single"].dtype == jnp.float32
 
 
 # --- as_optax -----------------------------------------------------------------------------------------
@@ -215,6 +259,260 @@ def test_weights_of_a_network_move_as_by_adam():
     )
     assert 0.05 < adam < 0.3
     assert ours == pytest.approx(adam, rel=0.3)
+
+
+# --- the transformations it is made of ----------------------------------------------------------------
+
+
+def noisy_gradients(num_steps, shape, seed=0):
+    """Noise about a drift that turns every 94 steps; the first twenty are a thousand times as large."""
+    drift = 0.5 * np.sign(np.sin(np.arange(num_steps) / 30))
+    size = np.where(np.arange(num_steps) < 20, 1e3, 1.0)
+    per_step = (-1,) + (1,) * len(shape)
+    noise = np.random.default_rng(seed).normal(size=(num_steps, *shape))
+    return size.reshape(per_step) * (drift.reshape(per_step) + noise)
+
+
+def updates_of(optim, gradients, params, **extra):
+    """Updates ``[K, …]`` of a sequence of gradients at fixed parameters, and the last state."""
+
+    def step(state, g):
+        updates, state = optim.update(g, state, params, **extra)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, optim.init(params), gradients)
+    return updates, state
+
+
+def means(sequence, decay):
+    """Exponential means of a sequence, corrected for their start at zero."""
+    mean, found = np.zeros_like(sequence[0]), []
+    for k, x in enumerate(sequence):
+        mean = decay * mean + (1 - decay) * x
+        found.append(mean / (1 - decay ** (k + 1)))
+    return np.array(found)
+
+
+def capped_adam(gradients, eps=1e-8):
+    """The rule of scale_by_capped_adam, and where its cap binds."""
+    square, recent = means(gradients**2, 0.999), means(gradients**2, 0.9)
+    return means(gradients, 0.9) / (np.sqrt(np.minimum(square, 4 * recent)) + eps), square > 4 * recent
+
+
+def log_reaches(gradients, furthest, decay=0.9, gain=0.1, slack=1.0):
+    """The rule of with_reach, with the log of the array's size at every step."""
+    axes = tuple(range(1, gradients.ndim))
+    steadiness = np.sum(means(gradients, decay) ** 2, axes) / means(np.sum(gradients**2, axes), 0.9)
+    white = (1 - decay) / (1 + decay)
+    log_reach, found = 0.0, []
+    for s, most in zip(steadiness, furthest, strict=True):
+        pivot = slack * white if log_reach > 0 else white / slack
+        log_reach = min(log_reach + gain * (s - pivot), max(most, 0.0))
+        found.append(log_reach)
+    return np.array(found)
+
+
+def newton_schulz(matrix):
+    """Five iterations of Jordan et al. (2024)."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-30)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def orthogonal_moves(gradients):
+    """Muon's moves, with Nesterov's mean and the factor for the shape."""
+    ahead = 0.95 * means(gradients, 0.95) + 0.05 * gradients
+    width = max(1.0, gradients.shape[2] / gradients.shape[1]) ** 0.5
+    return width * np.array([newton_schulz(matrix) for matrix in ahead])
+
+
+def unchanged(decay=0.9):
+    """Passes gradients on, with a state that has their mean."""
+    mean = nesterov_mean(decay)
+    return optax.GradientTransformation(mean.init, lambda g, state, params=None: (g, mean.update(g, state)[1]))
+
+
+def test_capped_adam_is_the_rule():
+    gradients = noisy_gradients(200, (7,))
+    want, binds = capped_adam(gradients)
+    assert binds.any() and not binds.all()
+    with jax.enable_x64(True):
+        got, _ = updates_of(scale_by_capped_adam(), gradients, jnp.zeros(7))
+    np.testing.assert_allclose(got, want, rtol=1e-11)
+
+
+def test_capped_adam_is_adam_where_gradients_keep_their_size():
+    gradients = np.sign(noisy_gradients(200, (7,)))
+    with jax.enable_x64(True):
+        got, _ = updates_of(scale_by_capped_adam(0.8, 0.99, 1e-3), gradients, jnp.zeros(7))
+        want, _ = updates_of(optax.scale_by_adam(0.8, 0.99, 1e-3), gradients, jnp.zeros(7))
+    np.testing.assert_allclose(got, want, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("size", "slack"), [(0.1, 1.0), (3.0, 1.0), (1e3, 1.0), (3.0, 2.0)])
+def test_reach_is_the_rule(size, slack):
+    gradients, params = noisy_gradients(300, (2, 3)), size * np.array([[1.0, -1, 1], [-1, 1, -1]])
+    want = log_reaches(gradients, np.full(300, np.log(size)), slack=slack)
+    assert want.max() <= max(np.log(size), 0) and np.ptp(want) > 0.4
+    with jax.enable_x64(True):
+        got, state = updates_of(with_reach(unchanged(), slack=slack), gradients, jnp.asarray(params))
+    np.testing.assert_allclose(got, np.exp(want)[:, None, None] * gradients, rtol=1e-11)
+    assert state.log_reach == pytest.approx(want[-1], rel=1e-11)
+
+
+def test_reach_neither_grows_nor_falls_in_noise():
+    """Its drift in white noise is zero: over ``K`` steps it walks by gain times a sum of ``K`` correlated terms."""
+    num_steps, num_entries = 4000, 300
+    gradients = random.normal(random.key(0), (num_steps, num_entries))
+    _, state = updates_of(with_reach(unchanged()), gradients, jnp.full(num_entries, 1e6))
+    # The mean of ten gradients has a squared norm of deviation w √(2/n), correlated over as many steps; both moments
+    # start with one gradient, of steadiness one, which is worth a few steps of growth.
+    walk = 0.1 * (0.1 / 1.9) * np.sqrt(2 / num_entries) * np.sqrt(10 * num_steps)
+    assert abs(state.log_reach) < 0.1 * 10 + 5 * walk
+
+
+def test_reach_needs_the_parameters():
+    optim = with_reach(unchanged())
+    with pytest.raises(ValueError, match=r"update\(grads, state, params\)"):
+        optim.update(PARAMS, optim.init(PARAMS))
+
+
+def test_each_array_has_its_own_reach():
+    gradients = {"steady": jnp.ones((50, 3)), "turning": jnp.ones((50, 3)) * (-1.0) ** jnp.arange(50)[:, None]}
+    params = {"steady": jnp.full(3, 100.0), "turning": jnp.full(3, 100.0)}
+    _, state = updates_of(with_reach(unchanged()), gradients, params)
+    assert state.log_reach["steady"] == pytest.approx(np.log(100))
+    assert state.log_reach["turning"] < 0
+
+
+def test_nesterov_mean_is_the_rule():
+    gradients = noisy_gradients(100, (7,))
+    with jax.enable_x64(True):
+        got, _ = updates_of(nesterov_mean(0.95), gradients, jnp.zeros(7))
+    np.testing.assert_allclose(got, 0.95 * means(gradients, 0.95) + 0.05 * gradients, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 40), (40, 3), (7, 1)], ids=str)
+def test_orthogonalise_is_newton_and_schulz_and_optax_muon(shape):
+    """Without momentum Muon is that alone; that optax 0.2.6 includes the factor for the shape does not matter so."""
+    gradients = noisy_gradients(30, shape)
+    short_last = optax.contrib.MuonDimensionNumbers(*((0, 1) if shape[0] >= shape[1] else (1, 0)))
+    muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=short_last)
+    with jax.enable_x64(True):
+        got, _ = updates_of(orthogonalise(), gradients, jnp.zeros(shape))
+        theirs, _ = updates_of(muon, gradients, jnp.zeros(shape))
+    np.testing.assert_allclose(got, [newton_schulz(g) for g in gradients], atol=1e-11)
+    np.testing.assert_allclose(got, theirs, atol=1e-6)  # they add 1e-8 to the norm
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 40), (40, 3), (7, 1)], ids=str)
+def test_width_makes_entries_of_an_orthogonal_matrix_depend_on_its_inputs_only(shape):
+    u, _, vt = np.linalg.svd(np.random.default_rng(0).normal(size=shape), full_matrices=False)
+    orthogonal = jnp.asarray(u @ vt)
+    scaled, _ = scale_by_width().update(orthogonal, scale_by_width().init(orthogonal), orthogonal)
+    assert np.sqrt(np.mean(np.square(scaled))) == pytest.approx(1 / np.sqrt(shape[0]), rel=1e-5)
+
+
+def test_half_precision_is_computed_in_single():
+    """Squares of 1e3 are out of range of float16, and moments that change by a thousandth stand still in bfloat16."""
+    gradients = {
+        "half": jnp.asarray(noisy_gradients(200, (7,)), jnp.float16),
+        "brain": jnp.ones((200, 3), jnp.bfloat16),
+    }
+    single = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+    at = lambda tree: jax.tree.map(lambda g: jnp.ones_like(g[0]), tree)
+    got, state = updates_of(in_single_precision(scale_by_capped_adam()), gradients, at(gradients))
+    want, state_of_single = updates_of(scale_by_capped_adam(), single, at(single))
+    assert got["half"].dtype == jnp.float16 and got["brain"].dtype == jnp.bfloat16
+    jax.tree.map(np.testing.assert_array_equal, state, state_of_single)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), got, want)
+
+
+def test_wrappers_pass_extra_arguments_on():
+    key, params = random.key(0), {"a": jnp.ones(3)}
+    plain = langevin_noise(0.1)
+    want, _ = plain.update(params, plain.init(params), params, rng_key=key, inverse_temperature=5)
+    # Parameters of size one are reached by steps of one, so that the factor is one.
+    reaching = with_reach(optax.chain(unchanged(), plain), mean_of=lambda state: state[0].mean)
+    for wrapped in (in_single_precision(plain), reaching):
+        state = wrapped.init(params)
+        got, _ = wrapped.update(params, state, params, rng_key=key, inverse_temperature=5, value=0.0)
+        np.testing.assert_array_equal(got["a"], want["a"])
+
+
+def test_reach_wraps_optax_own():
+    """Any transformation that keeps a mean of the gradients will do."""
+    gradients, adam = noisy_gradients(300, (6,)), optax.scale_by_adam(0.8)
+    with jax.enable_x64(True):
+        params = jnp.full(6, 3.0)
+        got, _ = updates_of(with_reach(adam, 0.8, mean_of=lambda state: state.mu), gradients, params)
+        direction, _ = updates_of(adam, gradients, params)
+    reach = np.exp(log_reaches(gradients, np.full(300, np.log(3.0)), 0.8))
+    np.testing.assert_allclose(got, reach[:, None] * np.asarray(direction), rtol=1e-11)
+
+
+def test_inverse_sqrt_decay():
+    schedule = inverse_sqrt_decay(0.03)
+    np.testing.assert_allclose([schedule(k) for k in (0, 1000, 3000, 99000)], 0.03 / np.sqrt([1, 2, 4, 100]), rtol=1e-6)
+    assert inverse_sqrt_decay(1.0, 10)(jnp.int32(30)) == pytest.approx(0.5)
+
+
+# --- the default as a whole ---------------------------------------------------------------------------
+
+SHAPES = {"wide": (5, 9), "tall": (9, 4), "vector": (7,), "scalar": (), "cube": (2, 3, 4)}
+SIZES = {"wide": 0.5, "tall": 30.0, "vector": 50.0, "scalar": 1.5, "cube": 0.1}
+
+
+def default_rule(gradients, path, energy):
+    """Updates ``[K, …]`` of one array by the default optimiser, from its gradients and its values on the way."""
+    is_matrix = energy and gradients.ndim == 3
+    rms = np.sqrt(np.mean(path.reshape(len(path), -1) ** 2, 1))
+    if is_matrix:
+        direction, decay, size = orthogonal_moves(gradients), 0.95, rms * np.sqrt(path.shape[1])
+    else:
+        direction, decay, size = capped_adam(gradients, 1e-5 if energy else 1e-8)[0], 0.9, rms
+    log_reach = log_reaches(gradients, np.log(size), decay, slack=2.0 if energy else 1.0)
+    rate = 1e-2 / np.sqrt(1 + np.arange(len(gradients)) / 1000)
+    return -(rate * np.exp(log_reach)).reshape((-1,) + (1,) * (gradients.ndim - 1)) * direction
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [
+        ("float64", 2.0**-22),  # JAX divides a step, an int32, in single precision: so does the rate's schedule
+        # Means over a thousand steps may be off by as many roundings, and Newton and Schulz raise small singular
+        # values, with their rounding, by up to 3.4445⁵ = 485.
+        ("float32", 1000 * 2.0**-24 * 2),
+        # Updates are rounded to eight bits; those next to the middle of two numbers go either way.
+        ("bfloat16", 2.0**-8),
+    ],
+)
+def test_the_default_is_the_rule(dtype, rtol):
+    """200 steps of noise about a turning drift: the cap binds, and reaches grow, fall and end at their bounds."""
+    roles = ("energy", "rest")
+    with jax.enable_x64(dtype == "float64"):
+        gradients, start = {}, {}
+        for i, role in enumerate(roles):
+            noise = {name: noisy_gradients(200, shape, 10 * i + len(name)) for name, shape in SHAPES.items()}
+            gradients[role] = jax.tree.map(lambda g: jnp.asarray(g, dtype), noise)
+            start[role] = {n: jnp.asarray(SIZES[n] * np.sign(noise[n][-1]), dtype) for n in SHAPES}
+        optim = default_optimizer(("energy",))
+
+        def step(carry, g):
+            params, state = carry
+            updates, state = optim.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), (updates, params)
+
+        _, (got, path) = jax.lax.scan(step, (start, optim.init(start)), gradients)
+    for role in roles:
+        for name in SHAPES:
+            assert got[role][name].dtype == dtype
+            g, x, u = (np.asarray(tree[role][name]).astype(float) for tree in (gradients, path, got))
+            want = default_rule(g, x, role == "energy")
+            np.testing.assert_allclose(u, want, rtol=rtol, atol=rtol * abs(want).max())
 
 
 # --- orthogonal moves ---------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""The default optimiser: Adam for parameters of any scale, and orthogonal moves for the matrices of an energy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from numpyro_ebipla.optim.reach import GAIN, root_mean_square, with_reach
+from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
+from numpyro_ebipla.optim.transforms import (
+    in_single_precision,
+    nesterov_mean,
+    orthogonalise,
+    scale_by_capped_adam,
+    scale_by_width,
+)
+
+#: Adam's usual first rate, tenfold: the reach takes it back where that is too much, and rates fall from it.
+RATE = 1e-2
+#: Decay of the mean gradient of matrices, as of Muon (Jordan et al., 2024): their direction needs a longer memory, as
+#: equal singular values raise the noise in the small ones.
+MATRIX_DECAY = 0.95
+#: For an energy's parameters: a constant in the energy has no gradient but rounding, 1e-7 in single precision, and must
+#: not drift by it.
+ENERGY_EPS = 1e-5
+#: For an energy's parameters, whose gradients are differences of two noisy means, see :func:`with_reach`.
+ENERGY_SLACK = 2.0
+
+
+def reaching_adam(
+    learning_rate: optax.ScalarOrSchedule, gain: float = GAIN, orthogonal: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Return Adam for parameters of any scale, however far they have to go.
+
+    Two things differ from Adam (Kingma and Ba, 2015): large gradients of the start are forgotten
+    (:func:`~numpyro_ebipla.optim.transforms.scale_by_capped_adam`), and steps grow where gradients keep their direction
+    (:func:`~numpyro_ebipla.optim.reach.with_reach`). With ``orthogonal``, for the weights of a network, the move of a
+    matrix is its mean gradient with all singular values made equal (Muon; Jordan et al., 2024): directions in which
+    gradients are small move as fast as the others. An energy learns fine detail so in a fraction of the steps.
+
+    Args:
+        learning_rate: step size, or a schedule of it.
+        gain: how fast the factors of the steps change.
+        orthogonal: whether matrices move so.
+    """
+    if orthogonal:
+        moves = {"matrix": _matrix_moves(gain), "other": _network_moves(gain)}
+        direction = optax.partition(moves, _kinds)
+    else:
+        direction = with_reach(scale_by_capped_adam(), gain=gain)
+    return in_single_precision(optax.chain(direction, optax.scale_by_learning_rate(learning_rate)))
+
+
+def default_for(role: str) -> optax.GradientTransformationExtraArgs:
+    """Return the default optimiser of the parameters of a role, ``"energy"`` or ``"rest"``."""
+    return reaching_adam(inverse_sqrt_decay(RATE), orthogonal=role == "energy")
+
+
+def _kinds(params: Any) -> Any:
+    return jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
+
+
+def _network_moves(gain: float) -> optax.GradientTransformation:
+    return with_reach(scale_by_capped_adam(eps=ENERGY_EPS), gain=gain, slack=ENERGY_SLACK)
+
+
+def _matrix_moves(gain: float) -> optax.GradientTransformation:
+    def size(matrix: Array) -> Array:
+        # The entries of an update have root mean square 1/√m, see scale_by_width.
+        return root_mean_square(matrix) * jnp.sqrt(matrix.shape[0])
+
+    inner = optax.chain(nesterov_mean(MATRIX_DECAY), orthogonalise(), scale_by_width())
+    mean_of = lambda state: state[0].mean
+    return with_reach(inner, MATRIX_DECAY, mean_of=mean_of, gain=gain, slack=ENERGY_SLACK, size=size)
