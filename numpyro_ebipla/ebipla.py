@@ -148,7 +148,7 @@ class EBIPLA(NewData):
         """
         check_untraced("init", rng_key, args, kwargs, init_params)
         key_params, key_state = random.split(check_key(rng_key))
-        system = self._systems.inspected(args, kwargs, key_params, init_params)
+        system = self._systems.inspected(self._systems.read(args, kwargs), key_params, init_params)
         found = system.inspection
         return system.begin(key_state, found.params, found.mutable, found.data)
 
@@ -157,14 +157,14 @@ class EBIPLA(NewData):
 
         A step that would leave the finite numbers is not taken: the state stays as it was, and the contrast is NaN.
         """
-        system = self._systems.of_state(state, args, kwargs)
-        state, info = system.update(state, self._systems.data(args, kwargs))
+        call = self._systems.read(args, kwargs)
+        state, info = self._systems.of_state(state, call).update(state, call.data)
         return state, jnp.where(info["sound"], info["contrast"], jnp.nan)
 
     def evaluate(self, state: TrainState, *args: Any, **kwargs: Any) -> Array:
         """Return the contrast at ``state``, on its next minibatch, without an update."""
-        system = self._systems.of_state(state, args, kwargs)
-        return contrast_at(system.config, state, self._systems.data(args, kwargs)).value
+        call = self._systems.read(args, kwargs)
+        return contrast_at(self._systems.of_state(state, call).config, state, call.data).value
 
     def get_params(self, state: TrainState, *args: Any, **kwargs: Any) -> Params:
         """Return constrained parameters: the running average, or the last ones if ``averaging`` is None.
@@ -173,7 +173,7 @@ class EBIPLA(NewData):
         """
         check_is_state(state)
         known = None if args or kwargs else self._systems.with_params_of(state)
-        system = known or self._systems.of(args, kwargs)
+        system = known or self._systems.of(self._systems.read(args, kwargs))
         return system.config.model.constrain_params(system.estimate(state))
 
     def run(
@@ -239,25 +239,25 @@ class EBIPLA(NewData):
             raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
         found = store.read(rng_key, num_steps) if store else None
-        merged, data = self._systems.merged(kwargs), self._systems.data(args, kwargs)
+        call = self._systems.read(args, kwargs)
         if init_state is None:
             key_params, key_state = random.split(rng_key)
-            system = self._systems.inspected(args, kwargs, key_params, init_params)
+            system = self._systems.inspected(call, key_params, init_params)
             numbers = (system.inspection.params, system.inspection.mutable, system.inspection.data)
             begin = partial(system.begin, key_state, *numbers)
         else:
-            check_arguments(self.model, args, merged)
-            system = self._systems.of_state(init_state, args, kwargs, "init_state")
+            check_arguments(self.model, args, call.kwargs)
+            system = self._systems.of_state(init_state, call, "init_state")
             begin = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
         plan = Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
-        collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
+        collection = Collection(system, plan, sites, indices, call.data)  # refuses before the long work
         state = begin()
         if store:
-            programs = describe_programs(system.config, system.run_chunk, state, data)
+            programs = describe_programs(system.config, system.run_chunk, state, call.data)
             given = init_params if init_state is None else init_state
-            state, found = store.resume_from(found, state, data, programs, given)
-        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found)
+            state, found = store.resume_from(found, state, call.data, programs, given)
+        run = run_steps(system.run_chunk, state, call.data, num_steps, progress_bar, limits, store, found)
         key_draws = random.fold_in(rng_key, 1)
-        fit = collection.finish(key_draws, *run, progress_bar, self.model, args, merged)
+        fit = collection.finish(key_draws, *run, progress_bar, self.model, args, call.kwargs)
         warn_of_run(fit)
         return fit

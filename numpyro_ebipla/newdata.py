@@ -111,7 +111,7 @@ class NewData:
             state = state._replace(posterior=state.posterior._replace(local=local, glob=glob))
             _warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
         key_draws, record = random.fold_in(key_run, 1), (state, {"contrast": np.zeros(0)}, None, progress_bar)
-        return collection.finish(key_draws, *record, self.model, args, self._systems.merged(kwargs))
+        return collection.finish(key_draws, *record, self.model, args, held.call.kwargs)
 
     def log_likelihood(
         self,

@@ -82,11 +82,28 @@ class System(NamedTuple):
         return state.params if self.config.averaging is None else state.average
 
 
+class Call(NamedTuple):
+    """Arguments of the model.
+
+    Attributes:
+        args: as they were given.
+        kwargs: likewise, with those of the constructor.
+        data: the arrays among them, in order.
+        signature: what decides a compilation: the other arguments, shapes and types, and the precision.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any]
+    data: Any
+    signature: Any
+
+
 class Held(NamedTuple):
     """Parameters that are held, and what they are held for."""
 
     params: Params
     system: System
+    call: Call
     batch: Batch
 
     @property
@@ -108,60 +125,55 @@ class Systems:
         self.model, self.settings, self.static_kwargs = model, settings, static_kwargs
         self._made: dict[Any, System] = {}
 
-    def merged(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return keyword arguments of a call with the constructor's, as SVI does.
+    def read(self, args: tuple, kwargs: dict[str, Any]) -> Call:
+        """Return the arguments of a call, with the constructor's keywords merged in, as SVI does.
 
         Raises:
-            TypeError: naming one that both have.
+            TypeError: naming a keyword that both have.
+            ModelError: naming an argument that is a masked array.
         """
         for name in kwargs:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
-        return {**kwargs, **self.static_kwargs}
-
-    def data(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Return the model's array arguments."""
-        kwargs = self.merged(kwargs)
-        arrays, _ = split_static((args, kwargs))
+        kwargs = {**kwargs, **self.static_kwargs}
+        arrays, static = split_static((args, kwargs))
         if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
             check_arguments(self.model, args, kwargs)
-        return jax.tree.map(jnp.asarray, arrays)
+        shapes = tuple((x.shape, jnp.result_type(x)) for x in arrays)
+        signature = (static, shapes, jax.config.read("jax_enable_x64"))
+        return Call(args, kwargs, jax.tree.map(jnp.asarray, arrays), signature)
 
-    def of(self, args: tuple, kwargs: dict[str, Any]) -> System:
+    def of(self, call: Call) -> System:
         """Return the system for arguments of these shapes.
 
         Raises:
             ModelError: for a model that cannot be fitted, or one that is first seen inside jit.
         """
-        known = self._made.get(self._signature(args, kwargs))
-        return known or self._make(args, kwargs, random.key(0), None)
+        return self._made.get(call.signature) or self._make(call, random.key(0), None)
 
-    def inspected(
-        self, args: tuple, kwargs: dict[str, Any], rng_key: Array | None = None, init_params: Params | None = None
-    ) -> System:
+    def inspected(self, call: Call, rng_key: Array | None = None, init_params: Params | None = None) -> System:
         """Return the system with an inspection of these very data, for this key and these initial parameters.
 
         Raises:
             ModelError: naming the site or argument that cannot be fitted.
         """
         key = random.key(0) if rng_key is None else rng_key
-        known = self._made.get(self._signature(args, kwargs))
+        known = self._made.get(call.signature)
         if known is None:
-            return self._make(args, kwargs, key, init_params)
-        if is_traced(split_static((args, kwargs))[0]):  # there is nothing to look at
+            return self._make(call, key, init_params)
+        if is_traced(call.data):  # there is nothing to look at
             return known
         with outside_jit():
-            check_arguments(self.model, args, self.merged(kwargs))
-            data = self.data(args, kwargs)
-            return known._replace(inspection=known.inspection.for_key(key, init_params, data))
+            check_arguments(self.model, call.args, call.kwargs)
+            return known._replace(inspection=known.inspection.for_key(key, init_params, call.data))
 
-    def of_state(self, state: Any, args: tuple, kwargs: dict[str, Any], argument: str = "state") -> System:
+    def of_state(self, state: Any, call: Call, argument: str = "state") -> System:
         """Return the system for these arguments, to which a state must belong.
 
         Raises:
             TypeError, ModelError: saying what differs.
         """
-        system = self.of(args, kwargs)
+        system = self.of(call)
         check_state(system.config, system.shapes(), state, argument)
         return system
 
@@ -184,7 +196,8 @@ class Systems:
         for name, value in params.items():
             if not all(is_array(x) or isinstance(x, int | float | np.number) for x in jax.tree.leaves(value)):
                 raise TypeError(f"params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}.")
-        system = self.inspected(args, kwargs)
+        call = self.read(args, kwargs)
+        system = self.inspected(call)
         model, needed, mutable = system.config.model, system.inspection.params, system.inspection.mutable
         missing = sorted({*needed, *mutable} - {*params})
         if missing:
@@ -200,25 +213,19 @@ class Systems:
             if not is_traced(sound) and not sound:
                 raise ModelError(f"params: the value of '{name}' is not finite or violates its constraint.")
         mutable = {name: params[name] for name in mutable}
-        return Held(held, system, Batch(None, self.data(args, kwargs), rng_key, mutable))
+        return Held(held, system, call, Batch(None, call.data, rng_key, mutable))
 
     # --- parts ----------------------------------------------------------------------------------------
 
-    def _signature(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Return what decides a compilation: static arguments, shapes and types, and the precision."""
-        arrays, static = split_static((args, self.merged(kwargs)))
-        shapes = tuple((x.shape, jnp.result_type(x)) for x in arrays)
-        return static, shapes, jax.config.read("jax_enable_x64")
-
-    def _make(self, args: tuple, kwargs: dict[str, Any], rng_key: Array, init_params: Params | None) -> System:
-        merged = self.merged(kwargs)
-        if is_traced(split_static((args, merged))[0]):
+    def _make(self, call: Call, rng_key: Array, init_params: Params | None) -> System:
+        """Inspect the model, choose what the settings leave open, and compile nothing yet."""
+        if is_traced(call.data):
             raise ModelError(
                 "the model is seen for the first time inside jit: call init(...) or update(...) once outside with "
                 "arguments of these shapes."
             )
         with outside_jit():
-            inspection = inspect_model(self.model, rng_key, args, merged, init_params)
+            inspection = inspect_model(self.model, rng_key, call.args, call.kwargs, init_params)
             config = self._configure(inspection)
         update = jax.jit(partial(step, config))
         chunk = jax.jit(partial(run_chunk, update), donate_argnums=0)
@@ -226,7 +233,7 @@ class Systems:
         begin = (random.key(0), inspection.params, inspection.mutable, inspection.data)
         shapes = cache(lambda: jax.eval_shape(start, *begin)[0])
         system = System(config, inspection, update, chunk, start, shapes)
-        self._made[self._signature(args, kwargs)] = system
+        self._made[call.signature] = system
         return system
 
     def _configure(self, inspection: Inspection) -> Config:

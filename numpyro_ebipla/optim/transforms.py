@@ -46,8 +46,8 @@ class CappedAdamState(NamedTuple):
 
 #: Decay of the short memory of squares: about the last dozen of gradients.
 RECENT_DECAY = 0.9
-#: Largest ratio of the second moment to that of the last dozen. Of normal gradients of one size it binds once in 50000
-#: steps, so that it changes nothing there; where gradients fall to less than half, their scale has changed.
+#: Largest ratio of the second moment to that of the last dozen. For normal gradients of one size it binds once in about
+#: 20000 steps, so that it changes nothing there; where gradients fall to less than half, their scale has changed.
 CAP = 4.0
 
 

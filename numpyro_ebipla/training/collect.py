@@ -186,7 +186,8 @@ def collect(
         progress=progress,
     )
     accept = {name: np.mean(value, axis=0) for name, value in found.accept.items()}
-    return jax.tree.map(np.asarray, found._replace(accept=accept))
+    draws = jax.tree.map(np.asarray, found._replace(accept=accept))
+    return draws._replace(samples={name: draws.samples[name] for name in plan.sites})  # trees sort their keys
 
 
 def _run_block(

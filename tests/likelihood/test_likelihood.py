@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from scipy import special, stats
 
 from numpyro_ebipla import EBIPLA, Annealing, EnergyPrior, ModelError, nan_masked
+from numpyro_ebipla.likelihood.normalisers import shared_normalisers
 from numpyro_ebipla.smc.normaliser import pooled
 
 RNG = np.random.default_rng(0)
@@ -312,3 +313,29 @@ def test_refusals():
         ebipla.log_likelihood(random.key(0), params, *args, num_particles=1)
     with pytest.raises(ValueError, match="stage_ess"):
         ebipla.log_likelihood(random.key(0), params, *args, annealing=Annealing(stage_ess=1.5))
+
+
+def test_one_log_z_for_all():
+    """There were three formulas: those of fit.log_normalizer and of log_likelihood differed by half a variance."""
+
+    def model(y):
+        slope = numpyro.param("slope", 0.4)
+        with numpyro.plate("data", len(y)):
+            prior = EnergyPrior(lambda y: slope * y**2, dist.Normal(0, 1), num_walkers=64, annealing=Annealing(1))
+            numpyro.sample("y", prior, obs=y)
+
+    y, key = jnp.array([0.3, -1.0]), random.key(3)
+    fitter = EBIPLA(model, num_steps=1)
+    fit = fitter.run(random.key(0), y, progress_bar=False)
+    latent_model, batch = fit.config.model, fit.batch(None, key)
+    inside = shared_normalisers(latent_model, 4, fit.params, batch)["y"]
+    outside = fit.log_normalizer(rng_key=random.fold_in(key, 0))
+    assert float(inside.value) == pytest.approx(float(outside.value), abs=1e-6)
+    assert float(inside.std_error) == pytest.approx(float(outside.std_error), rel=1e-4)
+    # An observed energy is evaluated, not annealed: all that is random in its likelihood is this log Z.
+    found = fitter.log_likelihood(random.key(5), fit.params, y)
+    key_z, _ = random.split(random.key(5))
+    log_z = fit.log_normalizer(rng_key=random.fold_in(key_z, 0))
+    density = dist.Normal(0, 1).log_prob(y) - fit.params["slope"] * y**2
+    np.testing.assert_allclose(found.value, density - log_z.value, rtol=1e-5)
+    np.testing.assert_allclose(found.log_z_error, log_z.std_error, rtol=1e-3)
