@@ -459,7 +459,6 @@ def test_resume_false_refuses_a_directory_in_use(part, tmp_path):
     assert steps(tmp_path / "new") == [5]
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize(
     "options, error, message",
     [

@@ -1,6 +1,8 @@
 """What the diagnostics say of fits that are right, and of fits that are wrong in a known way."""
 
 import contextlib
+import functools
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,18 +56,18 @@ def test_constants_by_construction_are_not_frozen_particles():
     assert _frozen(draws) == 1 and _frozen(draws[1:2]) == 2
 
 
+def beta_binomial(y):
+    a, b = (numpyro.param(name, 1.0, constraint=dist.constraints.positive) for name in "ab")
+    with numpyro.plate("data", len(y)):
+        p = numpyro.sample("p", dist.Beta(a, b))
+        numpyro.sample("y", dist.Binomial(20, p), obs=y)
+
+
 @pytest.mark.parametrize(("shape", "passes"), [(2.0, True), (0.1, False)])
 def test_values_beyond_single_precision_are_told(shape, passes):
     """Of Beta(0.1, 0.1) a tenth lies closer to one than single precision resolves: a and b came out 40 % too large."""
     y = np.random.default_rng(41).binomial(20, np.random.default_rng(40).beta(shape, shape, 200)).astype(np.float32)
-
-    def model(y):
-        a, b = (numpyro.param(name, 1.0, constraint=dist.constraints.positive) for name in "ab")
-        with numpyro.plate("data", len(y)):
-            p = numpyro.sample("p", dist.Beta(a, b))
-            numpyro.sample("y", dist.Binomial(20, p), obs=y)
-
-    fit = EBIPLA(model, num_steps=800).run(random.key(0), y, progress_bar=False)
+    fit = fitter(beta_binomial).run(random.key(0), y, num_steps=800, progress_bar=False)
     check = fit.diagnostics()["p: ties"]
     assert check.passed == passes
     assert passes or "double precision" in str(check)
@@ -77,7 +79,7 @@ def test_values_beyond_single_precision_are_told(shape, passes):
 @pytest.mark.parametrize("num_steps", [50, 200, 1000])
 def test_what_was_gained_and_what_is_left_are_those_of_the_closed_form(num_steps):
     """The marginal is normal, so both expansions are exact up to the sampling of the information."""
-    fit = EBIPLA(hierarchy, num_steps=num_steps, num_particles=20).run(random.key(0), Y, progress_bar=False)
+    fit = fitter(hierarchy, num_particles=20).run(random.key(0), Y, num_steps=num_steps, progress_bar=False)
     now, before, best = float(fit.params["mean"]), float(fit.state.slow_average["mean"]), float(Y.mean())
     score = (now - before) * (Y - now) / 2
     error = abs(now - before) * np.sqrt(0.5 / 10)  # of the mean of ten particles
@@ -166,7 +168,7 @@ def test_a_fit_that_creeps_is_noticed(far, passes):
     y = (far + 5 * rng.normal(size=(200, 1)) + 0.2 * rng.normal(size=(200, 4))).astype(np.float32)
     told = contextlib.nullcontext() if passes else pytest.warns(EBIPLAWarning, match="nats still gained")
     with told:
-        fit = EBIPLA(non_centred).run(random.key(0), y, progress_bar=False)
+        fit = fitter(non_centred).run(random.key(0), y, progress_bar=False)
     assert (abs(float(fit.params["mu"]) - y.mean()) < 1) == passes
     assert fit.diagnostics()["nats still gained"].passed == passes
 
@@ -221,8 +223,9 @@ def test_moves_that_are_refused_are_found():
     assert found["acceptance, local"].passed is False and found["acceptance, local"].value < 0.1
 
 
+@functools.cache
 def fitted_mixture(prior):
-    """A prior of two modes with nothing to learn but a small offset."""
+    """A prior of two modes with nothing to learn but a small offset; fitted once."""
 
     def model(y):
         offset = numpyro.param("offset", 0.0, constraint=dist.constraints.interval(-0.1, 0.1))
@@ -239,8 +242,7 @@ def test_walkers_of_one_mode_are_found_where_fresh_draws_have_both():
     fit = fitted_mixture(Persistent(num_walkers=200))
     walkers = fit.state.prior["x"]
     stuck = {"x": walkers._replace(position=jnp.abs(walkers.position))}
-    object.__setattr__(fit, "state", fit.state._replace(prior=stuck))
-    found = fit.diagnostics()
+    found = replace(fit, state=fit.state._replace(prior=stuck)).diagnostics()
     assert found["x: MMD², walkers − fresh"].passed is False
     assert found["x: log Z, std error"].passed
     assert fitted_mixture(None).diagnostics()["x: MMD², walkers − fresh"].passed
@@ -326,13 +328,16 @@ def test_run_warns_of_what_failed(capsys):
 # --- weighted particles -------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def weighted():
+    return recipes.jala_em(hierarchy, step_size=0.02, num_steps=600, num_samples=50)
+
+
 @pytest.mark.parametrize(("far", "passed"), [(0.0, True), (15.0, False)])
-def test_weight_that_was_lost_on_the_way_is_found_by_fresh_populations(far, passed):
+def test_weight_that_was_lost_on_the_way_is_found_by_fresh_populations(weighted, far, passed):
     """−40.3 ± 1.05 was reported where −9.2 is right, ten off at the start: no check looked at the weights."""
     y = jnp.linspace(-1.0, 2.0, 6) + far
-    fit = recipes.jala_em(hierarchy, step_size=0.02, num_steps=600, num_samples=50).run(
-        random.key(0), y, progress_bar=False
-    )
+    fit = weighted.run(random.key(0), y, progress_bar=False)
     value, error = fit.log_marginal_likelihood()
     exact = float(dist.Normal(fit.params["mean"], 2**0.5).log_prob(y).sum())
     found = fit.diagnostics()["log p(y), weights − fresh"]

@@ -11,8 +11,6 @@ from numpyro_ebipla import MALA, ULA, Underdamped
 from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla.kernels import Point, start
 
-pytestmark = pytest.mark.unit
-
 
 def target_of(log_density):
     return batched_value_and_grad(lambda p: log_density(p["x"]))
@@ -81,6 +79,7 @@ def test_ula_bias_is_linear_in_the_step_size():
     assert abs(slope - want) < 0.25 and 0.8 < slope < 1.4
 
 
+@pytest.mark.unit
 def test_ula_is_euler_maruyama():
     h, x = 0.05, jnp.arange(6.0).reshape(3, 2)
     target = target_of(gauss)
@@ -92,6 +91,7 @@ def test_ula_is_euler_maruyama():
     assert float(info.accept_prob) == 1
 
 
+@pytest.mark.unit
 def test_ula_uses_the_gradient_that_is_there():
     def refuse(_):
         raise AssertionError("a gradient that is known was computed again")
@@ -100,6 +100,7 @@ def test_ula_uses_the_gradient_that_is_there():
     ULA(0.1).move(random.key(0), refuse, point, adapt)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kind", [ULA, Underdamped])
 def test_step_size_schedule(kind):
     kernel = kind(step_size=lambda k: 0.5 / (1.0 + k))
@@ -130,6 +131,7 @@ def test_mala_is_exact_on_a_skewed_target():
     assert abs(fourth.mean() - truth[3]) > 3 * fourth.std() / np.sqrt(len(fourth))
 
 
+@pytest.mark.unit
 def test_mala_keeps_exact_draws_exact():
     """Invariance, from exact draws by inverting the distribution function: no burn-in can hide a fault."""
     grid = np.linspace(-6, 6, 20_001)
@@ -145,6 +147,7 @@ def test_mala_keeps_exact_draws_exact():
     assert np.sum((counts - expected) ** 2) / expected < 39 + 5 * np.sqrt(78)
 
 
+@pytest.mark.unit
 def test_every_chain_is_accepted_on_its_own():
     """Refused chains stand still while their neighbours move, in all coordinates and sites."""
     P = 400
@@ -240,6 +243,7 @@ def test_correlated_coordinates_are_decoupled(num_sites, chains):
     assert np.all(np.abs((white * before).mean(0)) < 0.05 + 4 / np.sqrt(len(x)))
 
 
+@pytest.mark.unit
 def test_decoupled_moves_leave_the_target_as_it_is():
     """A wrong factor costs acceptance, never truth: 40,000 exact draws of a correlated target, moved ten times."""
     target, parts, covariance = correlated(1, condition=10.0, dim=2)
@@ -268,6 +272,7 @@ def test_sites_of_different_types_keep_them():
     assert adapt.coupling.dtype == jnp.float32 and float(adapt.coupling[1, 0]) < 0
 
 
+@pytest.mark.unit
 def test_where_the_curvature_is_negative_nothing_is_learned():
     """A Hessian of negative trace has no proposals of its shape."""
     target = batched_value_and_grad(lambda p: 0.05 * jnp.sum(p["x"] ** 2, -1) - 0.03 * p["x"][..., 0] * p["x"][..., 1])
@@ -277,6 +282,7 @@ def test_where_the_curvature_is_negative_nothing_is_learned():
     np.testing.assert_array_equal(kernel.adapt(adapt, info, point).coupling, np.eye(2))
 
 
+@pytest.mark.unit
 def test_coupling_is_not_learned_of_many_coordinates():
     _, adapt = start(
         MALA(), batched_value_and_grad(lambda p: -0.5 * jnp.sum(p["x"] ** 2, -1)), {"x": jnp.ones((3, 2, 33))}
@@ -284,6 +290,7 @@ def test_coupling_is_not_learned_of_many_coordinates():
     assert adapt.coupling is None
 
 
+@pytest.mark.unit
 def test_preconditioner_is_optional():
     _, adapt, *_ = run(MALA(precondition=False), gauss, jnp.ones((50, 2)), 10)
     assert adapt.curvature is None
@@ -291,6 +298,7 @@ def test_preconditioner_is_optional():
     assert float(jnp.exp(fixed.log_step)) == pytest.approx(0.2)
 
 
+@pytest.mark.unit
 def test_nothing_gets_past_a_wall():
     """NaN beyond x = 0: no chain goes there, and the half normal is sampled exactly."""
     wall = lambda x: jnp.where(x > 0, -0.5 * x**2, jnp.nan)
@@ -303,6 +311,7 @@ def test_nothing_gets_past_a_wall():
     close(position**2, 1.0, 4)
 
 
+@pytest.mark.unit
 def test_a_chain_that_starts_beyond_the_wall_leaves():
     bad = lambda x: jnp.where(jnp.abs(x) < 3, -0.5 * x**2, -jnp.inf)
     point, adapt, _, _ = run(MALA(), bad, jnp.linspace(-3.3, 3.3, 100), 300)
@@ -326,6 +335,7 @@ def underdamped_by_hand(h, gamma, curvature):
     return A, np.trapezoid(outer, grid)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("h", "gamma"), [(0.1, 2.0), (0.7, 2.0), (0.3, 0.5)])
 def test_underdamped_noise_has_its_joint_covariance(h, gamma):
     P = 100_000
@@ -360,6 +370,7 @@ def test_underdamped_stationary_covariance():
             np.testing.assert_allclose(z.T @ z / len(z), np.diag([0.5, 1.0]), atol=0.06 + tolerance)
 
 
+@pytest.mark.unit
 def test_underdamped_bias_falls_linearly():
     bias = [linalg.solve_discrete_lyapunov(*underdamped_by_hand(h, 2.0, 1.0))[0, 0] - 1 for h in (0.02, 0.04)]
     assert bias[1] / bias[0] == pytest.approx(2, abs=0.1)
@@ -386,6 +397,7 @@ def test_each_kernel_stands_alone(kernel):
         assert abs(float(leaf.var()) - 1) < 0.2 + 5 * np.sqrt(2 / 1200)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kernel", [ULA(0.05), MALA(), Underdamped(0.1)], ids=lambda k: type(k).__name__)
 def test_chains_are_exchangeable(kernel):
     """What one chain does depends on the others' order only through its own noise: moments by halves agree."""

@@ -19,8 +19,6 @@ from numpyro.infer.inspect import get_model_relations
 
 from numpyro_ebipla import MALA, ULA, Annealing, EBIPLAWarning, EnergyPrior, Underdamped
 
-pytestmark = pytest.mark.unit
-
 NORMAL2 = dist.Normal(0, 1).expand([2]).to_event(1)
 
 
@@ -38,12 +36,15 @@ class NnxNet(nnx.Module):
         return self.last(jnp.tanh(self.first(x)))[..., 0]
 
 
+# Made on their first use, which may be inside a trace of the model.
 @functools.cache
+@jax.ensure_compile_time_eval()
 def nnx_net():
     return NnxNet(nnx.Rngs(0))
 
 
 @functools.cache
+@jax.ensure_compile_time_eval()
 def eqx_net():
     return eqx.nn.MLP(2, "scalar", 4, 1, activation=jnp.tanh, key=random.key(0))
 
@@ -99,12 +100,14 @@ def test_works_with_numpyros_tools(energy):
     assert draws["x"].shape == (3, 5, 2)
 
 
+@pytest.mark.unit
 def test_renders():
     pytest.importorskip("graphviz")
     graph = numpyro.render_model(lambda: model_of(plain), render_distributions=True)
     assert "EnergyPrior" in graph.source
 
 
+@pytest.mark.unit
 def test_does_not_retrace(energy):
     """The bug: ``flax_module`` makes a new closure in each call of the model, and an energy that is a lambda
     around parameters held them in its closure, where no jit could see them."""
@@ -132,6 +135,7 @@ def test_sampling_twice_compiles_once(energy):
     assert _sample._cache_size() == known
 
 
+@pytest.mark.unit
 def test_other_code_or_structure_is_another_function():
     traces = []
 
@@ -150,6 +154,7 @@ def test_other_code_or_structure_is_another_function():
     assert len(traces) == 2
 
 
+@pytest.mark.unit
 def test_survives_flattening_and_vmap():
     prior = EnergyPrior(functools.partial(jnp.multiply, jnp.array(2.0)), dist.Normal(0, 1))
     again = jax.tree.unflatten(jax.tree.structure(prior), jax.tree.leaves(prior))
@@ -159,6 +164,7 @@ def test_survives_flattening_and_vmap():
     np.testing.assert_allclose(values, [2.0, 4.0])
 
 
+@pytest.mark.unit
 def test_energies_of_many_kinds():
     x = jnp.ones((3, 2))
 
@@ -182,6 +188,7 @@ def test_energies_of_many_kinds():
         assert EnergyPrior(energy, NORMAL2).energy(x).shape == (3,)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("energy", [lambda x: eqx_net()(x), lambda x: x[0] ** 2 + x[1], lambda x: jnp.sum(x**2)])
 @pytest.mark.parametrize("batch", [(), (4,)])
 def test_energies_of_single_points_are_mapped(energy, batch):
@@ -192,6 +199,7 @@ def test_energies_of_single_points_are_mapped(energy, batch):
     np.testing.assert_allclose(prior.energy(x), expected, rtol=1e-5)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("num", [1, 4])
 def test_covariates_give_the_batch_shape(num):
     """Also for one covariate, which looks like an axis to squeeze."""
@@ -299,6 +307,7 @@ def _trace(model, *args):
     return handlers.trace(handlers.seed(model, 0)).get_trace(*args)
 
 
+@pytest.mark.unit
 def test_gradients_in_the_energys_parameters_warn(energy):
     with pytest.warns(EBIPLAWarning, match="normaliser"):
         params_gradient(lambda y: model_of(energy, y), jnp.zeros((5, 2)))
@@ -316,6 +325,7 @@ def test_gradients_in_the_bases_parameters_warn():
         params_gradient(model, jnp.zeros((5, 2)))
 
 
+@pytest.mark.unit
 def test_svi_warns():
     model = lambda y: model_of(plain, y)
 
@@ -338,6 +348,7 @@ def test_nuts_over_the_energys_parameters_warns():
         MCMC(NUTS(model), num_warmup=1, num_samples=1, progress_bar=False).run(random.key(0))
 
 
+@pytest.mark.unit
 def test_nuts_with_the_energy_fixed_does_not_warn(energy):
     params = {n: s["value"] for n, s in _trace(lambda: model_of(energy)).items() if s["type"] == "param"}
     model = handlers.substitute(lambda y: model_of(energy, y), data=params)
@@ -347,6 +358,7 @@ def test_nuts_with_the_energy_fixed_does_not_warn(energy):
         jax.eval_shape(jax.grad(potential), jnp.zeros((5, 2)))
 
 
+@pytest.mark.unit
 def test_nuts_samples_the_unnormalised_density():
     model = lambda: numpyro.sample("x", EnergyPrior(lambda x: 0.5 * (x - 2) ** 2, dist.Normal(0, 1)))
     mcmc = MCMC(NUTS(model), num_warmup=200, num_samples=2000, progress_bar=False)
@@ -365,6 +377,7 @@ class NoSample(dist.Distribution):
         return -(value**2)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
@@ -385,6 +398,7 @@ def test_bad_arguments_are_named(arguments, error, message):
         EnergyPrior(*arguments)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "options, error",
     [
@@ -398,6 +412,7 @@ def test_bad_options_are_named(options, error):
         EnergyPrior(lambda x: x, dist.Normal(), **options)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "options", [{"num_moves": 1.5}, {"max_temps": True}, {"step_size": -1.0}, {"threshold": 2}, {"rate": 0.0}], ids=repr
 )

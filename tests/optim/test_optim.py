@@ -25,8 +25,6 @@ from numpyro_ebipla.optim import (
     with_reach,
 )
 
-pytestmark = pytest.mark.unit
-
 PARAMS = {"a": np.array([0.5, -1.0, 2.0], np.float32), "b": {"w": np.array([[0.3]], np.float32)}}
 
 
@@ -42,6 +40,7 @@ def chi_square_bound(num):
     return 5 * np.sqrt(2 / num)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("own", "passed", "beta"), [(None, 250, 250), (40.0, 250, 40)])
 def test_noise_has_the_papers_variance(own, passed, beta):
     h = 0.03
@@ -56,6 +55,7 @@ def test_noise_has_the_papers_variance(own, passed, beta):
     assert int(state.count) == 1
 
 
+@pytest.mark.unit
 def test_noise_follows_a_schedule_and_is_added():
     schedule = lambda k: 0.1 / (1.0 + k)
     optim = langevin_noise(schedule, 10)
@@ -67,12 +67,14 @@ def test_noise_follows_a_schedule_and_is_added():
         assert abs(np.mean(noise**2) / (2 * schedule(k) / 10) - 1) < chi_square_bound(20000)
 
 
+@pytest.mark.unit
 def test_noise_needs_its_key():
     optim = optax.chain(optax.sgd(0.1), langevin_noise(0.1))
     with pytest.raises(TypeError, match="rng_key"):
         optim.update(PARAMS, optim.init(PARAMS), PARAMS, inverse_temperature=1)
 
 
+@pytest.mark.unit
 def test_noise_keeps_the_dtype():
     optim = langevin_noise(0.1, 5)
     grads = {"half": jnp.zeros(3, jnp.bfloat16), "single": jnp.zeros(3, jnp.float32)}
@@ -80,6 +82,7 @@ def test_noise_keeps_the_dtype():
     assert updates["half"].dtype == jnp.bfloat16 and updates["single"].dtype == jnp.float32
 
 
+@pytest.mark.unit
 def test_temperature_of_billions_does_not_overflow():
     optim = langevin_noise(1e-2)
     grads = {"a": jnp.zeros(1000)}
@@ -145,6 +148,7 @@ def close(got, want):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("make", [lambda: optax.sgd(1e-2), lambda: optax.adam(1e-2)], ids=["sgd", "adam"])
 def test_same_path_as_optax(make):
     optim = make()
@@ -156,6 +160,7 @@ def test_same_path_as_optax(make):
     close(follow(make()), params)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "make",
     [
@@ -177,6 +182,7 @@ def test_same_path_as_numpyro(make):
     close(follow(make()), optim.get_params(state))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("make", [lambda: optimizers.sgd(1e-2), lambda: optimizers.adam(1e-2)], ids=["sgd", "adam"])
 def test_same_path_as_jax(make):
     init, update, get_params = make()
@@ -187,6 +193,7 @@ def test_same_path_as_jax(make):
     close(follow(make()), get_params(state))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "wrong",
     [1e-3, "adam", optax.adam, lambda g: g, numpyro.optim.Minimize(), None],
@@ -197,6 +204,7 @@ def test_wrong_kind_is_named(wrong):
         as_optax(wrong)
 
 
+@pytest.mark.unit
 def test_default_optimizer_moves_all_parameters_and_slows_down():
     optim = default_optimizer(("a",))
     params, state = {"a": jnp.zeros(2), "b": jnp.zeros(2)}, None
@@ -242,6 +250,7 @@ def test_a_mean_of_any_scale_is_reached(scale):
         assert np.all(np.abs(averaged_path(optax.adam(RATE), gradient, np.zeros(3)) / scale - 1) > 0.5)
 
 
+@pytest.mark.unit
 def test_large_gradients_at_the_start_are_forgotten():
     """A log variance that starts at zero where 1e6 is right: its first gradient is a million times its last."""
     gradient = lambda p, key: 1 - 1e6 * jnp.exp(-p) * (1 + 0.1 * random.normal(key, p.shape))
@@ -250,6 +259,7 @@ def test_large_gradients_at_the_start_are_forgotten():
     assert averaged_path(optax.adam(RATE), gradient, np.zeros(1)) < best - 2
 
 
+@pytest.mark.unit
 def test_weights_of_a_network_move_as_by_adam():
     """Arrays of size below one with gradients that fluctuate about a drift: within a factor of two all the way."""
     gradient = lambda p, key: 0.3 * (p - 0.3) + random.normal(key, p.shape)
@@ -518,6 +528,7 @@ def test_the_default_is_the_rule(dtype, rtol):
 # --- orthogonal moves ---------------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("shape", [(5, 5), (3, 40), (40, 3), (7, 1)], ids=str)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_orthogonalised_has_the_singular_vectors_of_the_matrix_and_values_near_one(shape, size):
@@ -529,10 +540,12 @@ def test_orthogonalised_has_the_singular_vectors_of_the_matrix_and_values_near_o
     np.testing.assert_allclose(inner - np.diag(np.diag(inner)), 0, atol=1e-3)
 
 
+@pytest.mark.unit
 def test_orthogonalised_nothing_is_nothing():
     np.testing.assert_array_equal(orthogonalised(jnp.zeros((3, 4))), np.zeros((3, 4)))
 
 
+@pytest.mark.unit
 def test_orthogonal_moves_turn_with_the_gradients():
     """A network's hidden units may be rotated into each other: the moves follow, those of Adam do not."""
     turn = jnp.linalg.qr(random.normal(random.key(3), (6, 6)))[0]

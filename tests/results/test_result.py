@@ -60,6 +60,12 @@ def full():
 
 
 @pytest.fixture(scope="module")
+def tree(full):
+    """All groups of it."""
+    return full.to_arviz(log_likelihood=True, posterior_predictive=True)
+
+
+@pytest.fixture(scope="module")
 def part():
     """Only data 4 and 1 collected, of a plate that is not subsampled."""
     ebipla = EBIPLA(plain, num_particles=3, num_samples=8, warmup=5, thinning=1)
@@ -114,8 +120,7 @@ def test_the_fitted_prior_is_that_of_the_fitted_parameters(full):
 # --- to_arviz -------------------------------------------------------------------------------------------
 
 
-def test_groups_and_dims(full):
-    tree = full.to_arviz(log_likelihood=True, posterior_predictive=True)
+def test_groups_and_dims(full, tree):
     assert groups(tree) == {
         "posterior",
         "sample_stats",
@@ -144,8 +149,8 @@ def test_groups_and_dims(full):
         assert ((tree["sample_stats"][name] >= 0) & (tree["sample_stats"][name] <= 1)).all()
 
 
-def test_log_likelihood_and_density_are_those_of_the_model(full):
-    tree, samples = full.to_arviz(log_likelihood=True, prior=False), full.get_samples()
+def test_log_likelihood_and_density_are_those_of_the_model(full, tree):
+    samples = full.get_samples()
     scale = samples["scale"][..., None, None]
     expected = dist.Normal(samples["mean"], scale).to_event(1).log_prob(Y)
     assert list(tree["log_likelihood"].data_vars) == ["y"]
@@ -158,15 +163,15 @@ def test_log_likelihood_and_density_are_those_of_the_model(full):
     np.testing.assert_allclose(tree["sample_stats"]["lp"].values, lp, rtol=1e-4, atol=1e-3)
 
 
-def test_predictive_draws_follow_each_draw(full):
-    tree, samples = full.to_arviz(posterior_predictive=True, prior=False), full.get_samples()
+def test_predictive_draws_follow_each_draw(full, tree):
+    samples = full.get_samples()
     standard = (tree["posterior_predictive"]["y"].values - samples["mean"]) / samples["scale"][..., None, None]
     assert abs(standard.mean()) < 0.15
     assert abs(standard.std() - 1) < 0.1
 
 
-def test_names_and_indices_reduce_all_groups(full):
-    labels = [f"item {i}" for i in range(7)]
+def test_names_and_indices_reduce_all_groups(full, tree):
+    labels, whole = [f"item {i}" for i in range(7)], tree
     tree = full.to_arviz("z", [5, 2], log_likelihood=True, coords={"items": labels}, dims={"x": ["items", "feature"]})
     assert list(tree["posterior"].data_vars) == ["z"]
     np.testing.assert_array_equal(tree["posterior"]["z"].values, full.get_samples()["z"][:, :, [5, 2]])
@@ -174,8 +179,8 @@ def test_names_and_indices_reduce_all_groups(full):
     np.testing.assert_array_equal(tree["constant_data"]["x"].values, X[[5, 2]])
     for group, name in (("posterior", "z"), ("observed_data", "y"), ("log_likelihood", "y")):
         assert list(tree[group][name].coords["items"].values) == ["item 5", "item 2"]
-    whole = full.to_arviz(log_likelihood=True, prior=False)["log_likelihood"]["y"].values
-    np.testing.assert_allclose(tree["log_likelihood"]["y"].values, whole[..., [5, 2]], rtol=1e-5)
+    expected = whole["log_likelihood"]["y"].values[..., [5, 2]]
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values, expected, rtol=1e-5)
 
 
 def test_partly_collected(part):
@@ -223,9 +228,8 @@ def test_without_arviz(full, monkeypatch):
         full.to_arviz()
 
 
-def test_round_trip_through_netcdf(full, tmp_path):
+def test_round_trip_through_netcdf(tree, tmp_path):
     pytest.importorskip("h5py")  # in the extra, but h5netcdf itself does not ask for it
-    tree = full.to_arviz(log_likelihood=True)
     path = str(tmp_path / "fit.nc")
     tree.to_netcdf(path, engine="h5netcdf")
     back = az.from_netcdf(path, engine="h5netcdf")
@@ -253,8 +257,8 @@ def test_from_numpyro_agrees(full, part):
     np.testing.assert_array_equal(az.from_numpyro(full)["observed_data"]["y"].values, Y)
 
 
-def test_diagnostics_agree_with_numpyro(full):
-    tree, samples = full.to_arviz(prior=False), full.get_samples()
+def test_diagnostics_agree_with_numpyro(full, tree):
+    samples = full.get_samples()
     posterior = tree["posterior"] if OLD else tree["posterior"].dataset
     r_hat = az.rhat(posterior, method="split")
     for name, value in samples.items():

@@ -12,8 +12,6 @@ from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import ess, normalised
 
-pytestmark = pytest.mark.unit
-
 #: Of the adaptation of step sizes.
 RATE = 0.1
 
@@ -167,6 +165,7 @@ def test_a_wall_in_the_energy():
     assert low.min() > 0.1
 
 
+@pytest.mark.unit
 def test_no_energy_costs_no_work():
     base = gaussian_base(3)
     density = TiltedDensity(base[0], lambda x: jnp.zeros(x.shape[:-1]), base[1])

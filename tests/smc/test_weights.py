@@ -15,13 +15,12 @@ from numpyro_ebipla.smc.weights import (
     ula_increment,
 )
 
-pytestmark = pytest.mark.unit
-
 
 def log_weights(seed, shape):
     return 2 * random.normal(random.key(seed), shape)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("shape", [(50,), (50, 3)])
 @pytest.mark.parametrize("shift", [0.0, 3000.0, -3000.0], ids=["plain", "huge", "tiny"])
 def test_against_brute_force_whatever_the_shift(shape, shift):
@@ -34,6 +33,7 @@ def test_against_brute_force_whatever_the_shift(shape, shift):
     np.testing.assert_allclose(log_mean_exp(a), np.log(np.exp(exact).mean(0)) + shift, atol=1e-3)
 
 
+@pytest.mark.unit
 def test_ess_at_its_extremes():
     one = jnp.full(100, -jnp.inf).at[3].set(7.0)
     np.testing.assert_allclose(ess(one), 1.0, rtol=1e-6)
@@ -41,6 +41,7 @@ def test_ess_at_its_extremes():
     np.testing.assert_allclose(log_mean_exp(one), 7 - np.log(100), rtol=1e-6)
 
 
+@pytest.mark.unit
 def test_systematic_counts_are_floor_or_ceiling_and_unbiased():
     a = log_weights(1, (37,))
     expected = 37 * np.asarray(normalised(a), np.float64)
@@ -52,6 +53,7 @@ def test_systematic_counts_are_floor_or_ceiling_and_unbiased():
     assert np.abs(counts.mean(0) - expected).max() < 5 * 0.5 / np.sqrt(K)
 
 
+@pytest.mark.unit
 def test_walkers_of_zero_weight_are_never_chosen():
     a = jnp.where(jnp.arange(1000) % 7 == 3, 0.0, -jnp.inf)
     for seed in range(5):
@@ -64,6 +66,7 @@ def test_walkers_of_zero_weight_are_never_chosen():
             assert set(systematic_ancestors(random.key(seed), a).tolist()) <= allowed
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("columns", [None, 4])
 def test_resampling_takes_caches_along_and_keeps_log_z(columns):
     shape = (200,) if columns is None else (200, columns)
@@ -84,6 +87,7 @@ def test_resampling_takes_caches_along_and_keeps_log_z(columns):
         assert set(map(tuple, np.asarray(new).tolist())) <= set(map(tuple, np.asarray(old).tolist()))
 
 
+@pytest.mark.unit
 def test_resampling_preserves_weighted_means():
     P = 100_000
     x = random.normal(random.key(5), (P,))

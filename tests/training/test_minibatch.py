@@ -9,9 +9,8 @@ from scipy import stats
 
 from numpyro_ebipla.training.minibatch import batches_per_epoch, minibatch, permuted
 
-pytestmark = pytest.mark.unit
 
-
+@pytest.mark.unit
 @pytest.mark.parametrize(("M", "B"), [(1, 1), (2, 1), (2, 2), (3, 2), (10, 5), (16, 4), (17, 5), (64, 7)])
 def test_every_epoch_visits_every_datum(M, B):
     per_epoch = batches_per_epoch(M, B)
@@ -26,6 +25,7 @@ def test_every_epoch_visits_every_datum(M, B):
         np.testing.assert_array_equal(epoch[M:], epoch[: per_epoch * B - M])
 
 
+@pytest.mark.unit
 def test_epochs_and_keys_differ():
     draw = jax.jit(lambda key, k: minibatch(key, k, 50, 50))
     first, second = draw(random.key(0), 0), draw(random.key(0), 1)
@@ -34,6 +34,7 @@ def test_epochs_and_keys_differ():
     np.testing.assert_array_equal(first, draw(random.key(0), 0))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 31, 32, 33, 63, 65, 1000])
 def test_permuted_is_a_permutation(M):
     order = jax.jit(permuted, static_argnums=2)(random.key(3), jnp.arange(M), M)
@@ -61,6 +62,7 @@ def test_positions_and_pairs_are_uniform(M):
             assert stats.chisquare(off).pvalue > 1e-4, f"data at positions {i} and {j}"
 
 
+@pytest.mark.unit
 def test_successive_epochs_of_one_run_are_independent():
     M, epochs = 6, 12000
     first = jax.jit(jax.vmap(lambda k: minibatch(random.key(11), k * M, M, 1)[0]))(jnp.arange(epochs))
@@ -69,6 +71,7 @@ def test_successive_epochs_of_one_run_are_independent():
     assert stats.chisquare(pairs).pvalue > 1e-4
 
 
+@pytest.mark.unit
 def test_large_data_do_not_overflow():
     M, B = 2_000_000_011, 1000
     per_epoch = batches_per_epoch(M, B)
@@ -86,6 +89,7 @@ def test_large_data_do_not_overflow():
     np.testing.assert_array_equal(last[B - wrapped :], start[:wrapped])
 
 
+@pytest.mark.unit
 def test_one_compilation_for_all_steps():
     count = 0
 

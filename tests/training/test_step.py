@@ -65,7 +65,6 @@ def test_the_restraint_is_the_communication_barrier():
     assert float(penalty) == pytest.approx(2 * a / np.sqrt(np.pi), abs=4 * 2 * a * 0.85 / np.sqrt(8 * num / 2))
 
 
-@pytest.mark.unit
 def test_a_hole_is_filled_and_a_constant_has_no_slope():
     """One particle of four lies 50 below all walkers: only it is raised, as much as the walkers' mean is lowered."""
     walkers, particles = jnp.linspace(-1, 1, 100), jnp.array([0.0, 0.5, -0.5, -50.0])
@@ -81,7 +80,6 @@ def test_a_hole_is_filled_and_a_constant_has_no_slope():
     assert float(penalty(60.0, 3.0)) == 0.0
 
 
-@pytest.mark.unit
 def test_weights_of_the_walkers_count_in_the_gap():
     """Walkers of the base beside those of the prior, weighted to it, see the same gap as the latter alone."""
     a, num = 2.0, 100_000

@@ -72,7 +72,6 @@ def like(tree):
 # --- walkers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("strategy", PRIORS, ids=repr)
 def test_walkers_keep_their_shapes_and_weights(strategy):
     at = density()
@@ -86,7 +85,6 @@ def test_walkers_keep_their_shapes_and_weights(strategy):
     assert like(state) == like(prepared) == like(after)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("strategy", PRIORS, ids=repr)
 def test_walkers_are_functions_of_their_key(strategy):
     at = density()
@@ -130,7 +128,6 @@ def test_contrastive_walkers_start_at_the_particles_and_only_when_it_is_time():
     assert rows(third.position) == rows(particles + 1)
 
 
-@pytest.mark.unit
 def test_short_run_walkers_start_at_the_base():
     """After K moves of a step that goes nowhere they are draws of the base; with many real moves, of the prior."""
     at = density()
@@ -167,7 +164,6 @@ def once(strategy, block, key=1):
     return ready, strategy.advance(random.key(key + 1), log_joint, 1.0, ready.block, known, ready.adapt)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("strategy", POSTERIORS, ids=repr)
 def test_particles_keep_their_shapes(strategy):
     block = block_of(strategy)

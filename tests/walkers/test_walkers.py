@@ -11,8 +11,6 @@ from numpyro_ebipla.smc.density import Evaluated, TiltedDensity
 from numpyro_ebipla.walkers import Ladder
 from numpyro_ebipla.walkers.tempered import TemperedState, swap
 
-pytestmark = pytest.mark.unit
-
 K = 25  # steps of a path of densities
 FUNCTIONS = (lambda x: x, lambda x: x**2)
 
@@ -99,6 +97,7 @@ def test_jarzynski_weights_give_log_z_through_resampling(path, kernel, num_moves
         assert np.std(log_z[:, k]) < 0.3  # or the check above would say nothing
 
 
+@pytest.mark.unit
 def test_unweighted_walkers_lag_behind():
     """What the weights are for: the same walkers without them are biased on the same path."""
     strategy = Persistent(num_walkers=400, kernel=ULA(0.05), num_moves=2)
@@ -117,11 +116,13 @@ def test_unweighted_walkers_lag_behind():
     assert 1.0 - np.mean(means) > 10 * error
 
 
+@pytest.mark.unit
 def test_weights_only_for_kernels_that_have_increments():
     with pytest.raises(ValueError, match="Underdamped"):
         Persistent(kernel=Underdamped(), weighted=True)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("kernel", "variance"),
     [(ULA(0.2), 0.5 / (1 - 0.2)), (MALA(), 0.5), (Underdamped(0.05), 0.5)],
@@ -200,6 +201,7 @@ def exact_rungs(key, temperature, P, precision=4.0):
     return Evaluated(x, log_base(x), 0.5 * precision * x**2, -x, precision * x)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("parity", [0, 1])
 def test_swaps_preserve_the_joint_distribution(parity):
     """Exact draws of all rungs stay exact and independent, and caches go with their walkers."""
@@ -226,6 +228,7 @@ def test_swaps_preserve_the_joint_distribution(parity):
     assert np.all(np.abs(np.corrcoef(square) - np.eye(4)) < 5 / np.sqrt(P))
 
 
+@pytest.mark.unit
 def test_swaps_refuse_what_is_not_finite():
     temperature = jnp.array([0.0, 1.0])
     ladder = Ladder(temperature, jnp.zeros(1), jnp.zeros(1), jnp.zeros((), jnp.int32))

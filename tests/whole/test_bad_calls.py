@@ -185,7 +185,7 @@ def test_masked_arrays_of_numpy(fitted):
 def test_a_lone_string_is_one_site():
     def model(y):
         with numpyro.plate("data", len(y)):
-            latent = numpyro.sample("latent", dist.Normal(numpyro.param("m", 0.0), 1))
+            latent = numpyro.sample("latent", dist.Normal(numpyro.param("mean", 0.0), 1))
             numpyro.sample("image", dist.Normal(latent, 1), obs=y)
 
     fitter = EBIPLA(model, **SMALL)

@@ -11,8 +11,6 @@ import pytest
 from numpyro_ebipla import EnergyPrior
 from numpyro_ebipla.plots import plot_energy, plot_generated, plot_history
 
-pytestmark = pytest.mark.unit
-
 plt = pytest.importorskip("matplotlib.pyplot")
 plt.switch_backend("Agg")
 
@@ -39,6 +37,7 @@ def visible(figure):
     return [ax for ax in figure.axes if ax.get_visible()]
 
 
+@pytest.mark.unit
 def test_history_has_a_panel_for_each_kind():
     figure = plot_history(recorded(start=100))
     axes = {ax.get_title(): ax for ax in visible(figure)}
@@ -58,6 +57,7 @@ def test_history_has_a_panel_for_each_kind():
     assert (steps[0], steps[-1]) == (101, 300)
 
 
+@pytest.mark.unit
 def test_history_smooths_without_shifting():
     figure = plot_history(recorded(contrast=np.arange(200.0)), smooth=5)
     faint, mean = visible(figure)[0].lines
@@ -78,6 +78,7 @@ def test_history_of_short_and_stopped_fits():
         plot_history(recorded(), axes=[plt.subplots()[1]])
 
 
+@pytest.mark.unit
 def test_generated_points_share_their_scales():
     data, draws = np.zeros((50, 3)), 2.0 * np.ones((5000, 3))
     left, right = plot_generated(data, draws, components=(0, 2)).axes
@@ -86,6 +87,7 @@ def test_generated_points_share_their_scales():
     assert len(right.collections[0].get_offsets()) == 2000
 
 
+@pytest.mark.unit
 def test_generated_images_keep_their_pixels():
     images = np.random.default_rng(0).uniform(size=(4, 2, 3))
     left, right = plot_generated(images, images[:3], image_shape=(2, 3), vmin=0, vmax=1).axes
@@ -97,6 +99,7 @@ def test_generated_images_keep_their_pixels():
     plot_generated(np.zeros((2, 12)), np.zeros((2, 12)), image_shape=(2, 2, 3))
 
 
+@pytest.mark.unit
 def test_generated_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="2 coordinates, generated draws 3"):
         plot_generated(np.zeros((2, 2)), np.zeros((2, 3)))
@@ -106,6 +109,7 @@ def test_generated_refuses_what_does_not_fit():
         plot_generated(np.zeros((2, 1)), np.zeros((2, 1)))
 
 
+@pytest.mark.unit
 def test_landscape_is_the_log_density():
     prior = EnergyPrior(lambda x: 3.0 * (x[..., 0] - 1.0) ** 2, BASE)
     walkers, particles = np.zeros((7, 2)), np.ones((4, 5, 2))
@@ -120,12 +124,14 @@ def test_landscape_is_the_log_density():
     np.testing.assert_allclose(highest[:, 0].mean(), 6 / 7, atol=0.1)
 
 
+@pytest.mark.unit
 def test_landscape_refuses_other_dimensions():
     prior = EnergyPrior(lambda x: jnp.sum(x**2, -1), dist.Normal(0, 1).expand([3]).to_event(1))
     with pytest.raises(ValueError, match=r"event shape \(3,\)"):
         plot_energy(prior, walkers=False)
 
 
+@pytest.mark.unit
 def test_without_matplotlib(monkeypatch):
     real = builtins.__import__
 
