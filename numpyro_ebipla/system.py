@@ -129,7 +129,7 @@ class Systems:
 
     def __init__(self, model: Callable, settings: Settings, static_kwargs: dict[str, Any]) -> None:
         self.model, self.settings, self.static_kwargs = model, settings, static_kwargs
-        self._made: dict[Any, System] = {}
+        self.made: dict[Any, System] = {}
 
     def read(self, args: tuple, kwargs: dict[str, Any]) -> Call:
         """Return the arguments of a call, with the constructor's keywords merged in, as SVI does.
@@ -155,7 +155,7 @@ class Systems:
         Raises:
             ModelError: for a model that cannot be fitted, or one that is first seen inside jit.
         """
-        return self._made.get(call.signature) or self._make(call, random.key(0), None)
+        return self.made.get(call.signature) or self._make(call, random.key(0), None)
 
     def inspected(self, call: Call, rng_key: Array | None = None, init_params: Params | None = None) -> System:
         """Return the system with an inspection of these very data, for this key and these initial parameters.
@@ -164,7 +164,7 @@ class Systems:
             ModelError: naming the site or argument that cannot be fitted.
         """
         key = random.key(0) if rng_key is None else rng_key
-        known = self._made.get(call.signature)
+        known = self.made.get(call.signature)
         if known is None:
             return self._make(call, key, init_params)
         if is_traced(call.arrays):  # there is nothing to look at
@@ -186,7 +186,7 @@ class Systems:
     def with_params_of(self, state: TrainState) -> System | None:
         """Return the latest system with parameters like those of a state, if there is one."""
         shapes = lambda params: jax.tree.map(jnp.shape, params)
-        made = reversed(self._made.values())
+        made = reversed(self.made.values())
         return next((s for s in made if shapes(s.inspection.params) == shapes(state.params)), None)
 
     def hold(self, rng_key: Any, params: Any, args: tuple, kwargs: dict[str, Any]) -> Held:
@@ -239,7 +239,7 @@ class Systems:
         begin = (random.key(0), inspection.params, inspection.mutable, inspection.data)
         shapes = cache(lambda: jax.eval_shape(start, *begin)[0])
         system = System(config, inspection, update, chunk, start, shapes)
-        self._made[call.signature] = system
+        self.made[call.signature] = system
         return system
 
     def _configure(self, inspection: Inspection) -> Config:

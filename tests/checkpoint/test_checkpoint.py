@@ -300,9 +300,9 @@ def test_max_time_shortens_the_last_chunk(monkeypatch):
 
     fitter = make()
     run(fitter=fitter, num_steps=1)
-    ((signature, system),) = fitter._systems.items()
+    ((signature, system),) = fitter._systems.made.items()
     real = system.run_chunk
-    monkeypatch.setitem(fitter._systems, signature, system._replace(run_chunk=chunk))
+    monkeypatch.setitem(fitter._systems.made, signature, system._replace(run_chunk=chunk))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(sum(sizes)))
     fit = run(fitter=fitter, num_steps=1000, max_time=150)
     assert sizes == [1, 9, 90, 50] and "after 150 steps" in fit.stopped

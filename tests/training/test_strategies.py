@@ -238,7 +238,7 @@ def test_a_system_compiles_once_and_resumes_bit_for_bit(options):
     run = lambda num, **kw: ebipla.run(random.key(1), y, batch_size=6, num_steps=num, progress_bar=False, **kw)
     whole = run(7)
     halves = run(4, init_state=run(3).state)
-    compiled = next(iter(ebipla._systems.values())).run_chunk
+    compiled = next(iter(ebipla._systems.made.values())).run_chunk
     assert compiled._cache_size() == 1
     bare = lambda state: jax.tree.leaves(state._replace(rng_key=random.key_data(state.rng_key)))
     for a, b in zip(bare(whole.state), bare(halves.state), strict=True):

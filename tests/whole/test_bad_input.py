@@ -457,7 +457,7 @@ def test_nan_in_the_data_of_a_run_that_goes_on(fitted):
 
 
 def test_a_refusal_comes_before_the_start_is_computed(monkeypatch):
-    monkeypatch.setattr("numpyro_ebipla.ebipla.check_faults", lambda faults: pytest.fail("the start was computed"))
+    monkeypatch.setattr("numpyro_ebipla.system.check_faults", lambda faults: pytest.fail("the start was computed"))
     with pytest.raises(ModelError, match="no latent or deterministic site 'z'"):
         EBIPLA(good, **SMALL).run(random.key(0), Y, sites=["z"], progress_bar=False)
 
@@ -529,7 +529,7 @@ def test_ctrl_c_while_collecting_leaves_the_parameters(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("numpyro_ebipla.training.collect.collect", interrupted)
+    monkeypatch.setattr("numpyro_ebipla.results.build.collect", interrupted)
     with pytest.warns(EBIPLAWarning, match="interrupted while collecting"):
         fit = EBIPLA(good, num_steps=2, **SMALL).run(random.key(0), Y, progress_bar=False)
     assert np.isfinite(fit.params["m"]) and fit.get_samples() == {}

@@ -350,17 +350,17 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_compiles_nothing(factor_data,
     first, fresh = make(), make()
     whole = first.run(random.key(0), y, num_steps=100, **run)
     part = first.run(random.key(0), y, num_steps=60, **run)
-    traces = [s.run_chunk._cache_size() for s in first._systems.values()]
+    traces = [s.run_chunk._cache_size() for s in first._systems.made.values()]
     rest = first.run(random.key(9), y, num_steps=40, init_state=part.state, **run)
     same(whole.state, rest.state)
     same(whole.params, rest.params)
     np.testing.assert_array_equal(whole.losses, np.concatenate([part.losses, rest.losses]))
     # One compilation of the steps over all runs and their resume.
-    assert traces == [s.run_chunk._cache_size() for s in first._systems.values()] == [1]
+    assert traces == [s.run_chunk._cache_size() for s in first._systems.made.values()] == [1]
     # A fresh object, as in another process, knows all from the state.
     other = fresh.run(random.key(9), y, num_steps=40, init_state=part.state, **run)
     same(whole.state, other.state)
-    assert [s.run_chunk._cache_size() for s in fresh._systems.values()] == [1]
+    assert [s.run_chunk._cache_size() for s in fresh._systems.made.values()] == [1]
 
 
 @pytest.mark.slow
