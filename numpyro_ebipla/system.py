@@ -155,7 +155,7 @@ class Systems:
         Raises:
             ModelError: for a model that cannot be fitted, or one that is first seen inside jit.
         """
-        return self.made.get(call.signature) or self._make(call, random.key(0), None)
+        return self.made.get(call.signature) or self._make(call, None, None)
 
     def inspected(self, call: Call, rng_key: Array | None = None, init_params: Params | None = None) -> System:
         """Return the system with an inspection of these very data, for this key and these initial parameters.
@@ -163,15 +163,15 @@ class Systems:
         Raises:
             ModelError: naming the site or argument that cannot be fitted.
         """
-        key = random.key(0) if rng_key is None else rng_key
         known = self.made.get(call.signature)
         if known is None:
-            return self._make(call, key, init_params)
+            return self._make(call, rng_key, init_params)
         if is_traced(call.arrays):  # there is nothing to look at
             return known
         with outside_jit():
             check_arguments(self.model, call.args, call.kwargs)
-            return known._replace(inspection=known.inspection.for_key(key, init_params, call.data))
+            inspection = known.inspection.for_key(_some_key(rng_key), init_params, call.data)
+        return known._replace(inspection=inspection)
 
     def of_state(self, state: Any, call: Call, argument: str = "state") -> System:
         """Return the system for these arguments, to which a state must belong.
@@ -223,7 +223,7 @@ class Systems:
 
     # --- parts ----------------------------------------------------------------------------------------
 
-    def _make(self, call: Call, rng_key: Array, init_params: Params | None) -> System:
+    def _make(self, call: Call, rng_key: Array | None, init_params: Params | None) -> System:
         """Inspect the model, choose what the settings leave open, and compile nothing yet."""
         if is_traced(call.arrays):
             raise ModelError(
@@ -231,7 +231,7 @@ class Systems:
                 "arguments of these shapes."
             )
         with outside_jit():
-            inspection = inspect_model(self.model, rng_key, call.args, call.kwargs, init_params)
+            inspection = inspect_model(self.model, _some_key(rng_key), call.args, call.kwargs, init_params)
             config = self._configure(inspection)
         update = jax.jit(partial(step, config))
         chunk = jax.jit(partial(run_chunk, update), donate_argnums=0)
@@ -265,3 +265,8 @@ class Systems:
             averaging=settings.averaging,
             max_energy=settings.max_energy,
         )
+
+
+def _some_key(rng_key: Array | None) -> Array:
+    """Return the key, or else one that always is the same: for a look at the model it does not matter."""
+    return random.key(0) if rng_key is None else rng_key
