@@ -239,7 +239,7 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
     population = anneal(key_anneal, density, max(num, prior.num_walkers), prior.annealing)
     draws = draw_equally(key_draw, population.position, population.log_weight, num)
     if prior.kernel is not None:
-        draws = _moved(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.annealing.num_moves)
+        draws = _move(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.annealing.num_moves)
     return prior.constrain_walkers(draws)
 
 
@@ -250,7 +250,7 @@ def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) ->
     return jax.tree.map(lambda x: x.reshape(prior.batch_shape), found)
 
 
-def _moved(rng_key: Array, kernel: AbstractKernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
+def _move(rng_key: Array, kernel: AbstractKernel, density: TiltedDensity, x: Array, num_moves: int) -> Array:
     """Move ``x`` by a kernel towards the tilted density."""
     target = batched_value_and_grad(density.log_density)
     point, adapt = start(kernel, target, x)
