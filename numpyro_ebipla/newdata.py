@@ -245,9 +245,9 @@ class NewData:
         rng_key: Array,
         params: Params,
         *args: Any,
+        annealing: Annealing = FOR_BOUNDS,
         num_particles: int = 64,
         num_populations: int = 4,
-        annealing: Annealing = FOR_BOUNDS,
         **kwargs: Any,
     ) -> Bounds:
         """Return lower and upper bounds, on average, of ``log p_θ(y)`` for data *simulated* from the model.

@@ -32,25 +32,10 @@ import numpyro
 import numpyro.distributions as dist
 from jax import random
 
-from numpyro_ebipla import (
-    EBIPLA,
-    MALA,
-    ULA,
-    Annealed,
-    Annealing,
-    Contrastive,
-    EnergyPrior,
-    Particles,
-    Persistent,
-    ShortRun,
-    ShortRunParticles,
-    SuccessiveParticles,
-    Tempered,
-    Underdamped,
-    WeightedParticles,
-    nan_masked,
-    recipes,
-)
+from numpyro_ebipla import EBIPLA, Annealing, EnergyPrior, nan_masked, recipes
+from numpyro_ebipla.kernels import MALA, ULA, Underdamped
+from numpyro_ebipla.particles import Particles, ShortRunParticles, SuccessiveParticles, WeightedParticles
+from numpyro_ebipla.walkers import Annealed, Contrastive, Persistent, ShortRun, Tempered
 
 ROOT = Path(__file__).parents[1]
 NUM_DATA, NUM_STEPS = 12, 24

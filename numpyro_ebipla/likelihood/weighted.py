@@ -9,7 +9,7 @@ from jax import Array
 from numpyro_ebipla._core.state import Latents, Params, PosteriorState
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import Block, Terms, gather
+from numpyro_ebipla.particles.block import Block, Terms, gather
 from numpyro_ebipla.particles.moves import evaluate_at
 from numpyro_ebipla.particles.weighted import weights_at
 from numpyro_ebipla.smc.normaliser import Estimate

@@ -11,7 +11,8 @@ Each is a final, frozen set of options of :class:`.AbstractParticles`: ``prepare
 at ``θ_k``, ``advance`` moves the particles on.
 """
 
-from numpyro_ebipla.particles.base import AbstractParticles, Block, Prepared
+from numpyro_ebipla.particles.base import AbstractParticles
+from numpyro_ebipla.particles.block import Block, Prepared
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.particles.weighted import WeightedParticles

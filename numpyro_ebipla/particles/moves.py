@@ -10,7 +10,7 @@ from numpyro_ebipla._core.state import Adaptation, Latents, Sites
 from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
 from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation, Point, Target, evaluate
 from numpyro_ebipla.kernels.mala import proposal_shape
-from numpyro_ebipla.particles.base import Adaptations, Block, Info, Known, LogJoint
+from numpyro_ebipla.particles.block import Adaptations, Block, Info, Known, LogJoint
 
 #: Of a shared latent's step under subsampling, see :class:`.Particles`.
 SUBSAMPLING_STEP = 0.2

@@ -7,17 +7,8 @@ from jax import Array
 
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
-from numpyro_ebipla.particles.base import (
-    AbstractUnweighted,
-    Adaptations,
-    Block,
-    Draw,
-    Info,
-    Known,
-    LogJoint,
-    Prepared,
-    check_moves,
-)
+from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
+from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import move_block
 
 

@@ -10,17 +10,8 @@ from jax import Array, lax, random
 from numpyro_ebipla._core.tree import normal_like
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.langevin import ULA
-from numpyro_ebipla.particles.base import (
-    AbstractUnweighted,
-    Adaptations,
-    Block,
-    Draw,
-    Info,
-    Known,
-    LogJoint,
-    Prepared,
-    check_moves,
-)
+from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
+from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import evaluate_at, move_block
 
 

@@ -12,17 +12,8 @@ from numpyro_ebipla._core.validate import check_share
 from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
-from numpyro_ebipla.particles.base import (
-    AbstractParticles,
-    Adaptations,
-    Block,
-    Draw,
-    Info,
-    Known,
-    LogJoint,
-    Prepared,
-    check_moves,
-)
+from numpyro_ebipla.particles.base import AbstractParticles, check_moves
+from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import evaluate_at, move_points, points_of
 from numpyro_ebipla.smc.weights import ess, normalised, resample, ula_action
 

@@ -15,7 +15,8 @@ from numpyro_ebipla._core.validate import scalar, site_names
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import AbstractParticles, Adaptations, Block, Info, Terms, gather
+from numpyro_ebipla.particles.base import AbstractParticles
+from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
 from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
 from numpyro_ebipla.training.safeguards import recall
 

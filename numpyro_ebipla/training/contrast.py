@@ -16,7 +16,7 @@ from numpyro_ebipla._core.state import Latents, Params
 from numpyro_ebipla.kernels.base import Evaluation
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import Known, Prepared
+from numpyro_ebipla.particles.block import Known, Prepared
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.safeguards import EnergyGap, energy_gap, hole_penalty, restrain
 from numpyro_ebipla.walkers.base import Walkers

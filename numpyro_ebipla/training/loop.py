@@ -18,7 +18,7 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla.checkpoint.files import Checkpoint
 from numpyro_ebipla.checkpoint.store import Store
 from numpyro_ebipla.model.blocks import Batch
-from numpyro_ebipla.particles.base import gather
+from numpyro_ebipla.particles.block import gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.step import batch_indices, log_joint_at
 from numpyro_ebipla.training.stopping import (

@@ -58,7 +58,7 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.tree import all_finite
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
-from numpyro_ebipla.particles.base import Adaptations, Block, Known
+from numpyro_ebipla.particles.block import Adaptations, Block, Known
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import quantile
 from numpyro_ebipla.training.config import Config

@@ -18,7 +18,7 @@ from numpyro_ebipla._core.tree import put
 from numpyro_ebipla.kernels.base import Evaluation
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.particles.base import Adaptations, Block, LogJoint, Prepared, Terms, gather
+from numpyro_ebipla.particles.block import Adaptations, Block, LogJoint, Prepared, Terms, gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.contrast import Contrast, contrast, cross_entropy
 from numpyro_ebipla.training.minibatch import minibatch

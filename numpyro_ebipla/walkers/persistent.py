@@ -151,8 +151,10 @@ class Persistent(AbstractWalkers):
             new, adapt, accept = move_walkers(self.kernel, self.num_moves, rng_key, density, start, state.adapt)
             return state._replace(position=new.position, momentum=new.momentum, adapt=adapt), {"accept": accept}
         key_move, key_resample = random.split(rng_key)
-        weigh = self._weigh_unadjusted if isinstance(self.kernel, ULA) else self._weigh_adjusted
-        weighted, adapt, accept = weigh(key_move, density, following, state, state.jarzynski.log_density)
+        if isinstance(self.kernel, ULA):
+            weighted, adapt, accept = self._weigh_unadjusted(key_move, density, following, state)
+        else:
+            weighted, adapt, accept = self._weigh_adjusted(key_move, following, state, state.jarzynski.log_density)
         fraction = jnp.min(ess(weighted.log_weight[: self.num_walkers])) / self.num_walkers
         (x, log_weight, log_density), resampled = self._resample(key_resample, weighted)
         jarzynski = state.jarzynski._replace(log_density=log_density)
@@ -180,15 +182,9 @@ class Persistent(AbstractWalkers):
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), active, passive), resampled
 
     def _weigh_adjusted(
-        self,
-        rng_key: Array,
-        density: TiltedDensity,
-        following: TiltedDensity,
-        state: PersistentState,
-        log_density: Array,
+        self, rng_key: Array, following: TiltedDensity, state: PersistentState, log_density: Array
     ) -> tuple[Weighted, Adaptation, Array]:
         """Weigh the walkers by what ``θ_{k+1}`` makes of them, and move them there."""
-        del density
         log_weight = state.log_weight + following.log_density(state.position) - log_density
         start = Point(state.position, None, None)
         new, adapt, accept = move_walkers(self.kernel, self.num_moves, rng_key, following, start, state.adapt)
@@ -196,19 +192,13 @@ class Persistent(AbstractWalkers):
         return Weighted(new.position, log_weight, new.log_density), adapt, accept
 
     def _weigh_unadjusted(
-        self,
-        rng_key: Array,
-        density: TiltedDensity,
-        following: TiltedDensity,
-        state: PersistentState,
-        log_density: Array,
+        self, rng_key: Array, density: TiltedDensity, following: TiltedDensity, state: PersistentState
     ) -> tuple[Weighted, Adaptation, Array]:
         """Move the walkers at ``θ_k``, and weigh them towards ``θ_{k+1}`` at the last of the moves.
 
         :func:`.run_moves` does not serve here: an increment needs the gradients at both ends of each move, the last
         one's under another density.
         """
-        del log_density
         now, then = (batched_value_and_grad(at.log_density) for at in (density, following))
         adapt, log_weight = state.adapt, state.log_weight
         here = Point(state.position, *now(state.position))

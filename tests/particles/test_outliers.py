@@ -13,7 +13,7 @@ from numpyro_ebipla import EBIPLA, MALA, ULA
 from numpyro_ebipla._core.state import Latents
 from numpyro_ebipla.kernels import Evaluation
 from numpyro_ebipla.particles import Block, Particles, ShortRunParticles, WeightedParticles
-from numpyro_ebipla.particles.base import Adaptations, Known
+from numpyro_ebipla.particles.block import Adaptations, Known
 from numpyro_ebipla.training.safeguards import BETWEEN_LOOKS, FIRST_LOOK, is_due, recall
 
 positive = dist.constraints.positive

@@ -22,7 +22,7 @@ from numpyro_ebipla import (
 )
 from numpyro_ebipla._core.state import Latents
 from numpyro_ebipla.particles import Block
-from numpyro_ebipla.particles.base import Adaptations, Terms
+from numpyro_ebipla.particles.block import Adaptations, Terms
 from numpyro_ebipla.particles.moves import evaluate_at
 from numpyro_ebipla.smc.density import TiltedDensity
 from tests.models import fitter, latent_energy, observed_energy
