@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._core.state import Params, TrainState
-from numpyro_ebipla._core.validate import check_key, check_options, check_untraced, count, scalar
+from numpyro_ebipla._core.validate import as_count, check_key, check_options, check_scalar, check_untraced
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import AbstractKernel
@@ -107,25 +107,25 @@ class EBIPLA(NewData):
         if not callable(model):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
         self.model = model
-        self.num_steps = count("num_steps", num_steps)
-        self.num_samples = count("num_samples", num_samples)
-        self.thinning = count("thinning", thinning)
-        self.warmup = count("warmup", warmup, least=0)
+        self.num_steps = as_count("num_steps", num_steps)
+        self.num_samples = as_count("num_samples", num_samples)
+        self.thinning = as_count("thinning", thinning)
+        self.warmup = as_count("warmup", warmup, least=0)
         strategies = prior.values() if isinstance(prior, dict) else [prior]
         if not all(isinstance(s, AbstractWalkers | None) for s in strategies):
             raise TypeError(
                 f"prior must be a walker strategy such as Tempered(), or {{site: strategy}}, got {prior!r}."
             )
         if averaging is not None:
-            scalar("averaging", averaging, lambda x: 0 <= x < np.inf, "None or a number of at least 0")
-        scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
+            check_scalar("averaging", averaging, lambda x: 0 <= x < np.inf, "None or a number of at least 0")
+        check_scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
         if refuse is not None and not callable(refuse):
             raise TypeError(f"refuse must be a function of the model's layout, got {refuse!r}.")
         optim = default_optimizer if optim is None else optim
         if optim is not default_optimizer:
             optim = by_role(optim) if isinstance(optim, dict) else as_optax(optim)
         self.settings = Settings(
-            num_particles=None if num_particles is None else count("num_particles", num_particles),
+            num_particles=None if num_particles is None else as_count("num_particles", num_particles),
             posterior=parse_posterior(posterior, kernel, num_moves),
             prior=prior,
             optim=optim,
@@ -234,7 +234,7 @@ class EBIPLA(NewData):
         check_options(self.model, self.run, own | {"num_steps": num_steps or None, "stop_at_r_hat": stop_at_r_hat})
         limits = parse_limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
-        num_steps = self.num_steps if num_steps is None else count("num_steps", num_steps, least=0)
+        num_steps = self.num_steps if num_steps is None else as_count("num_steps", num_steps, least=0)
         if init_state is not None and init_params is not None:
             raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)

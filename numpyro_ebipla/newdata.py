@@ -12,7 +12,7 @@ from jax import Array, random
 from numpyro_ebipla._core.errors import ModelError, warn
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_traced
-from numpyro_ebipla._core.validate import accepts, check_options, check_untraced, count, site_names
+from numpyro_ebipla._core.validate import accepts, as_count, as_site_names, check_options, check_untraced
 from numpyro_ebipla.likelihood.annealed import TOO_SHORT, LogLikelihood, check_proper, is_joint, log_likelihood
 from numpyro_ebipla.likelihood.bidirectional import Bounds, bidirectional
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
@@ -227,9 +227,9 @@ class NewData:
         """
         check_options(self.model, self.reconstruct, {"num_draws": num_draws, "sites": sites})
         populations = self._populations(self.reconstruct, kwargs, num_particles, 1, annealing)
-        num_draws = None if num_draws is None else count("num_draws", num_draws)
+        num_draws = None if num_draws is None else as_count("num_draws", num_draws)
         held = self._systems.hold(rng_key, params, args, kwargs)
-        chosen = None if sites is None else site_names("sites", sites)
+        chosen = None if sites is None else as_site_names("sites", sites)
         found, left = reconstruct(held.model, held.params, held.batch, num_draws, chosen, populations)
         _warn_of_short_ladders("reconstruct", left < TOO_SHORT, annealing, "what is said of them may be far off")
         for name, value in found.items():
@@ -306,8 +306,8 @@ class NewData:
                 )
         if not isinstance(annealing, Annealing):
             raise TypeError(f"annealing must be Annealing(…), got {annealing!r}.")
-        num_particles = count("num_particles", num_particles, least=2)
-        return Populations(num_particles, count("num_populations", num_populations), annealing)
+        num_particles = as_count("num_particles", num_particles, least=2)
+        return Populations(num_particles, as_count("num_populations", num_populations), annealing)
 
 
 def _warn_of_short_ladders(what: str, short: Any, annealing: Annealing, so: str) -> None:

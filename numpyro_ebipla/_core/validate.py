@@ -64,7 +64,7 @@ def check_options(model: Callable, method: Callable, options: dict[str, Any]) ->
             )
 
 
-def count(name: str, value: Any, least: int = 1) -> int:
+def as_count(name: str, value: Any, least: int = 1) -> int:
     """Return ``value`` as an integer of at least ``least``, or raise a ValueError that names it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
@@ -74,10 +74,10 @@ def count(name: str, value: Any, least: int = 1) -> int:
 def check_counts(options: Any, *names: str) -> None:
     """Raise unless attributes are integers of at least one."""
     for name in names:
-        count(f"{type(options).__name__}: {name}", getattr(options, name))
+        as_count(f"{type(options).__name__}: {name}", getattr(options, name))
 
 
-def number(name: str, value: Any, above: float = 0.0, below: float = np.inf) -> None:
+def check_within(name: str, value: Any, above: float = 0.0, below: float = np.inf) -> None:
     """Raise unless ``value`` is a number between two bounds; a schedule (a function) passes.
 
     Raises:
@@ -85,10 +85,10 @@ def number(name: str, value: Any, above: float = 0.0, below: float = np.inf) -> 
     """
     if not callable(value):
         bounds = f"above {above:g}" if np.isinf(below) else f"between {above:g} and {below:g}"
-        scalar(name, value, lambda x: above < x < below, f"a number {bounds}")
+        check_scalar(name, value, lambda x: above < x < below, f"a number {bounds}")
 
 
-def scalar(name: str, value: Any, sound: Callable[[Any], Any], wanted: str) -> None:
+def check_scalar(name: str, value: Any, sound: Callable[[Any], Any], wanted: str) -> None:
     """Raise unless ``value`` is a number, and ``sound``.
 
     Raises:
@@ -99,13 +99,13 @@ def scalar(name: str, value: Any, sound: Callable[[Any], Any], wanted: str) -> N
         raise ValueError(f"{name} must be {wanted}, got {value!r}.")
 
 
-def site_names(name: str, value: Any) -> tuple[str, ...]:
+def as_site_names(name: str, value: Any) -> tuple[str, ...]:
     """Return names of sites; a lone string is one.
 
     Raises:
         TypeError: naming the argument.
 
-    >>> site_names("sites", "latent")
+    >>> as_site_names("sites", "latent")
     ('latent',)
     """
     if isinstance(value, str):
@@ -118,7 +118,7 @@ def site_names(name: str, value: Any) -> tuple[str, ...]:
 
 def check_number(options: Any, name: str, above: float = 0.0, below: float = np.inf) -> None:
     """Raise unless an attribute is a number between two bounds, or a schedule."""
-    number(f"{type(options).__name__}: {name}", getattr(options, name), above, below)
+    check_within(f"{type(options).__name__}: {name}", getattr(options, name), above, below)
 
 
 def check_share(options: Any, name: str) -> None:

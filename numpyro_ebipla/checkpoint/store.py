@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._core.errors import CheckpointError, ModelError, warn
-from numpyro_ebipla._core.validate import count
+from numpyro_ebipla._core.validate import as_count
 from numpyro_ebipla.checkpoint.files import (
     Checkpoint,
     clean,
@@ -49,8 +49,8 @@ class Store:
     ) -> None:
         if not isinstance(directory, str | os.PathLike) or not str(directory):
             raise TypeError(f"checkpoint_dir must be the path of a directory, got {directory!r}.")
-        self.every = count("checkpoint_every", every)
-        self.keep = count("keep_checkpoints", keep)
+        self.every = as_count("checkpoint_every", every)
+        self.keep = as_count("keep_checkpoints", keep)
         if not isinstance(resume, bool) and resume != "previous":
             raise ValueError(f"resume must be True, False or 'previous', got {resume!r}.")
         self.resume, self.directory = resume, Path(directory)

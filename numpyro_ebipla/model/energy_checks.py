@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import random
 
-from numpyro_ebipla._core.validate import count
+from numpyro_ebipla._core.validate import as_count
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.smc.annealing import Annealing
 
@@ -81,7 +81,7 @@ def check_options(num_walkers: Any, annealing: Any, kernel: Any) -> None:
     Raises:
         ValueError, TypeError: naming the option.
     """
-    count("EnergyPrior: num_walkers", num_walkers)
+    as_count("EnergyPrior: num_walkers", num_walkers)
     if not isinstance(annealing, Annealing):
         raise TypeError(f"EnergyPrior: annealing must be Annealing(…), got {annealing!r}.")
     if not isinstance(kernel, AbstractKernel | None):

@@ -9,7 +9,7 @@ from jax import Array
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.validate import site_names
+from numpyro_ebipla._core.validate import as_site_names
 from numpyro_ebipla.model.energy import unwrap
 
 
@@ -50,7 +50,7 @@ class nan_masked(Messenger):
                 f"nan_masked: model must be a function with NumPyro primitives, got {type(model).__name__}."
             )
         super().__init__(model)
-        self.sites = None if sites is None else site_names("nan_masked: sites", sites)
+        self.sites = None if sites is None else as_site_names("nan_masked: sites", sites)
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Mask an observed site."""

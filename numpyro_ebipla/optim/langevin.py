@@ -13,7 +13,7 @@ import optax
 from jax import Array, random
 
 from numpyro_ebipla._core.tree import normal_like
-from numpyro_ebipla._core.validate import number
+from numpyro_ebipla._core.validate import check_within
 from numpyro_ebipla.kernels.langevin import kinetic_move, kinetic_terms
 
 
@@ -37,7 +37,7 @@ def langevin_noise(
     Raises:
         ValueError: if the step size is not positive.
     """
-    number("langevin_noise: step_size", step_size)
+    check_within("langevin_noise: step_size", step_size)
 
     def update(
         updates: Any, state: NoiseState, params: Any = None, *, rng_key: Array, **extra: Any
@@ -66,7 +66,7 @@ def langevin(
     Raises:
         ValueError: if the step size is not positive.
     """
-    number("langevin: step_size", step_size)
+    check_within("langevin: step_size", step_size)
     descent = _descent(step_size, whole)
     return optax.chain(descent, langevin_noise(step_size, whole=whole)) if noise else descent
 
@@ -118,8 +118,8 @@ def kinetic_langevin(
     Raises:
         ValueError: if step size or friction is not positive.
     """
-    number("kinetic_langevin: step_size", step_size)
-    number("kinetic_langevin: friction", friction)
+    check_within("kinetic_langevin: step_size", step_size)
+    check_within("kinetic_langevin: friction", friction)
     h, gamma = step_size, friction
 
     def init(params: Any) -> KineticState:

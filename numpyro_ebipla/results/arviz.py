@@ -10,7 +10,7 @@ from jax import Array, random
 
 from numpyro_ebipla._core.static import is_array
 from numpyro_ebipla._core.tree import by_path
-from numpyro_ebipla._core.validate import scalar
+from numpyro_ebipla._core.validate import check_scalar
 from numpyro_ebipla.results.at_draws import log_likelihood as likelihood_at_draws
 from numpyro_ebipla.results.at_draws import posterior_predictive as predicted_at_draws
 from numpyro_ebipla.results.sites import (
@@ -56,7 +56,7 @@ def convert(
 ) -> Any:
     """Convert a fit; see :meth:`.Fit.to_arviz`."""
     az = import_arviz()
-    scalar("max_bytes", max_bytes, lambda x: x > 0, "a number above 0")
+    check_scalar("max_bytes", max_bytes, lambda x: x > 0, "a number above 0")
     chosen = chosen_indices(fit, indices)
     key = fit.key(KEY_ARVIZ, rng_key)
     sites, observed = trace_sites(fit, chosen, dims)

@@ -11,7 +11,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params, TrainState
-from numpyro_ebipla._core.validate import scalar, site_names
+from numpyro_ebipla._core.validate import as_site_names, check_scalar
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -83,8 +83,8 @@ def with_sites(
     """
     model = inspection.model
     known = [*model.latents, *inspection.deterministic]
-    chosen = tuple(model.latents) if sites is None else site_names("sites", sites)
-    scalar("max_bytes", plan.max_bytes, lambda x: x > 0, "a number above 0")
+    chosen = tuple(model.latents) if sites is None else as_site_names("sites", sites)
+    check_scalar("max_bytes", plan.max_bytes, lambda x: x > 0, "a number above 0")
     for name in chosen:
         if name not in known:
             raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.validate import count
+from numpyro_ebipla._core.validate import as_count
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -47,7 +47,7 @@ def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> AbstractPart
     kernel = MALA() if kernel is None else kernel
     if not isinstance(kernel, AbstractKernel):
         raise TypeError(f"kernel must be ULA(), MALA() or Underdamped(), got {kernel!r}.")
-    return Particles(kernel, 1 if num_moves is None else count("num_moves", num_moves))
+    return Particles(kernel, 1 if num_moves is None else as_count("num_moves", num_moves))
 
 
 def choose_walkers(model: LatentModel, prior: Any) -> dict[str, AbstractWalkers]:

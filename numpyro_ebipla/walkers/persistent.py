@@ -9,7 +9,7 @@ from jax import Array, random
 
 from numpyro_ebipla._core.state import Adaptation
 from numpyro_ebipla._core.tree import batched_value_and_grad
-from numpyro_ebipla._core.validate import check_counts, check_share, check_type, count
+from numpyro_ebipla._core.validate import as_count, check_counts, check_share, check_type
 from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation, Point
 from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
@@ -96,7 +96,7 @@ class Persistent(AbstractWalkers):
         check_counts(self, "num_walkers", "num_moves")
         check_type(self, "kernel", AbstractKernel, "ULA(), MALA() or Underdamped()")
         check_share(self, "threshold")
-        count("Persistent: num_passive", self.num_passive, least=0)
+        as_count("Persistent: num_passive", self.num_passive, least=0)
         if self.weighted and not isinstance(self.kernel, ULA | MALA):
             raise ValueError(
                 f"Persistent(weighted=True) has Jarzynski increments for ULA and MALA, not for "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, random
 
-from numpyro_ebipla._core.validate import check_counts, check_number, count
+from numpyro_ebipla._core.validate import as_count, check_counts, check_number
 from numpyro_ebipla.smc.density import LEAST_VARIANCE, TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered
 from numpyro_ebipla.smc.weights import log_mean_exp, normalised
 from numpyro_ebipla.walkers.base import AbstractPrepared, Info, LadderSample, Walkers
@@ -98,7 +98,7 @@ class Tempered(AbstractPrepared):
 
     def __post_init__(self) -> None:
         check_counts(self, "num_walkers", "num_moves")
-        count("Tempered: num_rungs", self.num_rungs, least=2)
+        as_count("Tempered: num_rungs", self.num_rungs, least=2)
         if self.trust is not None:
             check_number(self, "trust")
         if self.restraint is not None and not (len(self.restraint) == 2 and 0 <= self.restraint[0] < self.restraint[1]):
