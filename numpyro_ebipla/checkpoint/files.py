@@ -248,7 +248,7 @@ def _digest(file: Any, size: int) -> bytes:
     file.seek(0)
     digest = hashlib.sha256()
     while size:
-        block = file.read(min(size, 1 << 20))
+        block = file.read(min(size, 1 << 20))  # a mebibyte at a time
         digest.update(block)
         size -= len(block)
     file.seek(0, os.SEEK_CUR)  # a write may follow the reads

@@ -28,6 +28,9 @@ from numpyro_ebipla.checkpoint.files import (
 #: What the header of a run's checkpoint says.
 HEADER = ("step", "started_at", "start", "data", "model", "program", "releases")
 
+#: Steps between two checkpoints, and how many are kept, unless said otherwise.
+EVERY, KEEP = 1000, 3
+
 
 class Store:
     """The checkpoints of one run, in a directory of their own.
@@ -45,7 +48,7 @@ class Store:
     """
 
     def __init__(
-        self, directory: str | os.PathLike, every: int = 1000, keep: int = 3, resume: bool | str = True
+        self, directory: str | os.PathLike, every: int = EVERY, keep: int = KEEP, resume: bool | str = True
     ) -> None:
         if not isinstance(directory, str | os.PathLike) or not str(directory):
             raise TypeError(f"checkpoint_dir must be the path of a directory, got {directory!r}.")
@@ -199,7 +202,7 @@ class Store:
 
 
 def open_store(
-    directory: str | os.PathLike | None, every: int = 1000, keep: int = 3, resume: bool | str = True
+    directory: str | os.PathLike | None, every: int = EVERY, keep: int = KEEP, resume: bool | str = True
 ) -> Store | None:
     """Return the :class:`Store` that the arguments of ``run`` ask for, or None.
 
@@ -208,7 +211,7 @@ def open_store(
     """
     if directory is not None:
         return Store(directory, every, keep, resume)
-    if (every, keep, resume) != (1000, 3, True):
+    if (every, keep, resume) != (EVERY, KEEP, True):
         raise ValueError(
             "checkpoint_every, keep_checkpoints and resume need checkpoint_dir=…, a directory of this run."
         )

@@ -129,7 +129,7 @@ def _mmd2(x: Array, y: Array) -> Array:
     both -= both.mean(0)  # distances are differences of squares
     norm = jnp.sum(both**2, -1)
     distance = jnp.maximum(norm[:, None] + norm - 2 * both @ both.T, 0.0)
-    width = jnp.mean(distance) + 1e-30
+    width = jnp.mean(distance) + 1e-30  # draws that are all the same are alike
     kernel = jnp.exp(-distance / width)
     n = len(x)
     off_diagonal = lambda k: (k.sum() - jnp.trace(k)) / (len(k) * (len(k) - 1))

@@ -31,6 +31,9 @@ NEEDS_A_NUMBER = (
     jax.errors.TracerArrayConversionError,
 )
 
+#: Draws of a base at which its energy is tried out.
+TRIED = 8
+
 
 class InitialNumbers(NamedTuple):
     """The numbers that a model starts with, for one key.
@@ -157,7 +160,7 @@ def _numbers(trace: dict[str, Any], layout: ModelLayout) -> InitialNumbers:
     mutable = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
     priors = {name: unwrap(trace[name]["fn"]) for name in layout.energies}
     densities = {n: prior.tilted() for n, prior in priors.items()}
-    energies = {n: d.energy(d.sample_base(jax.random.key(0), 8)) for n, d in densities.items()}
+    energies = {n: d.energy(d.sample_base(jax.random.key(0), TRIED)) for n, d in densities.items()}
     observed = {n: s for n, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
     outside = {n: _outside(s) for n, s in observed.items()}
     arrays = jax.tree.map(jnp.copy, split_static(constrained)[0])

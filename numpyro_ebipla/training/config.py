@@ -16,6 +16,9 @@ from numpyro_ebipla.walkers.annealed import Annealed
 from numpyro_ebipla.walkers.base import AbstractWalkers
 from numpyro_ebipla.walkers.tempered import Tempered
 
+#: Walkers of each datum's own prior, by default: there are as many populations as data in a minibatch.
+WALKERS_PER_DATUM = 64
+
 
 class Config(NamedTuple):
     """One choice per column of the table of systems: what a step is composed of."""
@@ -60,7 +63,7 @@ def choose_walkers(model: LatentModel, prior: Any) -> dict[str, AbstractWalkers]
     for name, site in model.energies.items():
         chosen = prior.get(name) if isinstance(prior, dict) else prior
         if chosen is None:
-            chosen = Annealed(num_walkers=64) if site.per_datum else Tempered()
+            chosen = Annealed(num_walkers=WALKERS_PER_DATUM) if site.per_datum else Tempered()
         if site.per_datum and not chosen.per_datum:
             raise ModelError(
                 f"the energy prior at '{name}' is conditional on covariates of the data, so each datum has a "
