@@ -107,9 +107,9 @@ class NewData:
             by_datum = None if model.global_sites else 0
             axes = ((None if model.global_sites else 1, None), by_datum)
             at = batch._replace(rng_key=key_anneal)
-            (local, glob), left = model.map_blocks(lambda here: anneal(held.params, here), at, axes)
-            local, glob = jax.tree.map(jnp.asarray, (local, glob))
-            state = state._replace(posterior=state.posterior._replace(local=local, shared=glob))
+            (local, shared), left = model.map_blocks(lambda here: anneal(held.params, here), at, axes)
+            local, shared = jax.tree.map(jnp.asarray, (local, shared))
+            state = state._replace(posterior=state.posterior._replace(local=local, shared=shared))
             _warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
         key_draws, record = random.fold_in(key_run, 1), (state, {"contrast": np.zeros(0)}, None, progress_bar)
         return collection.finish(key_draws, *record, self.model, args, held.call.kwargs)

@@ -33,7 +33,7 @@ class Structural:
 
 
 class Leaf:
-    """A leaf that is no array, held by value where it is hashable."""
+    """A leaf that is not an array, held by value where it is hashable."""
 
     def __init__(self, value: Any) -> None:
         self.value, self.key = value, hashable(value)

@@ -62,7 +62,7 @@ class Store:
             self.directory.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:  # the latter for a null byte
             raise ValueError(
-                f"checkpoint_dir: {str(directory)!r} is no directory and cannot be made ({error})."
+                f"checkpoint_dir: {str(directory)!r} is not a directory and cannot be made ({error})."
             ) from error
         if not os.access(self.directory, os.R_OK | os.W_OK | os.X_OK):
             raise ValueError(f"checkpoint_dir: no permission to read and write in '{directory}'.")

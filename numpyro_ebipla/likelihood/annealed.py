@@ -146,8 +146,8 @@ def check_proper(model: LatentModel, params: Params, batch: Batch, scaled: bool 
             scale = usual if site["scale"] is None else site["scale"]
             if not scaled and (isinstance(scale, jax.core.Tracer) or not np.allclose(scale, usual)):
                 raise ModelError(
-                    f"the site '{name}' is scaled (numpyro.handlers.scale): a power of its density is no likelihood; "
-                    "take the scale off."
+                    f"the site '{name}' is scaled (numpyro.handlers.scale): a power of its density is not a "
+                    "likelihood; take the scale off."
                 )
 
     jax.eval_shape(look, batch)

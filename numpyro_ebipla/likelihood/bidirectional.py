@@ -70,7 +70,7 @@ class Simulated(NamedTuple):
     """Sites drawn from the model, and values of its observed sites."""
 
     local: Sites
-    glob: Sites
+    shared: Sites
     values: dict[str, Array]
 
 
@@ -123,7 +123,7 @@ def _bounds(
     num, annealing = populations.num_particles, populations.annealing
     path = learn_path(key_pilot, density.tilted, num, temps, annealing)
     base = density.tilted.sample_base(key_base, num)
-    true = density.flat(*jax.tree.map(lambda x: jnp.repeat(x[None], num, 0), (draw.local, draw.glob)))
+    true = density.flat(*jax.tree.map(lambda x: jnp.repeat(x[None], num, 0), (draw.local, draw.shared)))
     lower = log_mean_exp(weigh_along(key_forward, density.tilted, base, path, annealing.num_moves))
     upper = -log_mean_exp(weigh_along(key_back, density.tilted, true, path, annealing.num_moves, back=True))
     by_datum = by_datum.sum() + rest if is_joint(model) else by_datum

@@ -46,11 +46,11 @@ def log_z_shift(model: LatentModel, params: Params, batch: Batch, log_z: dict[st
         batch: data to visit.
         log_z: the normalisers, of which the shapes matter.
     """
-    local, glob = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
+    local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
     zero = {name: jnp.zeros_like(estimate.value) for name, estimate in log_z.items()}
 
     def joint(log_z: dict[str, Array]) -> tuple[Array, Array]:
-        found = model.log_joint(params, local, glob, batch, log_z)
+        found = model.log_joint(params, local, shared, batch, log_z)
         return found.per_datum[0], found.rest[0]
 
     return lambda by: jax.jvp(joint, (zero,), (zero | by,))[1], joint

@@ -37,7 +37,7 @@ class PosteriorPopulation(NamedTuple):
 
     Attributes:
         local: ``{site: [N, B, *event]}`` unconstrained.
-        glob: ``{site: [N, *event]}``.
+        shared: ``{site: [N, *event]}``.
         log_density: ``[*C]`` log joint density at fixed parameters, energies unnormalised.
         rest: log density of what depends on no latent, beside ``annealed.log_z``: observed sites outside the data
             plate.
@@ -45,7 +45,7 @@ class PosteriorPopulation(NamedTuple):
     """
 
     local: Sites
-    glob: Sites
+    shared: Sites
     log_density: Array
     rest: Array
     annealed: smc.Population
@@ -73,13 +73,13 @@ def posterior_density(model: LatentModel, params: Params, batch: Batch) -> Poste
     Data are independent unless there are global latents; then all data must be in the batch.
     """
     draw = lambda key: model.draw_latents(params, batch._replace(rng_key=key))
-    local, glob = jax.eval_shape(draw, batch.rng_key)
+    local, shared = jax.eval_shape(draw, batch.rng_key)
     joined = bool(model.global_sites)
 
     def split(x: Array) -> tuple[Sites, Sites]:
         out: list[Sites] = [{}, {}]
         at = 0
-        for which, sites in enumerate((local, glob)):
+        for which, sites in enumerate((local, shared)):
             for name, site in sites.items():
                 shape = site.shape if joined or which else site.shape[1:]
                 size = math.prod(shape)
@@ -87,9 +87,9 @@ def posterior_density(model: LatentModel, params: Params, batch: Batch) -> Poste
                 at += size
         return out[0], out[1]
 
-    def flat(local: Sites, glob: Sites) -> Array:
+    def flat(local: Sites, shared: Sites) -> Array:
         lead = 1 if joined else 2
-        parts = [v.reshape((*v.shape[:lead], -1)) for v in (*local.values(), *glob.values())]
+        parts = [v.reshape((*v.shape[:lead], -1)) for v in (*local.values(), *shared.values())]
         return jnp.concatenate(parts, -1)
 
     def log_base(x: Array) -> Array:
@@ -126,7 +126,7 @@ def draw_posterior(rng_key: Array, population: PosteriorPopulation, num_draws: i
     log_weight = population.annealed.log_weight
     if log_weight.ndim == 1:
         ancestors = systematic_ancestors(rng_key, log_weight, num_draws)
-        return jax.tree.map(lambda x: x[ancestors], (population.local, population.glob))
+        return jax.tree.map(lambda x: x[ancestors], (population.local, population.shared))
     keys = random.split(rng_key, log_weight.shape[1])
     draw = lambda key, log_weight: systematic_ancestors(key, log_weight, num_draws)
     ancestors = jax.vmap(draw, (0, 1), 1)(keys, log_weight)

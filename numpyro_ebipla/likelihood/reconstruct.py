@@ -82,8 +82,8 @@ def _of_block(
     key_anneal, key_draw = random.split(batch.rng_key)
     names = tuple(name for name, _ in axes)
 
-    def means(local: Sites, glob: Sites) -> dict[str, Array]:
-        return model.means(params, local, glob, batch, names)
+    def means(local: Sites, shared: Sites) -> dict[str, Array]:
+        return model.means(params, local, shared, batch, names)
 
     if not model.latents:
         only = means({}, {})
@@ -98,8 +98,8 @@ def _of_block(
 
     def add(total: dict[str, Array], particle: Any) -> tuple[dict[str, Array], None]:
         """Add one particle's means: those of all particles at once may not fit into memory."""
-        local, glob, weight = particle
-        mean = means(local, glob)
+        local, shared, weight = particle
+        mean = means(local, shared)
         for name, axis in axes:
             if weight.ndim == 0:
                 share = weight
@@ -108,7 +108,7 @@ def _of_block(
             total[name] += share * mean[name]
         return total, None
 
-    one = jax.tree.map(lambda x: x[0], (population.local, population.glob))
+    one = jax.tree.map(lambda x: x[0], (population.local, population.shared))
     shapes = jax.eval_shape(means, *one)
     start = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-    return lax.scan(add, start, (population.local, population.glob, weight))[0], left
+    return lax.scan(add, start, (population.local, population.shared, weight))[0], left

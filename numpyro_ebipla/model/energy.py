@@ -74,7 +74,7 @@ class EnergyPrior(dist.Distribution):
         kernel: of further moves at the end, as many as at each temperature; none by default.
 
     Raises:
-        TypeError: if ``energy`` is not callable or ``base`` is no distribution.
+        TypeError: if ``energy`` is not callable or ``base`` is not a distribution.
         ValueError: if the base is discrete or cannot be sampled, or the energy's shape does not fit.
 
     >>> import jax.numpy as jnp, numpyro.distributions as dist

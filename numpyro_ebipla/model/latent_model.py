@@ -118,19 +118,19 @@ class LatentModel:
 
     # --- densities ------------------------------------------------------------------------------------
 
-    def log_joint(self, params: Params, local: Sites, glob: Sites, batch: Batch, log_z: dict[str, Array]) -> Joint:
+    def log_joint(self, params: Params, local: Sites, shared: Sites, batch: Batch, log_z: dict[str, Array]) -> Joint:
         """Return log densities of N particles, in unconstrained space (Jacobians included).
 
         Args:
             params: constrained parameters.
             local: ``{site: [N, B, *event]}``.
-            glob: ``{site: [N, *event]}``.
+            shared: ``{site: [N, *event]}``.
             batch: data to visit.
             log_z: ``{energy site: log normaliser}``, broadcasting to its batch shape; zero if missing.
         """
 
-        def one(local: Sites, glob: Sites) -> Joint:
-            trace, log_det = self.trace(params, local, glob, batch)
+        def one(local: Sites, shared: Sites) -> Joint:
+            trace, log_det = self.trace(params, local, shared, batch)
             per_datum = jnp.zeros((self.width(batch),))
             rest = jnp.zeros(())
             for name, site in trace.items():
@@ -146,21 +146,21 @@ class LatentModel:
             return Joint(per_datum, rest, state, jax.lax.stop_gradient(energies))
 
         if self.latents:
-            joint = jax.vmap(one)(local, glob)
+            joint = jax.vmap(one)(local, shared)
         else:
             joint = jax.tree.map(lambda x: x[None], one({}, {}))
         first = jax.tree.map(lambda x: x[0], joint.mutable)
         return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
 
-    def log_base(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> tuple[Array, Array]:
+    def log_base(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> tuple[Array, Array]:
         """Return log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws.
 
         In unconstrained space: that is the latents' priors, normalised, with the bases of energy priors; scales and
         masks are left out.
         """
 
-        def one(local: Sites, glob: Sites) -> tuple[Array, Array]:
-            trace, log_det = self.trace(params, local, glob, batch)
+        def one(local: Sites, shared: Sites) -> tuple[Array, Array]:
+            trace, log_det = self.trace(params, local, shared, batch)
             per_datum, rest = jnp.zeros((self.width(batch),)), jnp.zeros(())
             for name in self.latents:
                 site = {**trace[name], "fn": unmasked(trace[name]["fn"]), "scale": None}
@@ -172,16 +172,16 @@ class LatentModel:
                     rest += value.sum()
             return per_datum, rest
 
-        return jax.vmap(one)(local, glob)
+        return jax.vmap(one)(local, shared)
 
-    def energy_positions(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> dict[str, Array]:
+    def energy_positions(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> dict[str, Array]:
         """Return where particles, or data, stand at every energy prior that is not conditional: ``[n, *event]``.
 
         ``[n, D, *event]`` at a prior of D elements, see :meth:`.EnergyPrior.as_walkers`.
         """
 
-        def one(local: Sites, glob: Sites) -> dict[str, Array]:
-            trace, _ = self.trace(params, local, glob, batch)
+        def one(local: Sites, shared: Sites) -> dict[str, Array]:
+            trace, _ = self.trace(params, local, shared, batch)
             result = {}
             for name, site in self.energies.items():
                 if not site.per_datum:
@@ -191,11 +191,11 @@ class LatentModel:
         if not self.latents:
             return one({}, {})
         flat = lambda x: x.reshape((-1, *x.shape[2:]))
-        return jax.tree.map(flat, jax.vmap(one)(local, glob))
+        return jax.tree.map(flat, jax.vmap(one)(local, shared))
 
-    def faults(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> dict[str, Array]:
+    def faults(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> dict[str, Array]:
         """Return where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
-        trace, log_det = self.trace(params, local, glob, batch)
+        trace, log_det = self.trace(params, local, shared, batch)
         result = {}
         for name, site in trace.items():
             if site["type"] != "sample":
@@ -220,9 +220,11 @@ class LatentModel:
         trace, _ = self.trace(params, {}, {}, batch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
-    def means(self, params: Params, local: Sites, glob: Sites, batch: Batch, sites: Sequence[str]) -> dict[str, Array]:
+    def means(
+        self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, Array]:
         """Return means of the distributions at ``sites`` given one particle, in the sites' full shapes."""
-        trace, _ = self.trace(params, local, glob, batch)
+        trace, _ = self.trace(params, local, shared, batch)
         fns = {name: trace[name]["fn"] for name in sites}
         return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
 
@@ -245,24 +247,26 @@ class LatentModel:
 
     def _unconstrained(self, trace: dict[str, Any]) -> tuple[Sites, Sites]:
         """Return the latents of a trace, as :meth:`draw_latents` does."""
-        local, glob = {}, {}
+        local, shared = {}, {}
         for name, site in self.latents.items():
             fn, value = trace[name]["fn"], trace[name]["value"]
             u = biject_to(fn.support).inv(value)
             if site.local:
                 local[name] = jnp.moveaxis(u, u.ndim + site.axis, 0)
             else:
-                glob[name] = u
-        return local, glob
+                shared[name] = u
+        return local, shared
 
-    def values(self, params: Params, local: Sites, glob: Sites, batch: Batch, sites: Sequence[str]) -> dict[str, Array]:
+    def values(
+        self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, Array]:
         """Return constrained values of N particles at ``sites`` (latent or deterministic): ``[N, ...]``."""
 
-        def one(local: Sites, glob: Sites) -> dict[str, Array]:
-            trace, _ = self.trace(params, local, glob, batch)
+        def one(local: Sites, shared: Sites) -> dict[str, Array]:
+            trace, _ = self.trace(params, local, shared, batch)
             return {name: trace[name]["value"] for name in sites}
 
-        return jax.vmap(one)(local, glob)
+        return jax.vmap(one)(local, shared)
 
     def simulate(self, params: Params, batch: Batch) -> tuple[Sites, Sites, dict[str, Array]]:
         """Draw ``(local, global, {observed site: value})`` from the model, unconstrained latents.
@@ -271,10 +275,10 @@ class LatentModel:
         """
         model = handlers.uncondition(self._bound(params, batch))
         trace = trace_model(model, *join_static(batch.data, self.static_arguments))
-        local, glob = self._unconstrained(trace)
+        local, shared = self._unconstrained(trace)
         sites = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
         values = {name: v for name, v in sites.items() if name not in self.latents}
-        return local, glob, values
+        return local, shared, values
 
     # --- running the model ----------------------------------------------------------------------------
 
@@ -335,12 +339,14 @@ class LatentModel:
         assert self.plate is not None, "without a plate no site is local"
         return self.plate.by_datum(value)
 
-    def trace(self, params: Params, local: Sites, glob: Sites, batch: Batch) -> tuple[dict[str, Any], dict[str, Array]]:
+    def trace(
+        self, params: Params, local: Sites, shared: Sites, batch: Batch
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
         """Trace of the model with one particle in place, and its Jacobian terms by site.
 
         Sites that the particle lacks are drawn as :meth:`draw_latents` says.
         """
-        particle = dict(glob)
+        particle = dict(shared)
         for name, value in local.items():
             particle[name] = jnp.moveaxis(value, 0, self.latents[name].axis)
         placed = place(self._bound(params, batch), particle)

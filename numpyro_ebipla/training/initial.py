@@ -95,7 +95,7 @@ def _weighted_particles(config: Config, rng_key: Array, params: Params, mutable:
 
     def anneal(key: Array, indices: Array | None) -> tuple[Latents, Array, Array, Array]:
         out = anneal_posterior(model, params, Batch(indices, data, key, mutable), config.num_particles, Annealing())
-        return Latents(out.local, out.glob), out.annealed.log_weight, out.log_density, out.annealed.variance[None]
+        return Latents(out.local, out.shared), out.annealed.log_weight, out.log_density, out.annealed.variance[None]
 
     if not model.subsampled:
         latents, log_weight, log_density, variance = anneal(rng_key, None)

@@ -113,7 +113,7 @@ def thresholds(wanted: float | dict[str, float] | None, sites: list[str], names:
         names: in the history.
 
     Raises:
-        ValueError: naming what is no site and no entry of the history.
+        ValueError: naming what is neither a site nor an entry of the history.
 
     >>> thresholds(1.1, ["mean"], ["contrast", "grad_norm"])
     {'mean': 1.1, 'contrast': 1.1}

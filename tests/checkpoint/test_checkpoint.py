@@ -464,7 +464,7 @@ def test_resume_false_refuses_a_directory_in_use(part, tmp_path):
     [
         (dict(checkpoint_dir=3), TypeError, "checkpoint_dir must be the path"),
         (dict(checkpoint_dir=""), TypeError, "checkpoint_dir must be the path"),
-        (dict(checkpoint_dir=__file__), ValueError, "checkpoint_dir: .* is no directory"),
+        (dict(checkpoint_dir=__file__), ValueError, "checkpoint_dir: .* is not a directory"),
         (dict(checkpoint_dir="x", checkpoint_every=0), ValueError, "checkpoint_every must be"),
         (dict(checkpoint_dir="x", checkpoint_every=1.5), ValueError, "checkpoint_every must be"),
         (dict(checkpoint_dir="x", keep_checkpoints=0), ValueError, "keep_checkpoints must be"),
