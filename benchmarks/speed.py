@@ -81,8 +81,8 @@ class Runner:
 def ours(ebipla, y, seed=0):
     """A runner of the package's own jitted chunk, as ``EBIPLA.run`` uses it, and its initial state."""
     state = ebipla.init(random.key(seed), y)
-    system = ebipla._system((y,), {})
-    data = ebipla._data((y,), {})
+    call = ebipla._systems.read((y,), {})
+    system, data = ebipla._systems.of(call), call.data
     return Runner(lambda s: system.run_chunk(s, data, jnp.asarray(STEPS, jnp.int32))[0], copy(state)), state
 
 
@@ -104,7 +104,8 @@ def two_loops(y, num_latents, decoder, sigma, batch_size, adjusted):
         optim=optim,
     )
     state = ebipla.init(random.key(0), y)
-    system, data = ebipla._system((y,), {}), ebipla._data((y,), {})
+    call = ebipla._systems.read((y,), {})
+    system, data = ebipla._systems.of(call), call.data
 
     def energy(params, x):
         return MLP().apply({"params": params}, x)
