@@ -87,7 +87,7 @@ def ours(ebipla, y, seed=0):
 
 
 def copy(state):
-    """FreshDraws buffers, as the loops donate theirs."""
+    """Fresh buffers, as the loops donate theirs."""
     return jax.tree.map(jnp.copy, state)
 
 
