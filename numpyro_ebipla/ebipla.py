@@ -135,6 +135,12 @@ class EBIPLA(NewData):
         )
         self._systems = Systems(model, self.settings, static_kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return one of the settings, such as ``num_particles`` or ``prior``, as it was given."""
+        if name in Settings._fields:
+            return getattr(self.settings, name)
+        raise AttributeError(f"'EBIPLA' object has no attribute '{name}'")
+
     # --- in the manner of SVI -------------------------------------------------------------------------
 
     def init(self, rng_key: Array, *args: Any, init_params: Params | None = None, **kwargs: Any) -> TrainState:

@@ -307,8 +307,8 @@ def table() -> str:
     rows = [head, ("---",) * len(head)]
     for name, (recipe, source, parameters) in _RECIPES.items():
         system = recipe(lambda: None)
-        particles = "– (observed)" if recipe is jarzynski_ebm else _described(system.settings.posterior)
-        walkers = "–" if system.settings.prior is None else _described(system.settings.prior)
+        particles = "– (observed)" if recipe is jarzynski_ebm else _described(system.posterior)
+        walkers = "–" if system.prior is None else _described(system.prior)
         rows.append((f"`{name}`", source, particles, walkers, parameters))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -28,14 +28,14 @@ def run(ebipla, *args, seed=0, **kwargs):
 def test_overrides_of_moves_and_kernel_leave_a_recipe_what_it_is(name):
     """They once dropped its particles: ``jala_em(num_moves=2)`` was MALA without weights."""
     recipe = getattr(recipes, name)
-    own, kernel = recipe(hierarchy).settings.posterior, ULA(0.123)
-    changed = recipe(hierarchy, kernel=kernel).settings.posterior
+    own, kernel = recipe(hierarchy).posterior, ULA(0.123)
+    changed = recipe(hierarchy, kernel=kernel).posterior
     assert type(changed) is type(own) and changed.kernel == kernel and changed.num_moves == own.num_moves
     if name == "jala_em":
         with pytest.raises(ValueError, match="one unadjusted move per step"):
             recipe(hierarchy, num_moves=2)
     else:
-        changed = recipe(hierarchy, num_moves=7).settings.posterior
+        changed = recipe(hierarchy, num_moves=7).posterior
         assert type(changed) is type(own) and changed.kernel == own.kernel and changed.num_moves == 7
 
 
