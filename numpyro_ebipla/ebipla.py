@@ -36,7 +36,7 @@ class EBIPLA(NewData):
     r"""Maximum marginal likelihood by energy-based interacting particle Langevin dynamics (2510.12311).
 
     The model is an ordinary NumPyro model: ``numpyro.param`` sites and modules are fitted, latent sites are
-    represented by particles, and :class:`~numpyro_ebipla.EnergyPrior` sites get walkers that supply the gradient
+    represented by particles, and :class:`.EnergyPrior` sites get walkers that supply the gradient
     of their normaliser. Without an energy prior it is particle gradient descent (2204.12965) or IPLA (2303.13429).
 
     Args:
@@ -63,7 +63,7 @@ class EBIPLA(NewData):
             :class:`~numpyro_ebipla.walkers.annealed.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
-        refuse: ``model layout -> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
+        refuse: :class:`.LatentModel` ``-> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
         max_energy: a run stops where the mean log density of the walkers exceeds this in absolute value.
         **static_kwargs: keyword arguments of the model that stay the same in all calls.
 
@@ -120,7 +120,7 @@ class EBIPLA(NewData):
             check_scalar("averaging", averaging, lambda x: 0 <= x < np.inf, "None or a number of at least 0")
         check_scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
         if refuse is not None and not callable(refuse):
-            raise TypeError(f"refuse must be a function of the model's layout, got {refuse!r}.")
+            raise TypeError(f"refuse must be a function of the LatentModel, got {refuse!r}.")
         optim = default_optimizer if optim is None else optim
         if optim is not default_optimizer:
             optim = by_role(optim) if isinstance(optim, dict) else as_optax(optim)
@@ -136,7 +136,7 @@ class EBIPLA(NewData):
         self._systems = Systems(model, self.settings, static_kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """Return one of the settings, such as ``num_particles`` or ``prior``, as it was given."""
+        """Return one of the settings, such as ``num_particles`` or ``prior``, in the form that the steps use."""
         if name in Settings._fields:
             return getattr(self.settings, name)
         raise AttributeError(f"'EBIPLA' object has no attribute '{name}'")

@@ -73,7 +73,7 @@ class NewData:
             **kwargs: of the model.
 
         Returns:
-            A :class:`.Fit` of no steps. The walkers in its state stand at the base.
+            A :class:`.Fit` with an empty history. The walkers in its state stand at the base.
 
         Raises:
             ModelError: naming the site or parameter; for improper priors, and models without latents.
@@ -205,7 +205,7 @@ class NewData:
         """Return what the model expects at its observed sites, having seen the data: ``E[mean of p(y | x) | y]``.
 
         A reconstruction of the data, and of missing values an imputation: wrap the model in
-        :class:`~numpyro_ebipla.nan_masked` and leave NaN in the data, or use ``obs_mask``. The expectation is over a
+        :class:`.nan_masked` and leave NaN in the data, or use ``obs_mask``. The expectation is over a
         population annealed to each posterior.
 
         Args:

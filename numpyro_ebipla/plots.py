@@ -29,7 +29,7 @@ _PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
     ("log normaliser", "log Z against the base", False, lambda name: name.endswith("/log_z")),
     (
         "health of the walkers",
-        "fraction",
+        "fraction, or ESS / P",
         False,
         lambda name: name.rpartition("/")[2] in ("ess", "swap", "brake", "trust"),
     ),
@@ -54,11 +54,11 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
     """Plot the history of a fit, one panel for each kind of number that it has.
 
     Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior
-    walkers log Z and their health: the effective sample size as a fraction, or the share of swaps between the
-    neighbouring temperatures that swap least. Faint lines are single steps, full lines running means.
+    walkers log Z and their health: the effective sample size over the number of walkers, or the share of swaps
+    between the neighbouring temperatures that swap least. Faint lines are single steps, full lines running means.
 
     Args:
-        fit: of :meth:`EBIPLA.run`.
+        fit: of :meth:`.EBIPLA.run`.
         axes: at least as many as there are panels (at most six), by default those of a new figure.
         smooth: steps of the running mean, by default a fiftieth of all.
 
@@ -91,7 +91,7 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
             _line(ax, steps, history[name], window, _label(name))
         if log:
             ax.set_yscale("log")
-        if label in ("probability", "fraction"):
+        if label == "probability":
             ax.set_ylim(-0.03, 1.03)
         ax.set(title=title, xlabel="step", ylabel=label)
         if len(names) > 1 or "/" in names[0]:
@@ -182,7 +182,7 @@ def plot_energy(
     distribution.
 
     Args:
-        fit: a fit, or an :class:`~numpyro_ebipla.EnergyPrior`.
+        fit: a fit, or an :class:`.EnergyPrior`.
         ax: where to draw, by default a new figure.
         site: which energy prior of the fit, if there are several.
         walkers: ``[P, 2]`` to show instead of the fit's own; False shows none.
@@ -265,6 +265,8 @@ def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label:
 def _label(name: str) -> str:
     """Return an entry's name as a reader would say it."""
     site, _, what = name.rpartition("/")
+    if what in ("brake", "trust"):  # of all energies together
+        return _LABELS[what]
     if site:
         return f"{site}: {_LABELS[what]}" if what in _LABELS else f"prior walkers of {site}"
     kind = {"local": "particles, local latents", "global": "particles, global latents"}

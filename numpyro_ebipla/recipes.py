@@ -1,4 +1,4 @@
-"""The systems of the papers, each as a configured :class:`~numpyro_ebipla.EBIPLA`.
+"""The systems of the papers, each as a configured :class:`.EBIPLA`.
 
 All are settings of one algorithm: how posterior particles are kept, how prior walkers are kept, and how the
 parameters move. ``recipes.lebm(model)`` has the defaults of its paper; keyword arguments of ``EBIPLA`` override them.
@@ -7,7 +7,7 @@ parameters move. ``recipes.lebm(model)`` has the defaults of its paper; keyword 
 >>> print(recipes.table().splitlines()[0])
 | recipe | source | posterior particles | prior walkers | parameter move |
 
-A recipe refuses, by a :class:`~numpyro_ebipla.ModelError` before any long work, a model that its paper cannot fit.
+A recipe refuses, by a :class:`.ModelError` before any long work, a model that its paper cannot fit.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def ebipla(model: Callable, *, step_size: float = 1e-2, num_walkers: int = 1000,
         model: a NumPyro model.
         step_size: ``h`` of all three.
         num_walkers: P.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: ``num_particles=10``.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: ``num_particles=10``.
 
     Raises:
         ModelError: if the model has no energy prior (see :func:`ipla`).
@@ -81,7 +81,7 @@ def ipla(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPL
     Args:
         model: a NumPyro model.
         step_size: ``h``, of the sum over the data.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: ``num_particles=50``.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: ``num_particles=50``.
 
     Raises:
         ModelError: if the model has an energy prior (see :func:`ebipla`).
@@ -98,7 +98,7 @@ def pgd(model: Callable, *, step_size: float = 1e-3, **overrides: Any) -> EBIPLA
     Args:
         model: a NumPyro model.
         step_size: ``h``, of the sum over the data.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: ``num_particles=50``.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: ``num_particles=50``.
 
     Raises:
         ModelError: if the model has an energy prior (see :func:`ebipla`).
@@ -118,7 +118,7 @@ def soul(model: Callable, *, step_size: float = 1e-3, rate: float | None = None,
         model: a NumPyro model.
         step_size: ``h`` of the chain.
         rate: of the parameters, of the sum over the data; by default ``h``.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: ``num_particles=50``, which is N.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: ``num_particles=50``, which is N.
 
     Raises:
         ModelError: if the model has an energy prior (see :func:`ebipla`).
@@ -138,7 +138,7 @@ def kiplmc(model: Callable, *, step_size: float = 1e-2, friction: float = 2.0, *
         model: a NumPyro model.
         step_size: ``h`` of particles and parameters.
         friction: ``γ`` of both.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: ``num_particles=50``.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: ``num_particles=50``.
 
     Raises:
         ModelError: if the model has an energy prior (see :func:`ebipla`).
@@ -157,7 +157,7 @@ def jala_em(model: Callable, *, step_size: float = 1e-3, threshold: float = 0.5,
         model: a NumPyro model.
         step_size: ``h``, of particles and (times M) parameters; the paper's optimiser is ``optim=``.
         threshold: of the ESS, as a fraction of N.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: ``num_particles=50``.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: ``num_particles=50``.
 
     Raises:
         ModelError: if the model has an energy prior, or global latents and subsampled data.
@@ -185,7 +185,7 @@ def lebm(model: Callable, **overrides: Any) -> EBIPLA:
 
     Args:
         model: a NumPyro model.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`.
+        **overrides: arguments of :class:`.EBIPLA`.
 
     Raises:
         ModelError: if the model has no energy prior over a latent.
@@ -219,7 +219,7 @@ def pcd(model: Callable, *, num_walkers: int = 1000, num_moves: int = 1, **overr
         model: a NumPyro model, with or without latents.
         num_walkers: P.
         num_moves: moves of the walkers per step, by MALA.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: its own particles and optimiser.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: its own particles and optimiser.
 
     Raises:
         ModelError: if the model has no energy prior.
@@ -242,7 +242,7 @@ def cd(
         num_moves: k.
         num_walkers: P.
         reset_every: steps between two restarts.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`. Defaults here: its own particles and optimiser.
+        **overrides: arguments of :class:`.EBIPLA`. Defaults here: its own particles and optimiser.
 
     Raises:
         ModelError: if the model has no energy prior.
@@ -282,7 +282,7 @@ def jarzynski_ebm(
         num_walkers: P.
         threshold: of the ESS, as a fraction of P.
         num_passive: walkers that only estimate log Z; None for as many as ``num_walkers``.
-        **overrides: arguments of :class:`~numpyro_ebipla.EBIPLA`.
+        **overrides: arguments of :class:`.EBIPLA`.
 
     Raises:
         ModelError: if the model has latents, or no energy.

@@ -27,7 +27,7 @@ FLOORS = [
     ["recipes"],
     ["__init__"],
 ]
-#: What must know NumPyro; the rest is a library for plain JAX.
+#: What must know NumPyro; what stands below it is a library for plain JAX.
 KNOW_NUMPYRO = {
     *("model", "likelihood/bidirectional", "optim/choose", "diagnostics/run"),
     *("results/at_draws", "results/visiting", "results/summary"),

@@ -94,7 +94,8 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: number of steps taken, int32.
-        rng_key: the run's key; step ``k`` uses ``fold_in(rng_key, k)`` and nothing else.
+        rng_key: the state's own key, split off the run's; step ``k`` uses ``fold_in(rng_key, k)``, minibatches and
+            later estimates keys of their own tags.
         params: unconstrained parameters.
         average: running average of ``params`` over about the last of the steps, see ``averaging``.
         slow_average: the same over about their last third; where both are the same, the parameters have settled.

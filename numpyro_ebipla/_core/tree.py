@@ -26,7 +26,7 @@ def normal_like(rng_key: Array, tree: Any) -> Any:
 
 
 def chain_sum(tree: Any, chain_shape: tuple[int, ...]) -> Array:
-    """Sum of all leaves over all but their leading chain axes: ``[*C]``."""
+    """Sum all leaves over all but their leading chain axes: ``[*C]``."""
     ndim = len(chain_shape)
     total = [jnp.sum(x, axis=tuple(range(ndim, x.ndim))) for x in jax.tree.leaves(tree)]
     return sum(total, start=jnp.zeros(chain_shape))

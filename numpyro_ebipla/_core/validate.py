@@ -1,4 +1,4 @@
-"""Options of kernels and strategies refused by name, where they are given."""
+"""Checks of keys, arguments and options, refused by name where they are given."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -116,9 +116,9 @@ def as_site_names(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def check_number(options: Any, name: str, above: float = 0.0, below: float = np.inf) -> None:
+def check_number(options: Any, name: str, below: float = np.inf) -> None:
     """Raise unless an attribute is a number between two bounds, or a schedule."""
-    check_within(f"{type(options).__name__}: {name}", getattr(options, name), above, below)
+    check_within(f"{type(options).__name__}: {name}", getattr(options, name), below=below)
 
 
 def check_share(options: Any, name: str) -> None:

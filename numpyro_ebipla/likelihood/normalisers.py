@@ -38,7 +38,7 @@ def shared_normalisers(model: LatentModel, num_populations: int, params: Params,
 
 
 def log_z_shift(model: LatentModel, params: Params, batch: Batch, log_z: dict[str, Estimate]) -> tuple[Shift, Shift]:
-    """Return how the log density ``([B] per datum, rest)`` moves by log normalisers, in which it is linear; and itself.
+    """Return two functions: how log normalisers move the log density ``([B] per datum, rest)``; and that density.
 
     Args:
         model: the model.

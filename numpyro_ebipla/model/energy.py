@@ -59,7 +59,7 @@ class EnergyPrior(dist.Distribution):
     normaliser (Pang et al., 2006.08205, eq. 2).
 
     :meth:`log_prob` is **unnormalised**: it lacks ``−log Z``. This is right for inference of ``x`` with the
-    energy fixed (NUTS included) and for :class:`~numpyro_ebipla.EBIPLA`, which supplies the gradient of
+    energy fixed (NUTS included) and for :class:`.EBIPLA`, which supplies the gradient of
     ``log Z``. It is **wrong** for SVI or MCMC over the energy's own parameters, or over parameters of its
     base; where they are differentiated outside EBIPLA an ``EBIPLAWarning`` is raised.
 
@@ -72,6 +72,7 @@ class EnergyPrior(dist.Distribution):
         num_walkers: least size of the population that :meth:`sample` anneals.
         annealing: how, by default finely: in small stages of many moves.
         kernel: of further moves at the end, as many as at each temperature; none by default.
+        validate_args: see NumPyro's ``Distribution``.
 
     Raises:
         TypeError: if ``energy`` is not callable or ``base`` is not a distribution.

@@ -241,12 +241,12 @@ def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
     return {name: biject_to(constraint) for name, constraint in constrained.items()}
 
 
-def _energy_params(layout: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
+def _energy_params(model: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
     """Return the parameters on which energies depend, but no base: a base has no walkers that must follow it."""
 
     def arrays(**params: Any) -> Any:
-        batch = Batch(layout.blocks(joint=False)[0], data, jax.random.key(0), mutable)
-        priors = layout.energy_priors(layout.constrain_params(params), batch)
+        batch = Batch(model.blocks(joint=False)[0], data, jax.random.key(0), mutable)
+        priors = model.energy_priors(model.constrain_params(params), batch)
         densities = [prior.tilted() for prior in priors.values()]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
         at = list(zip(densities, draws, strict=True))

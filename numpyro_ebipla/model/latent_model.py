@@ -342,7 +342,7 @@ class LatentModel:
     def trace(
         self, params: Params, local: Sites, shared: Sites, batch: Batch
     ) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Trace of the model with one particle in place, and its Jacobian terms by site.
+        """Return the model's trace with one particle in place, and its Jacobian terms by site.
 
         Sites that the particle lacks are drawn as :meth:`draw_latents` says.
         """

@@ -30,7 +30,7 @@ def langevin_noise(
 
     Args:
         step_size: ``h``, or a schedule; that of the gradient step it is chained to.
-        inverse_temperature: ``MN``. If None, the one that :class:`~numpyro_ebipla.EBIPLA` passes: number of
+        inverse_temperature: ``MN``. If None, the one that :class:`.EBIPLA` passes: number of
             data times number of particles.
         whole: the step it is chained to is ``h M``, see :func:`langevin`.
 

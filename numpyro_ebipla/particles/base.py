@@ -92,7 +92,7 @@ class AbstractUnweighted(AbstractParticles):
 
 
 def check_moves(options: Any) -> None:
-    """Raise unless the kernel is one and the number of moves a positive integer.
+    """Raise unless ``kernel`` is a kernel and ``num_moves`` a positive integer.
 
     Raises:
         TypeError, ValueError: naming the option.

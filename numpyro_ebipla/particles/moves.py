@@ -12,7 +12,7 @@ from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation, Point, Targe
 from numpyro_ebipla.kernels.mala import proposal_shape
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Known, LogJoint
 
-#: Of a shared latent's step under subsampling, see :class:`.Particles`.
+#: Factor of a shared latent's step under subsampling, see :class:`.Particles`.
 SUBSAMPLING_STEP = 0.2
 
 

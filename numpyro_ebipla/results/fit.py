@@ -67,7 +67,7 @@ class Fit(Fitted):
         sample_stats            ``lp``, the log density of latents and data (by datum where their chains are
                                 independent; an energy prior's −log Z is left out), and the acceptance of
                                 each draw's last move, averaged over the particles
-        prior                   the walkers of the energy priors, see :meth:`prior_samples`; other latents
+        prior                   the walkers of the energy priors, see :meth:`.Fitted.prior_samples`; other latents
                                 have none
         observed_data           the observed sites, of the chosen data
         constant_data           the other array arguments of the model, whole
@@ -168,12 +168,15 @@ class Fit(Fitted):
                                         of the support that the precision cannot resolve
         acceptance                      of the last moves of the particles (MALA)
         walkers' acceptance, ESS, …     what the strategy reports, averaged over the last tenth of the steps
+        barrier, brake                  whether the energy is held back
         energy gap                      between walkers and particles, over the last tenth; it is zero at the
                                         maximum
         log Z, std error                of populations annealed afresh, by their spread
         log Z, walkers − fresh          whether the walkers' log Z, if they know one, agrees with that
         MMD², walkers − fresh           whether the walkers are draws of the prior
         MMD², particles − fresh         whether the prior is where the posteriors of the data are
+        particles' ESS, resamplings     of weighted particles, over the last tenth of the steps
+        log p(y), weights − fresh       whether weighted particles and fresh populations agree on it
         ==============================  ===================================================================
 
         An energy prior takes some seconds, for its fresh draws. :mod:`numpyro_ebipla.diagnostics` has more.

@@ -160,6 +160,11 @@ def chosen_indices(fit: Fitted, indices: Any) -> np.ndarray:
 
 
 def check_dims(name: str, given: list[str] | None, ndim: int) -> tuple[str, ...] | None:
+    """Return the names of a variable's axes as a tuple, None if none are given.
+
+    Raises:
+        ValueError: unless there is a name for each axis.
+    """
     if given is not None and len(given) != ndim:
         raise ValueError(f"dims: '{name}' has {ndim} axes, got the names {given}.")
     return None if given is None else tuple(given)

@@ -33,6 +33,7 @@ class Visiting(Messenger):
         self.axes = {name: layout[name].axis for name in model.latents if name in layout}
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        """Give a plate the collected data to visit."""
         if msg["type"] != "plate" or self.plate is None or msg["name"] != self.plate.name:
             return
         size, batch = msg["args"]
@@ -44,6 +45,7 @@ class Visiting(Messenger):
         msg["args"] = (size, msg["value"].shape[0])
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        """Spread a latent of some data over all of them."""
         if self.indices is None or self.subsampled or msg["type"] != "sample":
             return
         axis = self.axes.get(msg["name"])

@@ -83,7 +83,7 @@ def ula_action(chain_shape: tuple[int, ...], log_density: Array, gradient: Any, 
 def systematic_ancestors(rng_key: Array, log_weight: Array, num_draws: int | None = None) -> Array:
     """Draw ancestors ``[P]`` (int32) by systematic resampling: each index ``⌊P w⌋`` or ``⌈P w⌉`` times.
 
-    ``num_draws``: of another number than there are weights.
+    ``num_draws``: how many; by default as many as there are weights.
 
     >>> systematic_ancestors(random.key(0), jnp.log(jnp.array([0.5, 0.5, 0.0, 0.0]))).tolist()
     [0, 0, 1, 1]

@@ -54,7 +54,7 @@ def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> AbstractPart
 
 
 def choose_walkers(model: LatentModel, prior: Any) -> dict[str, AbstractWalkers]:
-    """Return the strategy of every energy prior, from the one way or the several to say it.
+    """Return the strategy of every energy prior, from one strategy for all, or one for each site.
 
     Raises:
         ModelError: for a site without an energy prior, or a strategy that cannot serve it.

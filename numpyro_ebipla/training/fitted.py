@@ -45,7 +45,7 @@ class Fitted:
         params: constrained parameters, like SVI's.
         state: the last sound :class:`.TrainState`; ``run(init_state=fit.state)`` goes on.
         history: ``{name: [K]}`` contrast, gradient norm, acceptance, step sizes; for each energy prior
-            ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (as a fraction), ``site/swap``.
+            ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (over P), ``site/swap``.
         stopped: why the run ended early, or None.
         model: the model with the fitted parameters put in. It visits the data that :meth:`get_samples` holds,
             not a random minibatch (all data of plates of another size).

@@ -9,7 +9,7 @@ nothing has to be carried or saved: the epoch's key says all.
 import jax.numpy as jnp
 from jax import Array, lax, random
 
-#: With six, positions of up to 16 data are off uniform by 7 % and pairs of them by 30 %.
+#: Rounds of the network. With six, positions of up to 16 data are off uniform by 7 % and pairs of them by 30 %.
 _ROUNDS = 12
 
 

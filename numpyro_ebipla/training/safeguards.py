@@ -1,4 +1,4 @@
-r"""What keeps a fit from running away: all of it, in the order of a step.
+r"""What keeps a fit from running away, in the order of a step, and what else does so elsewhere.
 
 ==================== ========================== ============================ =================== =======================
 safeguard            watches                    does                         when                shown by
@@ -32,7 +32,7 @@ safeguard            watches                    does                         whe
 \                    the same, when draws are   the same                     once, before their  as above: it serves
                      collected                                               warm-up             ``infer``, which takes
                                                                                                  no steps
-:data:`.MAX_DRIFT`   the drift of a proposal of cuts it off at four standard every move          ``poisson_50000``: a
+``MAX_DRIFT``        the drift of a proposal of cuts it off at four standard every move          ``poisson_50000``: a
                      :class:`.MALA`             deviations of its noise                          dozen frozen particles
                                                                                                  of 200,000; then none
                                                                                                  [suite]
@@ -44,7 +44,7 @@ safeguard            watches                    does                         whe
 Figures are in the docs: [brakes] algorithm, "What holds the energy back"; [history] ibid., "How it came to this", and
 the tables above it; [suite] suite, "What the suite changed"; [unseen] suite, "What unseen models changed"; and [bounds]
 in tests/whole/test_bad_input.py. The tests of each are in tests/training/test_step.py, tests/particles and
-tests/kernels. None of the first four acts where walkers and particles agree.
+tests/kernels. The first and the third do not act where walkers and particles agree.
 """
 
 from typing import Any, NamedTuple
@@ -197,7 +197,7 @@ def slow_energy(config: Config, updates: Params, factor: Array) -> Params:
 
 
 #: Nats below the best particle of the same posterior, and times the typical distance of the best from the median.
-#: A draw is as far down with a probability of about e⁻²¹.
+#: A draw is as far down with a probability of about e⁻²⁰.
 LOST, SPREADS = 20.0, 5.0
 #: Moves before the first look, as at the start all particles are far out and modes are still being found; then between
 #: two looks.

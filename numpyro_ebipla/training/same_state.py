@@ -1,4 +1,4 @@
-"""Arguments and states refused by name, before any long work."""
+"""States of another model, plate, precision or configuration, refused by name before any long work."""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,7 +2,7 @@ r"""The algorithm on one screen.
 
 One training step takes, from the same ``(θ_k, X_k, X̄_k)``: a minibatch with its particles, the prior walkers, and
 the gradient of the :mod:`~numpyro_ebipla.training.contrast` in θ, X and X̄; then moves θ by the optimiser, the particles
-by their kernel and the walkers by theirs. Every system of the docs' table is a choice of :class:`Config`: EBIPLA
+by their kernel and the walkers by theirs. Every system of the docs' table is a choice of :class:`.Config`: EBIPLA
 (2510.12311, eqs. 8–10) is ULA for both families and gradient steps with noise.
 """
 
@@ -25,7 +25,7 @@ from numpyro_ebipla.training.minibatch import minibatch
 from numpyro_ebipla.training.safeguards import energy_brake, is_due, is_sound, recall, slow_energy, trust
 from numpyro_ebipla.walkers.base import Walkers
 
-#: Of :attr:`.TrainState.slow_average`, see :func:`update_average`.
+#: Power of the average :attr:`.TrainState.slow_average`, see :func:`update_average`.
 SLOW_AVERAGING = 2.0
 #: Tag of the key that orders the data of all steps: no step has this number.
 MINIBATCHES = 0xFFFFFFFF

@@ -70,7 +70,7 @@ class Tempered(AbstractPrepared):
     moves, all rungs in one batched evaluation. Walkers at ``t = 1`` so have thousands of moves behind them, and
     yet each has come from the base a few dozen steps ago: they neither need to cross barriers nor can they
     follow the data while the prior itself goes wrong. The ladder is moved so that all neighbours swap equally
-    often (Syed et al., 2021, *Non-reversible parallel tempering*); log Z comes from Bennett's acceptance
+    often (Syed et al., 2022, *Non-reversible parallel tempering*); log Z comes from Bennett's acceptance
     ratio between neighbours.
 
     Args:
@@ -223,7 +223,7 @@ def _step_rate(count: Array) -> Array:
 
 
 def _adapt_ladder(ladder: Ladder, energy: Array) -> Ladder:
-    """Move the temperatures towards equal rejection between neighbours (Syed et al., 2021, eq. 23)."""
+    """Move the temperatures towards equal rejection between neighbours (Syed et al., 2022, eq. 23)."""
     t = ladder.temperature
     refused = -jnp.expm1(jnp.minimum(_by_rung(jnp.diff(t), energy.ndim) * (energy[1:] - energy[:-1]), 0.0))
     refused = refused.reshape(refused.shape[0], -1).mean(1)
