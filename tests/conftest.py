@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 
-# The tests compile many small programs and run each briefly: a quick compilation beats quick code. Without the new
-# emitters of fused operations it takes half the time.
-_QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+from tests.quick import FLAGS
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("NPROC", "1")  # XLA's threads: the processes are parallel enough
