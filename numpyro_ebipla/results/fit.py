@@ -27,6 +27,7 @@ class Fit(Fitted):
     The fields are those of :class:`.Fitted`: ``params``, ``state``, ``history``, ``draws`` and so on.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from jax import random
     >>> from numpyro_ebipla import EBIPLA
     >>> def model(y):
     ...     mean = numpyro.param("mean", 0.0)
