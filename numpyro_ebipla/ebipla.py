@@ -255,14 +255,15 @@ class EBIPLA(NewData):
             check_arguments(self.model, args, call.kwargs)
             system = self._systems.of_state(init_state, call, "init_state")
             begin = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
+        data = call.data  # on the device once: each look at the property puts it there anew
         plan = Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
-        collection = Collection(system, plan, sites, indices, call.data)  # refuses before the long work
+        collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
         state = begin()
         if store:
-            programs = describe_programs(system.config, system.run_chunk, state, call.data)
+            programs = describe_programs(system.config, system.run_chunk, state, data)
             given = init_params if init_state is None else init_state
-            state, found = store.resume_from(found, state, call.data, programs, given)
-        run = run_steps(system.run_chunk, state, call.data, num_steps, progress_bar, limits, store, found)
+            state, found = store.resume_from(found, state, data, programs, given)
+        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found)
         key_draws = random.fold_in(rng_key, 1)
         fit = collection.finish(key_draws, *run, progress_bar, self.model, args, call.kwargs)
         warn_of_run(fit)
