@@ -1,5 +1,6 @@
 """A model compiled for arguments of given shapes: what :class:`.EBIPLA` keeps behind its methods."""
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ from numpyro_ebipla.walkers.base import AbstractWalkers
 CHAINS = 2000
 #: Least and largest number of particles that follows from it.
 FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
+#: Particles of global latents: this many for each coordinate, so that their gradients are quiet, and no more than that.
+PARTICLES_PER_COORDINATE, MOST_SHARED_PARTICLES = 4, 256
 
 
 class Settings(NamedTuple):
@@ -246,8 +249,7 @@ class Systems:
         """Choose what the settings leave open."""
         model, settings = inspection.model, self.settings
         check_posterior(model, settings.posterior, settings.refuse)
-        chains = model.batch_size if model.local_sites else 1
-        num_particles = settings.num_particles or int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
+        num_particles = settings.num_particles or _choose_num_particles(inspection)
         particles: AbstractParticles = settings.posterior
         if not model.latents:
             num_particles, particles = 1, Particles()  # there are none to keep, in whatever way
@@ -265,6 +267,19 @@ class Systems:
             averaging=settings.averaging,
             max_energy=settings.max_energy,
         )
+
+
+def _choose_num_particles(inspection: Inspection) -> int:
+    """Return how many particles make a step worth its while, and the gradients of global latents quiet."""
+    model = inspection.model
+    chains = model.batch_size if model.local_sites else 1
+    number = int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
+    if model.subsampled or not model.global_sites:
+        return number
+    params, batch = inspection.params, Batch(None, inspection.data, random.key(0), inspection.mutable)
+    shared = jax.eval_shape(lambda: model.draw_latents(model.constrain_params(params), batch)[1])
+    size = sum(math.prod(x.shape) for x in shared.values())
+    return max(number, min(PARTICLES_PER_COORDINATE * size, MOST_SHARED_PARTICLES))
 
 
 def _some_key(rng_key: Array | None) -> Array:

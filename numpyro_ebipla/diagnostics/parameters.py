@@ -19,7 +19,7 @@ from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.smc.weights import log_mean_exp
-from numpyro_ebipla.training.collect import Draws, slopes
+from numpyro_ebipla.training.collect import MAX_COORDINATES, Draws, slopes
 
 #: Nats per datum that a settled run may have gained or left, and of the former what noise may hide. (What is left along
 #: a direction without information, such as a rotation of factors, is hidden by any noise, and does no harm.)
@@ -37,6 +37,26 @@ GAINED = Rule(
     MORE_STEPS,
     most_slack=HIDDEN,
 )
+#: The same of all data together, where no data are independent: a fraction of a standard error of a parameter.
+SETTLED_IN_ALL, HIDDEN_IN_ALL = 0.1, 1.0
+GAINED_IN_ALL = Rule(
+    "nats still gained, in all",
+    SETTLED_IN_ALL,
+    "the last steps changed little",
+    "the parameters were still moving",
+    MORE_STEPS,
+    most_slack=HIDDEN_IN_ALL,
+)
+LEFT_IN_ALL = Rule(
+    "nats to gain, in all",
+    SETTLED_IN_ALL,
+    "the parameters are where the likelihood is highest, within a fraction of their standard errors",
+    "the likelihood still rises where the run ended",
+    MORE_STEPS,
+    most_slack=HIDDEN_IN_ALL,
+)
+#: Least curvature, in units of each parameter's own, of a direction of which the data know something.
+LEAST_KNOWN, TINY = 1e-4, 1e-30
 LEFT = Rule(
     "nats to gain",
     SETTLED,
@@ -49,6 +69,7 @@ LEFT = Rule(
 def check_parameters(
     model: LatentModel,
     thetas: tuple[Params, Params],
+    last: Params,
     batch: Batch,
     fresh: dict[str, FreshDraws],
     draws: Draws | None,
@@ -60,12 +81,16 @@ def check_parameters(
     Args:
         model: the model.
         thetas: those reached and the slow average, unconstrained.
+        last: those of the last step, unconstrained.
         batch: data for which the normalisers of conditional priors are looked at: the first of ``chosen``.
         fresh: ``{energy site: draws}`` at the parameters reached.
         draws: of the particles, None without latents.
         num_particles: N.
         chosen: ``[M']`` the data of the draws.
     """
+    if draws is not None and draws.newton is not None:
+        slope, curvature = draws.newton
+        return check_newton(slope, curvature, way_of(thetas[0], thetas[1], last))
     if draws is None:
         score = model.map_blocks(partial(model.compiled(data_score), thetas), batch, 1, chosen)
         score = np.asarray(score)
@@ -101,6 +126,47 @@ def check_gain(gain: np.ndarray, num_data: int) -> Check:
     """
     error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
     return GAINED.judge(gain.mean() / num_data, slack=ERRORS * error / num_data)
+
+
+def way_of(params: Params, before: Params, last: Params) -> np.ndarray:
+    """Return the way of the last steps ``[L]`` along the directions of :attr:`.Draws.newton`.
+
+    It is the way from the average that is reported to the last step; if there is no average, or parameters are many,
+    that from the slow average.
+    """
+    flat = lambda tree: np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(tree)])
+    here, late, early = flat(params), flat(last), flat(before)
+    if here.size > MAX_COORDINATES:
+        return np.ones(len(jax.tree.leaves(params)))
+    return late - here if np.any(late != here) else here - early
+
+
+def check_newton(slope: np.ndarray, curvature: np.ndarray, way: np.ndarray) -> list[Check]:
+    """Check what the last steps gained, and what a Newton step would, in all, where global latents couple the data.
+
+    What was gained is to second order. Of a Newton step, directions are left out in which the log likelihood is level
+    or bends upwards, as that of a variance at zero.
+
+    Args:
+        slope: ``[P, L]`` at P of the draws, see :attr:`.Draws.newton`.
+        curvature: ``[P, L, L]``.
+        way: see :func:`way_of`.
+    """
+    slope, mean = slope.astype(np.float64), curvature.astype(np.float64).mean(0)
+    mean = (mean + mean.T) / 2
+    gained = abs(slope.mean(0) @ way) + 0.5 * max(way @ mean @ way, 0.0)
+    spread = np.cov(slope.T).reshape(mean.shape) / len(slope) if len(slope) > 1 else np.full(mean.shape, np.inf)
+    scale = np.sqrt(np.maximum(np.diag(mean), 0)) + TINY
+    value, vector = np.linalg.eigh(mean / np.outer(scale, scale))
+    whiten = vector[:, value > LEAST_KNOWN] / np.sqrt(value[value > LEAST_KNOWN]) / scale[:, None]
+    halves = [half.mean(0) @ whiten for half in np.array_split(slope, 2)]
+    left, noise = 0.5 * halves[0] @ halves[-1], whiten.T @ spread @ whiten
+    # Of half the product of two independent means; each has twice the noise of both together.
+    error = np.sqrt(np.sum(noise**2) + 2 * max(left, 0.0) * np.trace(noise))
+    return [
+        GAINED_IN_ALL.judge(gained, slack=ERRORS * float(np.sqrt(way @ spread @ way))),
+        LEFT_IN_ALL.judge(left, slack=ERRORS * float(error)),
+    ]
 
 
 def check_score(score: np.ndarray, num_particles: int, shared: np.ndarray | float = 0.0) -> list[Check]:

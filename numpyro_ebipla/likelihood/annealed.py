@@ -9,10 +9,12 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.likelihood.normal_start import MAX_DENSE, anneal_coupled
 from numpyro_ebipla.likelihood.normalisers import Shift, energies_of, log_z_shift, normalisers, shared_normalisers
-from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior
+from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, posterior_density
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.smc.anneal import Population
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
 
 #: Share of a population left by one reweighting below which its weights say nothing.
@@ -92,17 +94,23 @@ def _of_block(
 
 def _annealed(model: LatentModel, populations: Populations, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
     """Estimate the log density without normalisers: value, its variance, and what depends on no latent."""
+    density = posterior_density(model, params, batch)
+    if bool(model.global_sites) and density.size <= MAX_DENSE:
+        out = anneal_coupled(
+            batch.rng_key, density, populations.num_particles, populations.num_populations, populations.annealing
+        )
+        rest = jnp.zeros(())
+    else:
 
-    def one(key: Array) -> tuple[Array, Array, Array, Array]:
-        here = batch._replace(rng_key=key)
-        out = anneal_posterior(model, params, here, populations.num_particles, populations.annealing)
-        return out.annealed.log_z, out.annealed.variance, out.rest, out.annealed.stage_ess
+        def one(key: Array) -> tuple[Population, Array]:
+            here = batch._replace(rng_key=key)
+            out = anneal_posterior(model, params, here, populations.num_particles, populations.annealing)
+            return out.annealed, out.rest
 
-    keys = random.split(batch.rng_key, populations.num_populations)
-    log_z, variance, rest, left = lax.map(one, keys)
-    value, variance = pooled(log_z, variance)
+        out, rest = lax.map(one, random.split(batch.rng_key, populations.num_populations))
+    value, variance = pooled(out.log_z, out.variance)
     rounding = jnp.square(jnp.finfo(value.dtype).eps * value)  # of the sums that cancel in the weights
-    return value, jnp.where(left.min(0) < TOO_SHORT, jnp.inf, variance + rounding), rest[0]
+    return value, jnp.where(out.stage_ess.min(0) < TOO_SHORT, jnp.inf, variance + rounding), jnp.ravel(rest)[0]
 
 
 def _variance_by(shift: Shift, log_z: dict[str, Estimate], joined: bool, common: bool) -> Array:

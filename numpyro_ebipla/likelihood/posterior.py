@@ -59,12 +59,14 @@ class PosteriorDensity(NamedTuple):
         log_joint: flat chains ``-> (log joint density [*C], rest)``, energies unnormalised.
         split: flat chains ``-> (local, global)`` latents.
         flat: the inverse of ``split``.
+        size: ``D``, the number of coordinates of a chain.
     """
 
     tilted: TiltedDensity
     log_joint: Callable[[Array], tuple[Array, Array]]
     split: Callable[[Array], tuple[Sites, Sites]]
     flat: Callable[[Sites, Sites], Array]
+    size: int
 
 
 def posterior_density(model: LatentModel, params: Params, batch: Batch) -> PosteriorDensity:
@@ -106,7 +108,8 @@ def posterior_density(model: LatentModel, params: Params, batch: Batch) -> Poste
         return flat(*jax.vmap(draw)(random.split(key, num)))
 
     tilted = TiltedDensity(log_base, lambda x: log_base(x) - log_joint(x)[0], sample_base)
-    return PosteriorDensity(tilted, log_joint, split, flat)
+    sizes = [math.prod(v.shape[1 - joined :]) for v in local.values()] + [v.size for v in shared.values()]
+    return PosteriorDensity(tilted, log_joint, split, flat, sum(sizes))
 
 
 def anneal_posterior(

@@ -134,6 +134,13 @@ class EnergyPrior(dist.Distribution):
             log_z, (base, arrays) = 0.0, jax.tree.map(_watched, (base, arrays))
         return base.log_prob(value) - self._energy(arrays, value) - log_z
 
+    def potential(self, value: Array) -> Array:
+        """Return minus the unnormalised log density of the unconstrained ``value``, that of :meth:`tilted` walkers."""
+        transform = biject_to(self.support)
+        log_det = transform.log_abs_det_jacobian(transform.inv(value), value)
+        log_det = sum_rightmost(log_det, log_det.ndim - jnp.ndim(value) + self.event_dim)
+        return self.energy(value) - self.base.log_prob(value) - log_det
+
     def tilted(self) -> TiltedDensity:
         """Return base and energy as functions of unconstrained walkers ``[P, *event]``, or ``[P, D, *event]``.
 

@@ -41,13 +41,13 @@ class Joint(NamedTuple):
         per_datum: ``[N, B]`` the sum of all sites inside the data plate, for each datum.
         rest: ``[N]`` the sum of all others.
         mutable: new values at ``mutable`` sites, of the first particle.
-        energies: ``{energy site: mean energy}`` at the particles (the data, if it is observed).
+        potentials: ``{energy site: minus the unnormalised log density}`` of the particles (data, if it is observed).
     """
 
     per_datum: Array
     rest: Array
     mutable: dict[str, Any]
-    energies: dict[str, Array]
+    potentials: dict[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +142,15 @@ class LatentModel:
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in batch.mutable}
-            energies = {name: unwrap(trace[name]["fn"]).energy(trace[name]["value"]).mean() for name in self.energies}
-            return Joint(per_datum, rest, state, jax.lax.stop_gradient(energies))
+            potentials = {name: unwrap(trace[name]["fn"]).potential(trace[name]["value"]) for name in self.energies}
+            return Joint(per_datum, rest, state, jax.lax.stop_gradient(potentials))
 
         if self.latents:
             joint = jax.vmap(one)(local, shared)
         else:
             joint = jax.tree.map(lambda x: x[None], one({}, {}))
         first = jax.tree.map(lambda x: x[0], joint.mutable)
-        return joint._replace(mutable=first, energies=jax.tree.map(jnp.mean, joint.energies))
+        return joint._replace(mutable=first)
 
     def log_base(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> tuple[Array, Array]:
         """Return log densities ``([N, B] per datum, [N] rest)`` of what :meth:`draw_latents` draws.

@@ -1,15 +1,18 @@
 """Persistent particles, moved once or a few times at each step."""
 
+import math
 from dataclasses import dataclass, field
 from typing import final
 
+import jax
 from jax import Array
 
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
-from numpyro_ebipla.particles.moves import move_block
+from numpyro_ebipla.particles.control import control_weights, num_features
+from numpyro_ebipla.particles.moves import evaluate_at, move_block
 
 
 @final
@@ -26,13 +29,19 @@ class Particles(AbstractUnweighted):
     latents move unadjusted with that step times ``0.2 B/M``, which keeps the noise of the minibatch below about
     a tenth of that of the chain (stochastic-gradient Langevin; Welling and Teh, 2011).
 
+    With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, see
+    :mod:`.control`, where they are enough: twice as many as coordinates, or four times for the full effect. Particles
+    of a datum count by themselves; of models with global latents only these count, and not under subsampling.
+
     Args:
         kernel: of all latents.
         num_moves: moves per step.
+        quiet: whether control variates are used, where they can be.
     """
 
     kernel: AbstractKernel = field(default_factory=MALA)
     num_moves: int = 1
+    quiet: bool = True
 
     def __post_init__(self) -> None:
         check_moves(self)
@@ -45,9 +54,19 @@ class Particles(AbstractUnweighted):
     def prepare(
         self, rng_key: Array, draw: Draw, log_joint: LogJoint, ratio: float, block: Block, adapt: Adaptations
     ) -> Prepared:
-        """Return the particles as they stand."""
-        del rng_key, draw, log_joint, ratio
-        return Prepared(block, adapt)
+        """Return the particles as they stand, with weights that make the gradient quiet."""
+        del rng_key, draw
+        latents = block.latents
+        chains, chain_ndim = (latents.shared, 1) if latents.shared else (latents.local, 2)
+        if not (self.quiet and self.kernel.adjusted) or not chains or (latents.shared and ratio > 1):
+            return Prepared(block, adapt)
+        shape = jax.tree.leaves(chains)[0].shape[:chain_ndim]
+        size = sum(x.size for x in chains.values()) // math.prod(shape)
+        if not num_features(shape[0], size):
+            return Prepared(block, adapt)
+        known = evaluate_at(log_joint, ratio, latents)
+        slope = (known.shared if latents.shared else known.local).gradient
+        return Prepared(block, adapt, control_weights(chains, slope, chain_ndim), known)
 
     def advance(
         self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations

@@ -10,15 +10,19 @@ import numpy as np
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Latents, Params, TrainState
+from numpyro_ebipla._core.state import Latents, Params, Sites, TrainState
 from numpyro_ebipla._core.validate import as_site_names, check_scalar
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
+from numpyro_ebipla.particles.control import control_weights, num_features
 from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
 from numpyro_ebipla.training.safeguards import recall
+
+#: Parameters up to which each is a direction of its own in :func:`slope_and_curvature`.
+MAX_COORDINATES = 32
 
 
 class Plan(NamedTuple):
@@ -55,6 +59,9 @@ class Draws(NamedTuple):
             each datum changes if one of the L parameter arrays goes on by as much as it has gone since
             ``state.slow_average``; means of some of the draws, of the first and of the second half of the particles.
             ``-log Z`` of energy priors is in neither of the two.
+        newton: where global latents couple all data, there are enough adjusted particles for control variates and no
+            energy priors, else None: the slope of the log likelihood along L directions, ``[P, L]``, and minus its
+            second derivatives, ``[P, L, L]``, estimated at P of the draws; see :func:`.slope_and_curvature`.
     """
 
     samples: dict[str, Any]
@@ -62,6 +69,7 @@ class Draws(NamedTuple):
     accept: dict[str, Any]
     gain: Any = None
     score: Any = None
+    newton: Any = None
 
 
 class SiteLayout(NamedTuple):
@@ -169,7 +177,7 @@ def collect(
     run = model.compiled(_run_block, particles, plan.num_samples, plan.thinning, plan.warmup, plan.sites)
     by_datum = _by_datum(model)
     chains, scores = (-1, -2) if by_datum else (None, None)
-    axes = Draws._make(({name: layout[name].axis for name in plan.sites}, chains, BY_BLOCK, None, scores))
+    axes = Draws._make(({name: layout[name].axis for name in plan.sites}, chains, BY_BLOCK, None, scores, None))
     found = model.map_blocks(
         lambda batch: run((params, state.slow_average), *gather(state.posterior, batch.indices), batch),
         Batch(None, data, rng_key, state.mutable),
@@ -212,6 +220,9 @@ def _run_block(
         joint = model.log_joint(params, *latents, batch, {})
         return joint.per_datum if by_datum else joint.per_datum.sum(-1) + joint.rest
 
+    def log_joint_of(latents: Latents, theta: Params) -> Array:
+        return log_density(latents, model.constrain_params(theta))
+
     def advance(key: Array, points: Points, adapt: Adaptations, num_moves: int) -> tuple[Points, Adaptations, Info]:
         points, adapt, info = move_points(particles.kernel, num_moves, key, log_joint, 1.0, points, adapt)
         return refresh(log_joint, 1.0, points), adapt, info
@@ -225,9 +236,11 @@ def _run_block(
 
     def draws(points: Points, keys: Array) -> tuple[Points, Draws]:
         points, out = lax.scan(draw, points, keys)
-        if not by_datum:
-            return points, out
         at = points.latents
+        if not by_datum:
+            if model.energies or not particles.kernel.adjusted or not num_features(*_chains(at.shared)):
+                return points, out
+            return points, out._replace(newton=slope_and_curvature(log_joint_of, at, *theta))
         score = slopes(lambda p: log_density(at, model.constrain_params(p)), *theta)
         halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))])
         return points, out._replace(score=halves)
@@ -246,13 +259,13 @@ def _run_block(
 def _by_particle(out: Draws) -> Draws:
     """Return draws ``[N, S, …]`` from ``[part, draw, N, …]``, gains and scores averaged over the draws."""
     score = out.score
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out._replace(score=None))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out._replace(score=None, newton=None))
     samples, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (flat.samples, flat.log_density))
     if score is not None:
         score = score.mean(0)
         score = jnp.broadcast_to(score, (2, *score.shape[1:]))  # of one particle both halves are the same
     gain = None if flat.gain is None else flat.gain.mean(0)
-    return Draws(samples, density, flat.accept, gain, score)
+    return Draws(samples, density, flat.accept, gain, score, out.newton)
 
 
 def _score_times(num_samples: int, num_arrays: int) -> int:
@@ -271,6 +284,52 @@ def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Arra
         return jax.jvp(f, (params,), (jax.tree.unflatten(structure, tangent),))[1]
 
     return jnp.moveaxis(lax.map(along, jnp.eye(len(leaves))), 0, -1)
+
+
+def slope_and_curvature(
+    log_joint: Callable[[Latents, Params], Array], at: Latents, params: Params, before: Params
+) -> tuple[Array, Array]:
+    """Estimate slope and curvature of the log likelihood from particles of the posterior at ``params``.
+
+    With control variates (:mod:`numpyro_ebipla.particles.control`) the weighted mean of the particles' scores is the
+    slope at parameters nearby, too, as the weights extrapolate to the posterior there; so its derivative is the second
+    one of the log likelihood, up to what the regression cannot know.
+
+    Args:
+        log_joint: ``(latents, params) -> [N]``.
+        at: the particles; global latents among them.
+        params: unconstrained.
+        before: where directions come from if there are many parameters.
+
+    Returns:
+        ``[L]`` and minus the second derivatives ``[L, L]``: along all L coordinates of up to :data:`MAX_COORDINATES`
+        parameters, or as one by one L arrays go on from ``before``.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([x.size for x in leaves])
+    few = ends[-1] <= MAX_COORDINATES
+
+    def moved(along: Array) -> Params:
+        if few:
+            parts = [part.reshape(x.shape) for part, x in zip(jnp.split(along, ends[:-1]), leaves, strict=True)]
+        else:
+            parts = [a * (x - b) for a, x, b in zip(along, leaves, jax.tree.leaves(before), strict=True)]
+        return jax.tree.unflatten(structure, [x + d.astype(x.dtype) for x, d in zip(leaves, parts, strict=True)])
+
+    def slope(along: Array) -> Array:
+        theta = moved(along)
+        gradient = jax.grad(lambda shared: log_joint(at._replace(shared=shared), theta).sum())(at.shared)
+        weight = control_weights(at.shared, gradient, 1)
+        return jax.grad(lambda a: jnp.sum(weight * log_joint(at, moved(a))))(along)
+
+    origin = jnp.zeros(int(ends[-1]) if few else len(leaves))
+    return slope(origin), -jax.jacfwd(slope)(origin)
+
+
+def _chains(sites: Sites) -> tuple[int, int]:
+    """Return the number of global particles and of their coordinates."""
+    leaves = jax.tree.leaves(sites)
+    return leaves[0].shape[0], sum(x[0].size for x in leaves)
 
 
 def _by_datum(model: LatentModel) -> bool:

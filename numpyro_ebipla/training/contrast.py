@@ -18,7 +18,7 @@ from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.block import Known, Prepared
 from numpyro_ebipla.training.config import Config
-from numpyro_ebipla.training.safeguards import EnergyGap, energy_gap, hole_penalty, restrain
+from numpyro_ebipla.training.safeguards import Gap, hole_penalty, measure_gap, restrain
 from numpyro_ebipla.walkers.base import Walkers
 
 
@@ -34,7 +34,7 @@ class Contrast(NamedTuple):
         log_density: ``{site: mean log density of its walkers}``.
         log_z: ``{site: what stood for log Z}``.
         coefficient: ``{site: derivative of the contrast in that}``.
-        gap: ``{site: EnergyGap}``.
+        gap: ``{site: Gap}``.
         mutable: new values at ``mutable`` sites.
     """
 
@@ -46,7 +46,7 @@ class Contrast(NamedTuple):
     log_density: dict[str, Array]
     log_z: dict[str, Array]
     coefficient: dict[str, Array]
-    gap: dict[str, EnergyGap]
+    gap: dict[str, Gap]
     mutable: dict[str, Any]
 
 
@@ -84,12 +84,15 @@ def contrast(
             for name in walk
         }
         joint = model.log_joint(params, *latents, batch, log_z)
-        gap = {name: energy_gap(walk[name].weight, energy[name], joint.energies[name]) for name in walk}
+        gap = {name: measure_gap(walk[name].weight, -log_density[name], joint.potentials[name]) for name in walk}
         value = -(average(joint.per_datum, ready.weight).mean() + average(joint.rest, ready.weight) / M)
         penalties = [restraint.penalty(tilted[name]) for name, restraint in restraints.items()]
         for name, x in particles.items():
-            at_particles = tilted[name].energy(jax.lax.stop_gradient(x))
-            penalties.append(hole_penalty(gap[name], at_particles, walk[name].weight, energy[name]))
+            density, x, log_base = tilted[name], jax.lax.stop_gradient(x), log_density[name] + energy[name]
+            # It is the energy's penalty: the base is left alone.
+            here = density.energy(x) - jax.lax.stop_gradient(density.log_base(x))
+            there = energy[name] - jax.lax.stop_gradient(log_base)
+            penalties.append(hole_penalty(gap[name], here, walk[name].weight, there))
         return value + sum(penalties), (value, joint, energy, log_density, log_z, gap)
 
     sharing = {name for name, strategy in config.walkers.items() if strategy.shares_gradient}

@@ -4,17 +4,17 @@ r"""What keeps a fit from running away, in the order of a step, and what else do
 safeguard            watches                    does                         when                shown by
 ==================== ========================== ============================ =================== =======================
 :func:`hole_penalty` particles deeper down in   adds twice their depth to    every step, where   without it digits,
-                     the energy than hardly     the contrast, which pushes   strategies have     d = 16, stood at a gap
-                     any walker                 the energy up there          ``brake_gap``       of 4.8 nats for good
-                                                                                                 [history]
+                     the potential than hardly  the contrast, which pushes   strategies have     d = 16, stood at a gap
+                     any walker, unless walkers the energy up there          ``brake_gap``       of 4.8 nats for good
+                     are there, too                                                              [history]
 :class:`Restraint`   the barrier between base   adds it to the contrast,     every step, where   ``(1.4, 2.5)``: below
                      and prior, along the       with a strength of zero at   strategies have a   the roll's own barrier,
                      walkers' ladder            ``begin``, one at ``full``   ``restraint``       gaps of 0.056 and 0.06;
                                                                                                  ``(1.8, 3)``: digits
                                                                                                  are held at 2.3–2.5
                                                                                                  [history]
-:func:`energy_brake` the walkers' median energy slows the energy's updates   every step, where   deviation not robust:
-                     above the particles' mean, down, then turns them back   strategies have     digits, d = 32, ran
+:func:`energy_brake` the walkers' median poten- slows the energy's updates   every step, where   deviation not robust:
+                     tial above the particles', down, then turns them back   strategies have     digits, d = 32, ran
                      beyond one plus the                                     ``brake_gap``       away at step 800;
                      walkers' deviation                                                          brake on either sign:
                                                                                                  log Z of 57,000
@@ -58,6 +58,7 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.tree import all_finite
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
+from numpyro_ebipla.optim.transforms import TINY
 from numpyro_ebipla.particles.block import Adaptations, Block, Known
 from numpyro_ebipla.smc.density import TiltedDensity
 from numpyro_ebipla.smc.weights import quantile
@@ -71,13 +72,21 @@ NORMAL_DEVIATION = 1.4826
 FLOOR_QUANTILE, FLOOR_SLACK = 0.05, 1.0
 #: Weight of the penalty on holes, against the contrast's own of one, which pulls the other way: above it, by as much.
 HOLE_WEIGHT = 2.0
+#: Depth of the particles, over that of the walkers, which noise explains.
+EXPECTED = 2.0
 
 
-class EnergyGap(NamedTuple):
-    """How far the walkers' energies lie above the particles' mean: their mean, their median; and their deviation.
+class Gap(NamedTuple):
+    """How far the walkers' potentials ``U = E − log p_0`` lie above the particles'.
 
-    Median and deviation (from the median absolute one) are not moved by a few walkers in a hole of the energy. The
-    ``floor`` is an energy that hardly any walker is below, ``[D]`` for a prior of D elements.
+    Where the prior is right walkers and particles have the same law, and so the same potentials; their energies alone
+    say less, as the base has its part in the prior.
+
+    Attributes:
+        mean: difference of the means.
+        median: of the medians.
+        deviation: of the walkers, from the median absolute one: few walkers in a hole of the energy move neither.
+        floor: a potential that hardly any walker is below, ``[D]`` for a prior of D elements.
     """
 
     mean: Array
@@ -86,39 +95,43 @@ class EnergyGap(NamedTuple):
     floor: Array
 
 
-def energy_gap(weight: Array, energy: Array, particles: Array) -> EnergyGap:
-    """Measure how far the energies of the walkers, with their weights, lie above the particles' mean energy."""
-    energy = jax.lax.stop_gradient(energy)
-    middle = quantile(energy, weight, 0.5)
-    deviation = NORMAL_DEVIATION * quantile(jnp.abs(energy - middle), weight, 0.5)
-    mean = jnp.mean(jnp.sum(weight * energy, 0))
-    floor = quantile(energy, weight, FLOOR_QUANTILE) - deviation - FLOOR_SLACK
-    return EnergyGap(mean - particles, jnp.mean(middle) - particles, jnp.mean(deviation), floor)
+def measure_gap(weight: Array, walkers: Array, particles: Array) -> Gap:
+    """Compare the potentials of walkers, with their weights, and of particles."""
+    walkers, particles = jax.lax.stop_gradient((walkers, particles))
+    middle = quantile(walkers, weight, 0.5)
+    deviation = NORMAL_DEVIATION * quantile(jnp.abs(walkers - middle), weight, 0.5)
+    floor = quantile(walkers, weight, FLOOR_QUANTILE) - deviation - FLOOR_SLACK
+    mean = jnp.mean(jnp.sum(weight * walkers, 0)) - jnp.mean(particles)
+    return Gap(mean, jnp.mean(middle) - jnp.median(particles), jnp.mean(deviation), floor)
 
 
-def hole_penalty(gap: EnergyGap, particles: Array, weight: Array, walkers: Array) -> Array:
-    """Raise the energy where particles are deeper down than hardly any walker is.
+def hole_penalty(gap: Gap, particles: Array, weight: Array, walkers: Array) -> Array:
+    """Raise the energy where particles are deeper down than the walkers say that the prior is.
 
     There the energy has a hole that no walker has found, and the contrast would only deepen it. At twice the
-    contrast's own weight such particles push the energy up instead. Where walkers and particles agree there are none.
+    contrast's own weight such particles push the energy up instead. Where as many walkers as particles are below the
+    floor, or half as many, the prior has its mass there, and nothing is done.
 
     Args:
         gap: of the walkers.
-        particles: their energies.
+        particles: their potentials, ``[n]`` or ``[n, D]``.
         weight: of the walkers.
-        walkers: their energies.
+        walkers: their potentials.
     """
     level = jnp.sum(weight * walkers, 0)  # so that a constant in the energy has no slope
-    depth = gap.floor - particles + level - jax.lax.stop_gradient(level)
-    return HOLE_WEIGHT * jnp.mean(jnp.maximum(depth, 0.0))
+    depth = jnp.mean(jnp.maximum(gap.floor - particles + level - jax.lax.stop_gradient(level), 0.0), 0)
+    known = jnp.sum(weight * jnp.maximum(gap.floor - walkers, 0.0), 0)
+    unknown = jnp.maximum(depth - EXPECTED * known, 0.0) / jnp.maximum(depth, TINY)
+    return HOLE_WEIGHT * jnp.mean(jax.lax.stop_gradient(unknown) * depth)
 
 
-def energy_brake(config: Config, gaps: dict[str, EnergyGap]) -> Array:
+def energy_brake(config: Config, gaps: dict[str, Gap]) -> Array:
     """Return a factor from −1 to 1 on the energy's updates: small where its walkers cannot keep up.
 
     A fit runs away where the energy falls at the particles in a place that no walker has visited, and the particles
-    follow. Then the gap in energy between walkers and particles grows; beyond one plus the walkers' deviation the
-    updates are held back, and soon reversed, which fills the hole up again.
+    follow. Then the gap in potential between walkers and particles grows; beyond one plus the walkers' deviation the
+    updates are held back, and soon reversed, which fills the hole up again. Data that the prior has not reached yet are
+    higher in potential than the walkers, and hold nothing back.
     """
     brake = jnp.ones(())
     for name, strategy in config.walkers.items():
@@ -157,18 +170,21 @@ class Restraint(NamedTuple):
 
     Attributes:
         position: ``[K, p, *event]`` walkers at K temperatures.
+        offset: see :class:`.LadderSample`.
         temperature: ``[K]``.
         strength: factor of the penalty.
     """
 
     position: Array
+    offset: Array
     temperature: Array
     strength: Array
 
     def penalty(self, density: TiltedDensity) -> Array:
         """Return ``strength · ∫ ½ 𝔼|E(x) − E(x')| dt``, the communication barrier (Syed et al., 2022, eq. 19)."""
         num_temps, num = self.position.shape[:2]
-        energy = density.energy(self.position.reshape((-1, *self.position.shape[2:]))).reshape(num_temps, num, -1)
+        energy = density.energy(self.position.reshape((-1, *self.position.shape[2:])))
+        energy = energy.reshape(num_temps, num, -1) + self.offset.reshape(num_temps, num, -1)
         spread = 0.5 * jnp.abs(energy[:, 1::2] - energy[:, : num - 1 : 2]).mean((1, 2))
         return self.strength * jnp.trapezoid(spread, self.temperature)
 
@@ -184,7 +200,7 @@ def restrain(config: Config, walk: dict[str, Walkers]) -> dict[str, Restraint]:
         if strategy.restraint is not None and ladder is not None:
             begin, full = strategy.restraint
             strength = jnp.maximum(ladder.barrier - begin, 0.0) / (full - begin)
-            found[name] = Restraint(ladder.position, ladder.temperature, strength)
+            found[name] = Restraint(ladder.position, ladder.offset, ladder.temperature, strength)
     return found
 
 

@@ -24,11 +24,14 @@ class LadderSample(NamedTuple):
 
     Attributes:
         position: ``[K, p, *event]`` walkers at K temperatures.
+        offset: ``[K, p]`` (``[K, p, D]``) of the path's energy there over the model's: the log ratio of the density
+            that the path starts from to the base.
         temperature: ``[K]``.
         barrier: sum over neighbouring temperatures of the probability that walkers do not swap.
     """
 
     position: Array
+    offset: Array
     temperature: Array
     barrier: Array
 

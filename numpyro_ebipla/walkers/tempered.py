@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.validate import as_count, check_counts, check_number
-from numpyro_ebipla.smc.density import LEAST_VARIANCE, TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered
+from numpyro_ebipla.smc.density import TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered
+from numpyro_ebipla.smc.reference import Reference
 from numpyro_ebipla.smc.weights import log_mean_exp, normalised
-from numpyro_ebipla.walkers.base import AbstractPrepared, Info, LadderSample, Walkers
+from numpyro_ebipla.walkers.base import AbstractPrepared, Info, LadderSample, Walkers, chain_shape
 
 #: Walkers of each rung that are handed out for the restraint, at the price of their energies' gradient.
 RESTRAINING = 16
@@ -26,6 +27,8 @@ FIRST_REJECTION = 0.1
 LEAST_REJECTION = 1e-3
 #: Share of the way to the equal division that temperatures go at a step: less than rejections are known to.
 LADDER_RATE = 0.02
+#: Rate at which the reference follows the particles: the last twenty steps, as a minibatch may be small.
+REFERENCE_RATE = 0.05
 #: Steps for each rung that walkers warm up before the fit: as many as a few ways from the base to the prior.
 WARM_UP = 10
 #: Newton-like rounds of Bennett's equation; neighbours overlap, so that few suffice.
@@ -54,21 +57,25 @@ class TemperedState(NamedTuple):
     Attributes:
         position: ``[K, P, *event]``.
         ladder: their adaptation.
+        reference: what the ladder starts from, with the base.
     """
 
     position: Array
     ladder: Ladder
+    reference: Reference
 
 
 @final
 @dataclass(frozen=True)
 class Tempered(AbstractPrepared):
-    r"""Persistent parallel tempering between the base and the prior (Geyer, 1991).
+    r"""Persistent parallel tempering to the prior (Geyer, 1991), from where the particles are.
 
-    K rungs of P walkers target ``log p_0 − t_k E``. At every training step the rung at ``t = 0`` is redrawn
+    K rungs of P walkers target ``log q − t_k V``, ``V = E − log p_0 + log q``. Here ``q`` is half the base and half a
+    normal law with the particles' mean and covariance, see :mod:`~numpyro_ebipla.smc.reference`: a base that is far
+    from the data, or of another scale, does no harm. At every training step the rung at ``t = 0`` is redrawn
     exactly, neighbours swap by the deterministic even-odd scheme, and every walker makes ``num_moves`` MALA
     moves, all rungs in one batched evaluation. Walkers at ``t = 1`` so have thousands of moves behind them, and
-    yet each has come from the base a few dozen steps ago: they neither need to cross barriers nor can they
+    yet each has been drawn afresh a few dozen steps ago: they neither need to cross barriers nor can they
     follow the data while the prior itself goes wrong. The ladder is moved so that all neighbours swap equally
     often (Syed et al., 2022, *Non-reversible parallel tempering*); log Z comes from Bennett's acceptance
     ratio between neighbours.
@@ -77,13 +84,13 @@ class Tempered(AbstractPrepared):
         num_walkers: P, the walkers at each rung.
         num_rungs: K, with both ends; at least 2.
         num_moves: MALA moves per training step.
-        restraint: ``(begin, full)``, for the barrier between base and prior (the sum over the rungs of the
+        restraint: ``(begin, full)``, for the barrier between ``q`` and the prior (the sum over the rungs of the
             rejections between neighbours): from the first on the contrast gets a penalty on it, whose strength
             is one at the second; None for never.
         trust: the most that a step may change the energy by, as a standard deviation over the walkers in nats:
             larger updates of its parameters are shortened. It falls like ``1/√(1 + k/1000)``. None for no limit.
 
-    The sharper the energy, the higher the barrier and the longer a walker's way from the base. Left to itself
+    The sharper the energy, the higher the barrier and the longer a walker's way from its start. Left to itself
     a flexible energy sharpens until its walkers are cut off, and then goes wrong with nothing to be seen in the
     contrast. The restraint holds the barrier while the energy's shape still follows the data.
     """
@@ -94,6 +101,7 @@ class Tempered(AbstractPrepared):
     restraint: tuple[float, float] | None = (1.8, 3.0)
     trust: float | None = 0.12
     persists: ClassVar[bool] = True
+    follows_particles: ClassVar[bool] = True
     brake_gap: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -115,7 +123,8 @@ class Tempered(AbstractPrepared):
             rejection=jnp.full((shape[0] - 1,), FIRST_REJECTION, x.dtype),
             count=jnp.zeros((), jnp.int32),
         )
-        state = TemperedState(x.reshape(shape + x.shape[1:]), ladder)
+        reference = Reference.of(x, len(chain_shape(density, x)))
+        state = TemperedState(x.reshape(shape + x.shape[1:]), ladder, reference)
 
         def warm_up(state: TemperedState, key: Array) -> tuple[TemperedState, None]:
             return self.prepare(key, density, state)[1], None
@@ -126,19 +135,21 @@ class Tempered(AbstractPrepared):
         self, rng_key: Array, density: TiltedDensity, state: TemperedState, particles: Array | None = None
     ) -> tuple[Walkers, TemperedState, Info]:
         """Redraw the base, swap neighbours, move all rungs above the base, and weigh the walkers of all."""
-        del particles
         key_base, key_swap, *key_moves = random.split(rng_key, 2 + self.num_moves)
-        ladder = state.ladder
-        fresh = density.sample_base(key_base, self.num_walkers)
-        rungs = _evaluate(density, state.position.at[0].set(fresh))
+        ladder, reference = state.ladder, state.reference
+        if particles is not None:
+            reference = reference.updated(particles, jnp.maximum(1.0 / (1 + ladder.count), REFERENCE_RATE))
+        path = reference.mixed_with(density)
+        fresh = path.sample_base(key_base, self.num_walkers)
+        rungs = _evaluate(path, state.position.at[0].set(fresh))
         rungs = swap(key_swap, rungs, ladder)
 
-        # The base is redrawn, so its rung needs no moves; its spread sets the scale of all proposals.
-        variance = jnp.maximum(jnp.var(fresh, axis=0), LEAST_VARIANCE)
+        # The first rung is redrawn and needs no moves.
+        variance = reference.variance.reshape(fresh.shape[1:])
         moving = jax.tree.map(lambda a: a[1:], rungs)
         log_step, accept = ladder.log_step, jnp.zeros(self.num_rungs - 1)
         for key in key_moves:
-            moving, prob = _move(key, density, moving, ladder.temperature[1:], log_step, variance)
+            moving, prob = _move(key, path, moving, ladder.temperature[1:], log_step, variance)
             log_step = log_step + _step_rate(ladder.count) * (prob - TARGET_ACCEPT)
             accept += prob / self.num_moves
         rungs = jax.tree.map(lambda a, b: a.at[1:].set(b), rungs, moving)
@@ -152,10 +163,14 @@ class Tempered(AbstractPrepared):
             "ess": jnp.mean(1 / jnp.sum(weight**2, 0)) / self.num_walkers,
         }
         x, ladder = rungs.position, _adapt_ladder(ladder._replace(log_step=log_step), rungs.energy)
-        sample = LadderSample(x[:, :RESTRAINING], ladder.temperature, ladder.rejection.sum())
+        few = x[:, :RESTRAINING]
+        base = density.log_base(few.reshape((-1, *few.shape[2:])))
+        log_base = rungs.log_base[:, :RESTRAINING]
+        sample = LadderSample(few, log_base - base.reshape(log_base.shape), ladder.temperature, ladder.rejection.sum())
         if self.restraint is not None:
             info["barrier"] = sample.barrier
-        return Walkers(x.reshape((-1, *x.shape[2:])), weight, sample), TemperedState(x, ladder), info
+        state = TemperedState(x, ladder, reference)
+        return Walkers(x.reshape((-1, *x.shape[2:])), weight, sample), state, info
 
     def draw(self, rng_key: Array, walkers: Walkers, state: TemperedState) -> Array:
         """Return the walkers of the last rung, which need no weights."""

@@ -4,6 +4,7 @@ import contextlib
 import functools
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -11,11 +12,12 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from numpyro_ebipla import EBIPLA, MALA, Annealing, EBIPLAWarning, EnergyPrior, Persistent, recipes
+from numpyro_ebipla import EBIPLA, MALA, ULA, Annealing, EBIPLAWarning, EnergyPrior, Particles, Persistent, recipes
 from numpyro_ebipla.diagnostics import Diagnostics
 from numpyro_ebipla.diagnostics.parameters import check_score
 from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
 from numpyro_ebipla.diagnostics.run import _frozen, check_history
+from numpyro_ebipla.particles.control import RIDGE
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
 from tests.models import fitter, hierarchy
 
@@ -161,16 +163,20 @@ def non_centred(y):
         numpyro.sample("y", dist.Normal((mu + s * z)[..., None], sig).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize(("far", "passes"), [(60.0, False), (0.0, True)])
-def test_a_fit_that_creeps_is_noticed(far, passes):
-    """Means known to a fiftieth of their spread, not centred: EM's rate is 1 − 10⁻³, and μ is 50 off when steps end."""
+@pytest.mark.parametrize(("far", "quiet", "passes"), [(60.0, False, False), (60.0, True, True), (0.0, False, True)])
+def test_a_fit_that_creeps_is_noticed(far, quiet, passes):
+    """Means known to a fiftieth of their spread, not centred: EM's rate is 1 − 10⁻³, and μ is 50 off when steps end.
+
+    Quiet gradients do not creep.
+    """
     rng = np.random.default_rng(74)
     y = (far + 5 * rng.normal(size=(200, 1)) + 0.2 * rng.normal(size=(200, 4))).astype(np.float32)
-    told = contextlib.nullcontext() if passes else pytest.warns(EBIPLAWarning, match="nats still gained")
+    told = contextlib.nullcontext() if passes and not quiet else pytest.warns(EBIPLAWarning, match="nats still gained")
     with told:
-        fit = fitter(non_centred).run(random.key(0), y, progress_bar=False)
-    assert (abs(float(fit.params["mu"]) - y.mean()) < 1) == passes
-    assert fit.diagnostics()["nats still gained"].passed == passes
+        fit = fitter(non_centred, posterior=Particles(quiet=quiet)).run(random.key(0), y, progress_bar=False)
+    assert (abs(float(fit.params["mu"]) - y.mean()) < (0.05 if quiet else 1)) == passes
+    if not quiet:  # which looks back further than such a fit needs to arrive
+        assert fit.diagnostics()["nats still gained"].passed == passes
 
 
 def test_global_latents_and_observed_energies_have_their_gain():
@@ -180,7 +186,8 @@ def test_global_latents_and_observed_energies_have_their_gain():
         with numpyro.plate("data", len(y)):
             numpyro.sample("y", dist.Normal(z, 1), obs=y)
 
-    fit = EBIPLA(shared, num_steps=200).run(random.key(0), Y[:50], progress_bar=False)
+    fit = EBIPLA(shared, num_steps=200, kernel=ULA(0.005)).run(random.key(0), Y[:50], progress_bar=False)
+    assert fit.draws.newton is None, "unadjusted chains have another law"
     assert fit.draws.gain.shape == (fit.num_chains,)
     now, then = float(fit.params["scale"]), float(jnp.exp(fit.state.slow_average["scale"]))
     moment = np.mean(fit.get_samples()["z"].astype(float) ** 2)
@@ -200,6 +207,44 @@ def test_global_latents_and_observed_energies_have_their_gain():
 
 
 # --- chains that are wrong ----------------------------------------------------------------------------
+
+
+def intercepts(g, y):
+    mu, s, sigma = numpyro.param("mu", 0.0), numpyro.param("s", 1.0), numpyro.param("sigma", 1.0)
+    with numpyro.plate("groups", 6):
+        u = numpyro.sample("u", dist.Normal(0, jnp.exp(s)))
+    with numpyro.plate("obs", len(y)):
+        numpyro.sample("y", dist.Normal(mu + u[g], jnp.exp(sigma)), obs=y)
+
+
+@pytest.mark.parametrize(("num_steps", "passes"), [(600, False), (3000, True)])
+def test_global_latents_have_a_newton_step(num_steps, passes):
+    """Slope and curvature of random intercepts are those of the exact likelihood, at the maximum and far from it.
+
+    Looking back, a bound by Jensen's inequality failed fits that had arrived long ago.
+    """
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(6), 24)
+    y = (23 + 1.8 * rng.standard_normal(6)[g] + 0.55 * rng.standard_normal(144)).astype(np.float32)
+    fit = fitter(intercepts).run(random.key(0), g, y, num_steps=num_steps, progress_bar=False)
+    at = jnp.array([float(fit.params[name]) for name in ("mu", "s", "sigma")])  # trees sort their keys alike
+
+    def marginal(theta):
+        mu, s, sigma = theta
+        cov = jnp.exp(2 * s) * (g[:, None] == g) + jnp.exp(2 * sigma) * jnp.eye(144)
+        return dist.MultivariateNormal(mu, cov).log_prob(y)
+
+    with jax.enable_x64(True):
+        exact = jax.grad(marginal)(at.astype(float)), -jax.hessian(marginal)(at.astype(float))
+        slope, curvature = map(np.asarray, exact)
+    found_slope, found_curvature = (np.asarray(a, float).mean(0) for a in fit.draws.newton)
+    size = np.sqrt(np.diag(curvature))
+    np.testing.assert_allclose(found_slope / size, slope / size, atol=0.02)
+    complete = 144 * np.exp(-2 * float(at[2]))  # of the mean, if the latents were known: the ridge leaves a part of it
+    assert np.all(np.abs(found_curvature - curvature) < 0.02 * np.outer(size, size) + 3 * RIDGE * complete)
+    found = fit.diagnostics()
+    assert found["nats to gain, in all"].passed == passes and found["nats still gained, in all"].passed == passes
+    assert not passes or found.passed, str(found)
 
 
 def test_particles_that_do_not_mix_are_found():

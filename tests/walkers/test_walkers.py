@@ -8,6 +8,7 @@ from jax import random
 
 from numpyro_ebipla import MALA, ULA, Annealed, Persistent, Tempered, Underdamped
 from numpyro_ebipla.smc.density import Evaluated, TiltedDensity
+from numpyro_ebipla.smc.reference import Reference
 from numpyro_ebipla.walkers import Ladder
 from numpyro_ebipla.walkers.tempered import TemperedState, swap
 
@@ -247,7 +248,7 @@ def test_tempered_moves_leave_every_rung_invariant():
     temperature = jnp.linspace(0, 1, rungs) ** 2
     x, *_ = exact_rungs(random.key(8), temperature, P)
     ladder = Ladder(temperature, jnp.full(rungs - 1, np.log(0.2)), jnp.full(rungs - 1, 0.1), jnp.zeros((), jnp.int32))
-    state = TemperedState(x, ladder)
+    state = TemperedState(x, ladder, Reference(jnp.zeros(1), jnp.eye(1), jnp.zeros(1)))  # the base itself
     walk, state, info = jax.jit(lambda k, s: strategy.prepare(k, density, s))(random.key(9), state)
     z = np.asarray(state.position) * np.sqrt(1 + np.asarray(temperature)[:, None] * 4.0)
     assert np.all(np.abs((z**2).mean(1) - 1) < 5 * np.sqrt(2 / P))
