@@ -42,7 +42,7 @@ class EBIPLA(NewData):
     Args:
         model: a NumPyro model.
         num_particles: N, posterior particles per datum. By default enough for 2000 chains per step, at least 4 and
-            at most 64.
+            at most 64; for global latents at least four to a coordinate, up to 256, so that gradients are quiet.
         num_steps: steps of a run, unless ``run(num_steps=…)`` says otherwise.
         num_samples: draws of each particle that a run collects at the fitted parameters.
         thinning: moves between two draws.

@@ -29,9 +29,10 @@ class Particles(AbstractUnweighted):
     latents move unadjusted with that step times ``0.2 B/M``, which keeps the noise of the minibatch below about
     a tenth of that of the chain (stochastic-gradient Langevin; Welling and Teh, 2011).
 
-    With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, see
-    :mod:`.control`, where they are enough: twice as many as coordinates, or four times for the full effect. Particles
-    of a datum count by themselves; of models with global latents only these count, and not under subsampling.
+    With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, where they are
+    enough: twice as many as coordinates, or four times for the full effect. Particles of a datum count by themselves;
+    of models with global latents only these count, and not under subsampling. See
+    :mod:`~numpyro_ebipla.particles.control`.
 
     Args:
         kernel: of all latents.

@@ -163,6 +163,8 @@ class Fit(Fitted):
         nats still gained               an upper bound of what the log likelihood has gained since the
                                         average over the last third of the steps, in nats per datum
         nats to gain                    what a Newton step along the way that the run was going would gain
+        nats …, in all                  the same two for global latents, of all data together: what the last
+                                        ninth of the steps gained, and a Newton step in all parameters
         R-hat, ESS                      the worst of up to 1000 scalars of each collected site
         frozen                          scalars of particles that are the same in all draws
         ties                            share of draws that are equal to another particle's: values at an edge
