@@ -7,7 +7,8 @@ variance MCMC for Bayesian estimators*). A regression's intercept is linear in w
 is a weight for each particle, the same for all parameters: no gradient by particle, whatever the network.
 
 Where the posterior is normal and a parameter's gradient is quadratic without mixed terms, as of locations, scales and
-variances, nothing of the noise is left.
+variances, nothing of the noise is left. The density must be continuous in the latents: where it jumps, as that of
+``Uniform(0, x)`` at an observation, gradients do not know the jump, and the weights would have a bias.
 """
 
 import jax

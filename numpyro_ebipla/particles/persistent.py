@@ -37,7 +37,8 @@ class Particles(AbstractUnweighted):
     Args:
         kernel: of all latents.
         num_moves: moves per step.
-        quiet: whether control variates are used, where they can be.
+        quiet: whether control variates are used, where they can be. Choose False for a density that jumps in a latent,
+            such as ``Uniform(0, x)`` of an observation.
     """
 
     kernel: AbstractKernel = field(default_factory=MALA)

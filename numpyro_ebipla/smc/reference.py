@@ -20,6 +20,8 @@ from numpyro_ebipla.smc.density import LEAST_VARIANCE, TiltedDensity
 MAX_CORRELATED = 64
 #: Least variance, in units of the first draws', so that coordinates which are constant in the particles stay harmless.
 LEAST_RATIO = 1e-4
+#: Added to correlations, which rounding may leave without a factor.
+RIDGE = 1e-4
 
 
 class Reference(NamedTuple):
@@ -58,17 +60,16 @@ class Reference(NamedTuple):
 
     def mixed_with(self, density: TiltedDensity) -> TiltedDensity:
         """Return the same tilted density, with the mixture as its base."""
-        mean, d = self.mean, self.mean.shape[-1]
+        mean, sd, d = self.mean, jnp.sqrt(self.variance), self.mean.shape[-1]
         if self.covariance.ndim > mean.ndim:
-            root = jnp.linalg.cholesky(self.covariance + self.least[..., None] * jnp.eye(d, dtype=mean.dtype))
-            inverse = jax.scipy.linalg.solve_triangular(
-                root, jnp.broadcast_to(jnp.eye(d, dtype=mean.dtype), root.shape), lower=True
-            )
-            colour = lambda u: jnp.einsum("...ij,...j->...i", root, u)
-            whiten = lambda x: jnp.einsum("...ij,...j->...i", inverse, x)
-            log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
+            # Coordinates may have very different units: their correlations are factorised.
+            eye = jnp.eye(d, dtype=mean.dtype)
+            root = jnp.linalg.cholesky(self.covariance / (sd[..., None] * sd[..., None, :]) + RIDGE * eye)
+            inverse = jax.scipy.linalg.solve_triangular(root, jnp.broadcast_to(eye, root.shape), lower=True)
+            colour = lambda u: sd * jnp.einsum("...ij,...j->...i", root, u)
+            whiten = lambda x: jnp.einsum("...ij,...j->...i", inverse, x / sd)
+            log_det = jnp.sum(jnp.log(sd * jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
         else:
-            sd = jnp.sqrt(self.variance)
             colour, whiten, log_det = (lambda u: sd * u), (lambda x: x / sd), jnp.sum(jnp.log(sd), -1)
         constant = log_det + 0.5 * d * math.log(2 * math.pi)
 
