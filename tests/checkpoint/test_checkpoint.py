@@ -308,7 +308,16 @@ def test_max_time_shortens_the_last_chunk(monkeypatch):
     assert sizes == [1, 9, 90, 50] and "after 150 steps" in fit.stopped
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of Ctrl-C, which a shell takes away from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_at_the_edge_of_a_chunk_with_a_checkpoint(tmp_path, whole, monkeypatch):
     real = loop._postfix
 
