@@ -11,8 +11,8 @@ from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
-from numpyro_ebipla.particles.control import control_weights, num_features
 from numpyro_ebipla.particles.moves import evaluate_at, move_block
+from numpyro_ebipla.smc.control import control_weights, num_features
 
 
 @final
@@ -32,7 +32,7 @@ class Particles(AbstractUnweighted):
     With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, where they are
     enough: twice as many as coordinates, or four times for the full effect. Particles of a datum count by themselves;
     of models with global latents only these count, and not under subsampling. See
-    :mod:`~numpyro_ebipla.particles.control`.
+    :mod:`~numpyro_ebipla.smc.control`.
 
     Args:
         kernel: of all latents.

@@ -17,8 +17,8 @@ from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
-from numpyro_ebipla.particles.control import control_weights, num_features
 from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
+from numpyro_ebipla.smc.control import control_weights, num_features
 from numpyro_ebipla.training.safeguards import recall
 
 #: Parameters up to which each is a direction of its own in :func:`slope_and_curvature`.
@@ -291,7 +291,7 @@ def slope_and_curvature(
 ) -> tuple[Array, Array]:
     """Estimate slope and curvature of the log likelihood from particles of the posterior at ``params``.
 
-    With control variates (:mod:`numpyro_ebipla.particles.control`) the weighted mean of the particles' scores is the
+    With control variates (:mod:`numpyro_ebipla.smc.control`) the weighted mean of the particles' scores is the
     slope at parameters nearby, too, as the weights extrapolate to the posterior there; so its derivative is the second
     one of the log likelihood, up to what the regression cannot know.
 

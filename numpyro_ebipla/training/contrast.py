@@ -80,8 +80,7 @@ def contrast(
         log_density = {name: tilted[name].log_base(positions[name]) - energy[name] for name in walk}
         # ∇ log Z = −E[∇U]: this stands for log Z wherever the model's log density needs it.
         log_z = {
-            name: (jnp.sum(walk[name].weight * log_density[name], 0) + shift[name]).reshape(priors[name].batch_shape)
-            for name in walk
+            name: (walk[name].mean(log_density[name]) + shift[name]).reshape(priors[name].batch_shape) for name in walk
         }
         joint = model.log_joint(params, *latents, batch, log_z)
         gap = {name: measure_gap(walk[name].weight, -log_density[name], joint.potentials[name]) for name in walk}
@@ -125,7 +124,7 @@ def contrast(
         particles=known,
         walkers={name: undo_weight(name) for name in sharing},
         energy=energy,
-        log_density={name: jnp.sum(w.weight * log_density[name], 0) for name, w in walk.items()},
+        log_density={name: w.mean(log_density[name]) for name, w in walk.items()},
         log_z=log_z,
         coefficient=coefficient,
         gap=gap,

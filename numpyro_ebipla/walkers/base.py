@@ -45,11 +45,17 @@ class Walkers(NamedTuple):
         position: ``[P, *event]``.
         weight: ``[P]``, sums to one.
         ladder: of strategies that have one, for :class:`.Restraint`.
+        quiet: weights for means whose noise control variates take away, some of them negative; None for ``weight``.
     """
 
     position: Array
     weight: Array
     ladder: LadderSample | None = None
+    quiet: Array | None = None
+
+    def mean(self, values: Array) -> Array:
+        """Return the mean of a function's values at the walkers, as quietly as it is known."""
+        return jnp.sum((self.weight if self.quiet is None else self.quiet) * values, 0)
 
 
 class AbstractWalkers(ABC):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.validate import as_count, check_counts, check_number
+from numpyro_ebipla.smc.control import num_features, reweighted
 from numpyro_ebipla.smc.density import TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered
 from numpyro_ebipla.smc.reference import Reference
 from numpyro_ebipla.smc.weights import log_mean_exp, normalised
@@ -170,7 +171,7 @@ class Tempered(AbstractPrepared):
         if self.restraint is not None:
             info["barrier"] = sample.barrier
         state = TemperedState(x, ladder, reference)
-        return Walkers(x.reshape((-1, *x.shape[2:])), weight, sample), state, info
+        return Walkers(x.reshape((-1, *x.shape[2:])), weight, sample, _quiet(weight, rungs)), state, info
 
     def draw(self, rng_key: Array, walkers: Walkers, state: TemperedState) -> Array:
         """Return the walkers of the last rung, which need no weights."""
@@ -261,6 +262,14 @@ def _bennett(energy: Array, temperature: Array) -> Array:
         down = log_mean_exp(jax.nn.log_sigmoid(backward + c).swapaxes(0, 1))
         ratio = ratio + up - down
     return jnp.concatenate([jnp.zeros_like(ratio[:1]), jnp.cumsum(ratio, 0)])
+
+
+def _quiet(weight: Array, rungs: Evaluated) -> Array | None:
+    """Return weights with control variates, see :mod:`~numpyro_ebipla.smc.control`; None for too many coordinates."""
+    flat = lambda a: a.reshape((*weight.shape, -1))
+    x, slope = flat(rungs.position), flat(rungs.grad_base - rungs.grad_energy)
+    number = num_features(rungs.position.shape[1], x.shape[-1])
+    return reweighted(weight, x, slope, number) if number else None
 
 
 def _weights(energy: Array, temperature: Array, log_z: Array) -> Array:

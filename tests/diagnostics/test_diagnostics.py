@@ -17,7 +17,7 @@ from numpyro_ebipla.diagnostics import Diagnostics
 from numpyro_ebipla.diagnostics.parameters import check_score
 from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
 from numpyro_ebipla.diagnostics.run import _frozen, check_history
-from numpyro_ebipla.particles.control import RIDGE
+from numpyro_ebipla.smc.control import RIDGE
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
 from tests.models import fitter, hierarchy
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from numpyro_ebipla import EBIPLA, MALA, Particles
-from numpyro_ebipla.particles.control import RIDGE, control_weights, num_features
+from numpyro_ebipla.smc.control import RIDGE, control_weights, num_features
 
 
 def test_features_need_particles():

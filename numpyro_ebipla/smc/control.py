@@ -44,29 +44,36 @@ def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:
     """
     flat = lambda sites: jnp.concatenate([sites[k].reshape((*sites[k].shape[:chain_ndim], -1)) for k in position], -1)
     x, slope = flat(position), flat(gradient)
-    return _weights(x, slope) if chain_ndim == 1 else jax.vmap(_weights, 1, 1)(x, slope)
+    return reweighted(jnp.full(x.shape[:chain_ndim], 1 / len(x), x.dtype), x, slope, num_features(len(x), x.shape[-1]))
 
 
-def _weights(x: Array, slope: Array) -> Array:
-    """Return weights ``[N]`` of particles at ``[N, D]``."""
-    num, size = x.shape
-    fold = jnp.arange(num) % FOLDS
+def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
+    """Return weights ``[N]`` (``[N, D]``) by which the control variates of particles with ``weight`` have mean zero.
+
+    Args:
+        weight: sums to one over the leading axis.
+        x: ``[N, d]`` (``[N, D, d]``) positions.
+        slope: gradient of the log density there.
+        number: of features: ``d``, or ``2 d``.
+    """
+    if weight.ndim > 1:
+        return jax.vmap(reweighted, (1, 1, 1, None), 1)(weight, x, slope, number)
+    fold = jnp.arange(len(x)) % FOLDS
     inside = (fold == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
-    wide = num_features(num, size) > size
 
     def correction(inside: Array) -> Array:
-        others = (1 - inside) / jnp.sum(1 - inside)
-        features = jnp.concatenate([slope, 1 + (x - others @ x) * slope], -1) if wide else slope
+        share = jnp.sum(inside * weight)
+        mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
+        features = jnp.concatenate([slope, 1 + (x - others @ x) * slope], -1) if number > x.shape[-1] else slope
         centred = features - others @ features
         scale = jnp.sqrt(others @ jnp.square(centred)) + jnp.finfo(x.dtype).tiny
-        centred, mean = centred / scale, inside @ features / jnp.sum(inside) / scale
-        gram = (others * centred.T) @ centred + RIDGE * jnp.eye(len(mean), dtype=x.dtype)
+        centred, mean = centred / scale, mine @ features / scale
+        gram = (others * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
         coefficient = jax.scipy.linalg.solve(gram, mean, assume_a="pos")
-        df = len(mean)
-        usual = FAR * (df + 4 * jnp.sqrt(2.0 * df))  # of χ², which the distance is in equilibrium
-        distance = jnp.sum(inside) * mean @ coefficient
+        usual = FAR * (number + 4 * (2 * number) ** 0.5)  # of χ², which the distance is in equilibrium
+        distance = mean @ coefficient / jnp.sum(jnp.square(mine))
         bound = jnp.minimum(1.0, usual / jnp.maximum(distance, usual))
-        return bound * others * (centred @ coefficient) * jnp.sum(inside) / num
+        return share * bound * others * (centred @ coefficient)
 
     total = jnp.sum(jax.vmap(correction)(inside), 0)
-    return 1 / num - jnp.where(jnp.isfinite(total).all(), total, 0.0)
+    return weight - jnp.where(jnp.isfinite(total).all(), total, 0.0)
