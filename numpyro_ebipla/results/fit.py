@@ -172,7 +172,7 @@ class Fit(Fitted):
         acceptance                      of the last moves of the particles (MALA)
         walkers' acceptance, ESS, …     what the strategy reports, averaged over the last tenth of the steps
         barrier, brake                  whether the energy is held back
-        energy gap                      between walkers and particles, over the last tenth; it is zero at the
+        energy gap                      in E − log p0, walkers less particles, over the last tenth; zero at the
                                         maximum
         log Z, std error                of populations annealed afresh, by their spread
         log Z, walkers − fresh          whether the walkers' log Z, if they know one, agrees with that
