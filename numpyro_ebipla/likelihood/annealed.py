@@ -94,12 +94,12 @@ def _of_block(
 
 def _annealed(model: LatentModel, populations: Populations, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
     """Estimate the log density without normalisers: value, its variance, and what depends on no latent."""
-    density = posterior_density(model, params, batch)
-    if bool(model.global_sites) and density.size <= MAX_DENSE:
+    coupled = posterior_density(model, params, batch) if model.global_sites else None
+    if coupled is not None and coupled.size <= MAX_DENSE:
         out = anneal_coupled(
-            batch.rng_key, density, populations.num_particles, populations.num_populations, populations.annealing
+            batch.rng_key, coupled, populations.num_particles, populations.num_populations, populations.annealing
         )
-        rest = jnp.zeros(())
+        rest = jnp.zeros(populations.num_populations)  # all is in one number
     else:
 
         def one(key: Array) -> tuple[Population, Array]:
@@ -110,7 +110,7 @@ def _annealed(model: LatentModel, populations: Populations, params: Params, batc
         out, rest = lax.map(one, random.split(batch.rng_key, populations.num_populations))
     value, variance = pooled(out.log_z, out.variance)
     rounding = jnp.square(jnp.finfo(value.dtype).eps * value)  # of the sums that cancel in the weights
-    return value, jnp.where(out.stage_ess.min(0) < TOO_SHORT, jnp.inf, variance + rounding), jnp.ravel(rest)[0]
+    return value, jnp.where(out.stage_ess.min(0) < TOO_SHORT, jnp.inf, variance + rounding), rest[0]
 
 
 def _variance_by(shift: Shift, log_z: dict[str, Estimate], joined: bool, common: bool) -> Array:

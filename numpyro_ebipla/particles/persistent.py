@@ -1,10 +1,8 @@
 """Persistent particles, moved once or a few times at each step."""
 
-import math
 from dataclasses import dataclass, field
 from typing import final
 
-import jax
 from jax import Array
 
 from numpyro_ebipla.kernels.base import AbstractKernel
@@ -12,7 +10,7 @@ from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import evaluate_at, move_block
-from numpyro_ebipla.smc.control import control_weights, num_features
+from numpyro_ebipla.smc.control import control_weights, num_features_of
 
 
 @final
@@ -60,11 +58,8 @@ class Particles(AbstractUnweighted):
         del rng_key, draw
         latents = block.latents
         chains, chain_ndim = (latents.shared, 1) if latents.shared else (latents.local, 2)
-        if not (self.quiet and self.kernel.adjusted) or not chains or (latents.shared and ratio > 1):
-            return Prepared(block, adapt)
-        shape = jax.tree.leaves(chains)[0].shape[:chain_ndim]
-        size = sum(x.size for x in chains.values()) // math.prod(shape)
-        if not num_features(shape[0], size):
+        known_in_part = bool(latents.shared) and ratio > 1
+        if not self.quiet or not self.kernel.adjusted or known_in_part or not num_features_of(chains, chain_ndim):
             return Prepared(block, adapt)
         known = evaluate_at(log_joint, ratio, latents)
         slope = (known.shared if latents.shared else known.local).gradient

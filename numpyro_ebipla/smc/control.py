@@ -11,6 +11,8 @@ variances, nothing of the noise is left. The density must be continuous in the l
 ``Uniform(0, x)`` at an observation, gradients do not know the jump, and the weights would have a bias.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -34,11 +36,17 @@ def num_features(num_particles: int, size: int) -> int:
     return next((n * size for n in (2, 1) if 0 < n * size <= most), 0) if num_particles >= 2 * FOLDS else 0
 
 
+def num_features_of(position: Sites, chain_ndim: int) -> int:
+    """Return :func:`num_features` for chains ``{site: [*C, *event]}``; none without sites."""
+    leaves = list(position.values())
+    return num_features(leaves[0].shape[0], sum(math.prod(x.shape[chain_ndim:]) for x in leaves)) if leaves else 0
+
+
 def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:
     """Return weights ``[*C]`` that sum to one over the particles, the leading axis.
 
     Args:
-        position: ``{site: [*C, *event]}``, of chains ``C`` of which :func:`num_features` is above zero.
+        position: ``{site: [*C, *event]}``, of chains ``C`` of which :func:`num_features_of` is above zero.
         gradient: of the log density there, likewise.
         chain_ndim: one, or two where chains belong to data.
     """

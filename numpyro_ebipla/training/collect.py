@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
+from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Latents, Params, Sites, TrainState
+from numpyro_ebipla._core.state import Latents, Params, TrainState
 from numpyro_ebipla._core.validate import as_site_names, check_scalar
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
@@ -18,7 +20,7 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
 from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
-from numpyro_ebipla.smc.control import control_weights, num_features
+from numpyro_ebipla.smc.control import control_weights, num_features_of
 from numpyro_ebipla.training.safeguards import recall
 
 #: Parameters up to which each is a direction of its own in :func:`slope_and_curvature`.
@@ -206,7 +208,7 @@ def _run_block(
 
     ``theta`` are the parameters and the slow average, unconstrained.
     """
-    params, before = (model.constrain_params(p) for p in theta)
+    params = model.constrain_params(theta[0])
     key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
     chains = particles.drop_weights(random.fold_in(key_warmup, 1), chains)
@@ -216,12 +218,9 @@ def _run_block(
         joint = model.log_joint(params, *latents, batch, {})
         return Terms(joint.per_datum, joint.rest)
 
-    def log_density(latents: Latents, params: Params) -> Array:
-        joint = model.log_joint(params, *latents, batch, {})
+    def log_density(latents: Latents, theta: Params) -> Array:
+        joint = model.log_joint(model.constrain_params(theta), *latents, batch, {})
         return joint.per_datum if by_datum else joint.per_datum.sum(-1) + joint.rest
-
-    def log_joint_of(latents: Latents, theta: Params) -> Array:
-        return log_density(latents, model.constrain_params(theta))
 
     def advance(key: Array, points: Points, adapt: Adaptations, num_moves: int) -> tuple[Points, Adaptations, Info]:
         points, adapt, info = move_points(particles.kernel, num_moves, key, log_joint, 1.0, points, adapt)
@@ -231,17 +230,17 @@ def _run_block(
         points, _, info = advance(key, points, adapt, thinning)
         at = points.latents
         density: Any = (points.local if by_datum else points.shared).log_density
-        gain = None if by_datum else density - log_density(at, before)
+        gain = None if by_datum else density - log_density(at, theta[1])
         return points, Draws(model.values(params, *at, batch, sites), density, info, gain)
 
     def draws(points: Points, keys: Array) -> tuple[Points, Draws]:
         points, out = lax.scan(draw, points, keys)
         at = points.latents
         if not by_datum:
-            if model.energies or not particles.kernel.adjusted or not num_features(*_chains(at.shared)):
+            if model.energies or not particles.kernel.adjusted or not num_features_of(at.shared, 1):
                 return points, out
-            return points, out._replace(newton=slope_and_curvature(log_joint_of, at, *theta))
-        score = slopes(lambda p: log_density(at, model.constrain_params(p)), *theta)
+            return points, out._replace(newton=slope_and_curvature(log_density, at, *theta))
+        score = slopes(partial(log_density, at), *theta)
         halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))])
         return points, out._replace(score=halves)
 
@@ -305,16 +304,15 @@ def slope_and_curvature(
         ``[L]`` and minus the second derivatives ``[L, L]``: along all L coordinates of up to :data:`MAX_COORDINATES`
         parameters, or as one by one L arrays go on from ``before``.
     """
+    here, unflatten = ravel_pytree(params)
     leaves, structure = jax.tree.flatten(params)
-    ends = np.cumsum([x.size for x in leaves])
-    few = ends[-1] <= MAX_COORDINATES
+    few = here.size <= MAX_COORDINATES
 
     def moved(along: Array) -> Params:
         if few:
-            parts = [part.reshape(x.shape) for part, x in zip(jnp.split(along, ends[:-1]), leaves, strict=True)]
-        else:
-            parts = [a * (x - b) for a, x, b in zip(along, leaves, jax.tree.leaves(before), strict=True)]
-        return jax.tree.unflatten(structure, [x + d.astype(x.dtype) for x, d in zip(leaves, parts, strict=True)])
+            return unflatten(here + along.astype(here.dtype))
+        ahead = zip(along, leaves, jax.tree.leaves(before), strict=True)
+        return jax.tree.unflatten(structure, [x + a.astype(x.dtype) * (x - b) for a, x, b in ahead])
 
     def slope(along: Array) -> Array:
         theta = moved(along)
@@ -322,14 +320,8 @@ def slope_and_curvature(
         weight = control_weights(at.shared, gradient, 1)
         return jax.grad(lambda a: jnp.sum(weight * log_joint(at, moved(a))))(along)
 
-    origin = jnp.zeros(int(ends[-1]) if few else len(leaves))
+    origin = jnp.zeros(here.size if few else len(leaves))
     return slope(origin), -jax.jacfwd(slope)(origin)
-
-
-def _chains(sites: Sites) -> tuple[int, int]:
-    """Return the number of global particles and of their coordinates."""
-    leaves = jax.tree.leaves(sites)
-    return leaves[0].shape[0], sum(x[0].size for x in leaves)
 
 
 def _by_datum(model: LatentModel) -> bool:
