@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.diagnostics.checks import MORE_STEPS, Check, Rule
@@ -56,7 +57,7 @@ LEFT_IN_ALL = Rule(
     most_slack=HIDDEN_IN_ALL,
 )
 #: Least curvature, in units of each parameter's own, of a direction of which the data know something.
-LEAST_KNOWN, TINY = 1e-4, 1e-30
+LEAST_KNOWN = 1e-4
 LEFT = Rule(
     "nats to gain",
     SETTLED,
@@ -134,8 +135,7 @@ def way_of(params: Params, before: Params, last: Params) -> np.ndarray:
     It is the way from the average that is reported to the last step; if there is no average, or parameters are many,
     that from the slow average.
     """
-    flat = lambda tree: np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(tree)])
-    here, late, early = flat(params), flat(last), flat(before)
+    here, late, early = (np.asarray(ravel_pytree(tree)[0], float) for tree in (params, last, before))
     if here.size > MAX_COORDINATES:
         return np.ones(len(jax.tree.leaves(params)))
     return late - here if np.any(late != here) else here - early
@@ -156,7 +156,8 @@ def check_newton(slope: np.ndarray, curvature: np.ndarray, way: np.ndarray) -> l
     mean = (mean + mean.T) / 2
     gained = abs(slope.mean(0) @ way) + 0.5 * max(way @ mean @ way, 0.0)
     spread = np.cov(slope.T).reshape(mean.shape) / len(slope) if len(slope) > 1 else np.full(mean.shape, np.inf)
-    scale = np.sqrt(np.maximum(np.diag(mean), 0)) + TINY
+    size = np.sqrt(np.abs(np.diag(mean)))
+    scale = np.where(size > 0, size, 1.0)
     value, vector = np.linalg.eigh(mean / np.outer(scale, scale))
     whiten = vector[:, value > LEAST_KNOWN] / np.sqrt(value[value > LEAST_KNOWN]) / scale[:, None]
     halves = [half.mean(0) @ whiten for half in np.array_split(slope, 2)]

@@ -14,7 +14,7 @@ from jax import random
 
 from numpyro_ebipla import EBIPLA, MALA, ULA, Annealing, EBIPLAWarning, EnergyPrior, Particles, Persistent, recipes
 from numpyro_ebipla.diagnostics import Diagnostics
-from numpyro_ebipla.diagnostics.parameters import check_score
+from numpyro_ebipla.diagnostics.parameters import check_newton, check_score
 from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
 from numpyro_ebipla.diagnostics.run import _frozen, check_history
 from numpyro_ebipla.smc.control import RIDGE
@@ -245,6 +245,19 @@ def test_global_latents_have_a_newton_step(num_steps, passes):
     found = fit.diagnostics()
     assert found["nats to gain, in all"].passed == passes and found["nats still gained, in all"].passed == passes
     assert not passes or found.passed, str(found)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize("bends", [-1.0, 0.0])
+def test_a_direction_that_is_level_or_bends_upwards_hides_no_other(where, bends):
+    """Over a floor of 1e-30, squared, a curvature of −1 became −1e60, beside which a known direction was lost."""
+    known, slope = np.array([[4.0, 1.0], [1.0, 4.0]]), np.array([2.0, 1.0])
+    order = np.roll(np.arange(3), where)
+    curvature = np.pad(known, (0, 1)) + np.diag([0.0, 0.0, bends])
+    curvature, slopes = curvature[np.ix_(order, order)], np.append(slope, 0.0)[order]
+    left = check_newton(np.tile(slopes, (20, 1)), np.tile(curvature, (20, 1, 1)), np.zeros(3))[1]
+    assert left.value == pytest.approx(0.5 * slope @ np.linalg.solve(known, slope), rel=1e-6) and not left.passed
 
 
 def test_particles_that_do_not_mix_are_found():
