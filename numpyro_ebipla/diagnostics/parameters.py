@@ -5,6 +5,7 @@ last steps have gained; both need ``log Z`` of energy priors, which fresh draws 
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,17 @@ from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.smc.weights import log_mean_exp
-from numpyro_ebipla.training.collect import MAX_COORDINATES, Draws, slopes
+from numpyro_ebipla.training.collect import Draws
+from numpyro_ebipla.training.information import by_coordinate, num_directions, slopes
 
-#: Nats per datum that a settled run may have gained or left, and of the former what noise may hide. (What is left along
-#: a direction without information, such as a rotation of factors, is hidden by any noise, and does no harm.)
+#: Nats per datum that a settled run may have gained or left, and of the former what noise may hide.
 SETTLED, HIDDEN = 0.005, 0.05
-
-#: Ridge of the Fisher information where there are many data, against rounding.
-RIDGE = 1e-6
+#: Nats of all data together: a fraction of a standard error of a parameter.
+SETTLED_IN_ALL, HIDDEN_IN_ALL = 0.1, 1.0
 #: Standard errors that a figure's noise is allowed for.
 ERRORS = 2
+#: Curvature of a direction, in units of each parameter's own, from which the data know something of it.
+LEAST_KNOWN = 1e-4
 GAINED = Rule(
     "nats still gained",
     SETTLED,
@@ -38,15 +40,18 @@ GAINED = Rule(
     MORE_STEPS,
     most_slack=HIDDEN,
 )
-#: The same of all data together, where no data are independent: a fraction of a standard error of a parameter.
-SETTLED_IN_ALL, HIDDEN_IN_ALL = 0.1, 1.0
-GAINED_IN_ALL = Rule(
-    "nats still gained, in all",
-    SETTLED_IN_ALL,
-    "the last steps changed little",
-    "the parameters were still moving",
-    MORE_STEPS,
+GAINED_IN_ALL = GAINED._replace(
+    name="nats still gained, in all",
+    limit=SETTLED_IN_ALL,
+    good="the last steps changed little",
     most_slack=HIDDEN_IN_ALL,
+)
+LEFT = Rule(
+    "nats to gain",
+    SETTLED,
+    "the likelihood is level where the run ended",
+    "the likelihood still rises where the run ended",
+    f"{MORE_STEPS}, or a higher rate",
 )
 LEFT_IN_ALL = Rule(
     "nats to gain, in all",
@@ -56,21 +61,49 @@ LEFT_IN_ALL = Rule(
     MORE_STEPS,
     most_slack=HIDDEN_IN_ALL,
 )
-#: Least curvature, in units of each parameter's own, of a direction of which the data know something.
-LEAST_KNOWN = 1e-4
-LEFT = Rule(
-    "nats to gain",
-    SETTLED,
-    "the likelihood is level where the run ended",
-    "the likelihood still rises in the direction of the run",
-    f"{MORE_STEPS}, or a higher rate",
-)
+
+
+class Climb(NamedTuple):
+    """What is known of the way up from where a run ended, along L directions, in nats of all data.
+
+    Attributes:
+        slopes: ``[2, L]`` two independent estimates of the slope, whose mean is the estimate.
+        noise: ``[L, L]`` covariance of their mean.
+        information: ``[L, L]`` minus the second derivatives.
+        blur: ``[L, L]`` what of that may be noise.
+    """
+
+    slopes: np.ndarray
+    noise: np.ndarray
+    information: np.ndarray
+    blur: np.ndarray
+
+    def left(self) -> tuple[float, float]:
+        """Return what a Newton step would gain, and its standard error.
+
+        Directions of which nothing is known, in which the likelihood is level or bends upwards, as that of a variance
+        at zero or a rotation of factors, count by their slope alone, as far as it is no noise.
+        """
+        size = np.sqrt(np.abs(np.diag(self.information)))
+        scale = np.where(size > 0, size, 1.0)
+        value, vector = np.linalg.eigh(self.information / np.outer(scale, scale))
+        vector = vector / scale[:, None]
+        known = value > LEAST_KNOWN + ERRORS * np.einsum("il,ij,jl->l", vector, self.blur, vector)
+        whiten, rest = vector[:, known] / np.sqrt(value[known]), vector[:, ~known]
+        first, second = self.slopes @ whiten
+        noise = whiten.T @ self.noise @ whiten
+        left = 0.5 * first @ second
+        # Of half the product of two independent means; each has twice the noise of both together.
+        error = np.sqrt(np.sum(noise**2) + 2 * max(left, 0.0) * np.trace(noise))
+        rest = rest / np.maximum(np.linalg.norm(rest, axis=0), np.finfo(float).tiny)
+        rise = np.abs(self.slopes.mean(0) @ rest)
+        rise -= ERRORS * np.sqrt(np.einsum("il,ij,jl->l", rest, self.noise, rest))
+        return float(left + np.maximum(rise, 0.0).sum()), float(error)
 
 
 def check_parameters(
     model: LatentModel,
     thetas: tuple[Params, Params],
-    last: Params,
     batch: Batch,
     fresh: dict[str, FreshDraws],
     draws: Draws | None,
@@ -82,7 +115,6 @@ def check_parameters(
     Args:
         model: the model.
         thetas: those reached and the slow average, unconstrained.
-        last: those of the last step, unconstrained.
         batch: data for which the normalisers of conditional priors are looked at: the first of ``chosen``.
         fresh: ``{energy site: draws}`` at the parameters reached.
         draws: of the particles, None without latents.
@@ -90,11 +122,9 @@ def check_parameters(
         chosen: ``[M']`` the data of the draws.
     """
     if draws is not None and draws.newton is not None:
-        slope, curvature = draws.newton
-        return check_newton(slope, curvature, way_of(thetas[0], thetas[1], last))
+        return check_newton(climb_of_newton(*draws.newton), thetas[0], model.num_data if model.subsampled else None)
     if draws is None:
-        score = model.map_blocks(partial(model.compiled(data_score), thetas), batch, 1, chosen)
-        score = np.asarray(score)
+        score = np.asarray(model.map_blocks(partial(model.compiled(data_score), thetas), batch, 1, chosen))
     else:
         score = draws.score
     change, shift = (
@@ -103,16 +133,17 @@ def check_parameters(
     if score is None:
         assert draws is not None, "without draws there are scores"
         return [check_gain(draws.gain + change.mean() * model.num_data, model.num_data)]
-    if shift is None:
-        return check_score(score, num_particles)
-    if any(model.energies[name].per_datum for name in fresh):  # then it is known of these data only
-        shift = shift[:, : len(chosen)] if model.subsampled else shift[:, chosen]
-        score = score[:, : shift.shape[1]]
-    else:
-        shift = shift.mean(1, keepdims=True)
-    halves = np.stack([half.mean(0) for half in np.array_split(shift, 2)])
-    shared = np.cov(shift.mean(1).T).reshape(shift.shape[-1], -1) / len(shift)
-    return check_score(score + halves, num_particles, shared)
+    shared = np.zeros((score.shape[-1],) * 2)
+    if shift is not None:
+        if any(model.energies[name].per_datum for name in fresh):  # then it is known of these data only
+            shift = shift[:, : len(chosen)] if model.subsampled else shift[:, chosen]
+            score = score[:, : shift.shape[1]]
+        else:
+            shift = shift.mean(1, keepdims=True)
+        score = score + np.stack([half.mean(0) for half in np.array_split(shift, 2)])
+        shared = np.cov(shift.mean(1).T).reshape(shared.shape) / len(shift)
+    climb = climb_of_score(score, shared, model.num_data)
+    return check_score(climb, score, np.asarray(way_of(*thetas)), num_particles, model.num_data)
 
 
 def check_gain(gain: np.ndarray, num_data: int) -> Check:
@@ -129,76 +160,98 @@ def check_gain(gain: np.ndarray, num_data: int) -> Check:
     return GAINED.judge(gain.mean() / num_data, slack=ERRORS * error / num_data)
 
 
-def way_of(params: Params, before: Params, last: Params) -> np.ndarray:
-    """Return the way of the last steps ``[L]`` along the directions of :attr:`.Draws.newton`.
-
-    It is the way from the average that is reported to the last step; if there is no average, or parameters are many,
-    that from the slow average.
-    """
-    here, late, early = (np.asarray(ravel_pytree(tree)[0], float) for tree in (params, last, before))
-    if here.size > MAX_COORDINATES:
-        return np.ones(len(jax.tree.leaves(params)))
-    return late - here if np.any(late != here) else here - early
+def way_of(params: Params, before: Params) -> Array:
+    """Return the way from the slow average ``[L]``, along the directions of :func:`.go_along`."""
+    if not by_coordinate(params):
+        return jnp.ones(num_directions(params))
+    return ravel_pytree(params)[0] - ravel_pytree(before)[0]
 
 
-def check_newton(slope: np.ndarray, curvature: np.ndarray, way: np.ndarray) -> list[Check]:
-    """Check what the last steps gained, and what a Newton step would, in all, where global latents couple the data.
+def check_newton(climb: Climb, params: Params, num_data: int | None) -> list[Check]:
+    """Check what a Newton step would gain.
 
-    What was gained is to second order. Of a Newton step, directions are left out in which the log likelihood is level
-    or bends upwards, as that of a variance at zero.
+    Where directions are fewer than the parameters, that is a lower bound; then what the last steps gained counts, too.
 
     Args:
-        slope: ``[P, L]`` at P of the draws, see :attr:`.Draws.newton`.
-        curvature: ``[P, L, L]``.
-        way: see :func:`way_of`.
+        climb: see :func:`climb_of_newton`.
+        params: unconstrained.
+        num_data: M if the figures are to be per datum, None for all data together.
     """
-    slope, mean = slope.astype(np.float64), curvature.astype(np.float64).mean(0)
-    mean = (mean + mean.T) / 2
-    gained = abs(slope.mean(0) @ way) + 0.5 * max(way @ mean @ way, 0.0)
-    spread = np.cov(slope.T).reshape(mean.shape) / len(slope) if len(slope) > 1 else np.full(mean.shape, np.inf)
-    size = np.sqrt(np.abs(np.diag(mean)))
-    scale = np.where(size > 0, size, 1.0)
-    value, vector = np.linalg.eigh(mean / np.outer(scale, scale))
-    whiten = vector[:, value > LEAST_KNOWN] / np.sqrt(value[value > LEAST_KNOWN]) / scale[:, None]
-    halves = [half.mean(0) @ whiten for half in np.array_split(slope, 2)]
-    left, noise = 0.5 * halves[0] @ halves[-1], whiten.T @ spread @ whiten
-    # Of half the product of two independent means; each has twice the noise of both together.
-    error = np.sqrt(np.sum(noise**2) + 2 * max(left, 0.0) * np.trace(noise))
-    return [
-        GAINED_IN_ALL.judge(gained, slack=ERRORS * float(np.sqrt(way @ spread @ way))),
-        LEFT_IN_ALL.judge(left, slack=ERRORS * float(error)),
-    ]
+    left, error = climb.left()
+    if num_data is not None:
+        return [LEFT.judge(left / num_data, slack=ERRORS * error / num_data)]
+    checks = [LEFT_IN_ALL.judge(left, slack=ERRORS * error)]
+    if not by_coordinate(params):
+        gained = abs(climb.slopes.mean(0).sum()) + 0.5 * max(climb.information.sum(), 0.0)
+        checks.insert(0, GAINED_IN_ALL.judge(gained, slack=ERRORS * float(np.sqrt(climb.noise.sum()))))
+    return checks
 
 
-def check_score(score: np.ndarray, num_particles: int, shared: np.ndarray | float = 0.0) -> list[Check]:
-    """Check what the last third of the run was worth, and what is left in its direction, in nats per datum.
+def climb_of_newton(slope: np.ndarray, curvature: np.ndarray) -> Climb:
+    """Return what is known from slopes and curvatures.
 
-    The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); its mean is the
-    slope of the log likelihood, its covariance the Fisher information. Both are known along as many directions as there
-    are parameter arrays: what is left, half the Newton decrement, is a lower bound for the whole space, and all there
-    is for scalars. What was gained is to second order. Two halves of the particles tell the noise of their means.
+    Args:
+        slope: ``[K, P, L]`` of K blocks of data by P groups of draws, see :attr:`.Draws.newton`.
+        curvature: ``[K, P, L, L]``.
+    """
+    slope, curvature = slope.astype(np.float64).sum(0), curvature.astype(np.float64).sum(0)
+    mean = curvature.mean(0)
+    if len(slope) < 2:
+        spread = np.full(mean.shape, np.inf)
+    else:
+        spread = np.cov(slope.T).reshape(mean.shape) / len(slope)
+    parts = np.array_split(slope, 2)
+    return Climb(
+        slopes=np.stack([parts[0].mean(0), parts[-1].mean(0)]),
+        noise=spread,
+        information=(mean + mean.T) / 2,
+        blur=np.zeros_like(mean),
+    )
+
+
+def climb_of_score(score: np.ndarray, shared: np.ndarray, num_data: int) -> Climb:
+    """Return what is known from the scores of independent data.
+
+    The score of each datum is the posterior mean of that of ``log p_θ(x, y)`` (Fisher's identity); the mean score is
+    the slope of the log likelihood, the covariance of the scores its curvature. Two halves of the particles tell the
+    noise of their means.
 
     Args:
         score: ``[2, M', L]``, see :attr:`.Draws.score`, with log normalisers.
-        num_particles: N.
         shared: ``[L, L]`` covariance of an error of the mean score that all data share.
+        num_data: M.
     """
     score = score.astype(np.float64)
-    shared = np.broadcast_to(shared, (score.shape[-1],) * 2)
-    along = score.sum(-1)
-    gained, gained_noise = along.mean() + 0.5 * _common(along), _noise(along[..., None])[0, 0] + shared.sum()
-    gained_error = np.sqrt(gained_noise)
-    scale = score.mean(0).std(0)
-    known = scale > 0
-    score, shared = score[:, :, known] / scale[known], shared[known][:, known] / np.outer(scale[known], scale[known])
-    num, moving = score.shape[1:]
-    first, second = score.mean(1)
-    fisher, noise = _information(score), _noise(score) + shared
-    fisher += (RIDGE + moving / num) * np.eye(moving)  # few data know little of many directions
-    left, noise = 0.5 * first @ np.linalg.solve(fisher, second), np.linalg.solve(fisher, 2 * noise)
-    # Of half the product of two independent means; each has twice the noise of both together.
-    left_error = 0.5 * np.sqrt(np.trace(noise @ noise) + 4 * max(left, 0.0) * np.trace(noise))
-    slack = 3 * np.sqrt(moving) / (num * num_particles)  # thrice what the particles' noise leaves at the maximum
+    first, second = score - score.mean(1, keepdims=True)
+    noise = _noise(score)
+    product = first.T @ second / len(first)
+    product += score.shape[-1] / len(first) * np.diag(np.diag(product))  # few data know little of many directions
+    return Climb(
+        slopes=num_data * score.mean(1),
+        noise=num_data**2 * (noise + shared),
+        information=num_data * (product + product.T) / 2,
+        blur=num_data * np.sqrt(len(first)) * noise,
+    )
+
+
+def check_score(climb: Climb, score: np.ndarray, way: np.ndarray, num_particles: int, num_data: int) -> list[Check]:
+    """Check what the last third of the run was worth, and what is left, in nats per datum.
+
+    What was gained is to second order. What is left is a lower bound where directions are fewer than parameters.
+
+    Args:
+        climb: see :func:`climb_of_score`.
+        score: ``[2, M', L]``.
+        way: ``[L]`` of the last third of the run, see :func:`way_of`.
+        num_particles: N.
+        num_data: M.
+    """
+    along = score.astype(np.float64) @ way
+    gained = along.mean() + 0.5 * _common(along)
+    gained_error = np.sqrt(way @ climb.noise @ way) / num_data
+    left, left_error = (figure / num_data for figure in climb.left())
+    # Thrice what the particles' noise leaves at the maximum.
+    slack = 3 * np.sqrt(score.shape[-1]) / (score.shape[1] * num_particles)
     return [
         GAINED.judge(gained, slack=slack + ERRORS * gained_error),
         LEFT.judge(left, slack=slack + ERRORS * left_error),
@@ -209,14 +262,6 @@ def _common(halves: np.ndarray) -> float:
     """Return the variance over the data ``[2, M']`` that both halves agree on: noise is not information."""
     first, second = halves - halves.mean(1, keepdims=True)
     return float((first * second).mean())
-
-
-def _information(halves: np.ndarray) -> np.ndarray:
-    """Return the same of ``[2, M', L]`` as a matrix ``[L, L]``, with what one standard error may add."""
-    first, second = halves - halves.mean(1, keepdims=True)
-    num = len(first)
-    value, vector = np.linalg.eigh((first.T @ second + second.T @ first) / (2 * num))
-    return vector * np.maximum(value, 0) @ vector.T + np.sqrt(num) * _noise(halves)
 
 
 def _noise(halves: np.ndarray) -> np.ndarray:

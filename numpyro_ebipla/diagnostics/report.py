@@ -80,9 +80,7 @@ def _parameters(fit: Fitted, batch: Batch, new: dict[str, FreshDraws]) -> list[C
     if fit.config.model.latents and fit.draws is None:
         return []
     thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
-    return check_parameters(
-        fit.config.model, thetas, fit.state.params, batch, new, fit.draws, fit.num_chains, fit.collected
-    )
+    return check_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
 
 
 def _weights(fit: Fitted, rng_key: Array) -> list[Check]:

@@ -18,11 +18,14 @@ class AbstractParticles(ABC):
         kernel: of all latents.
         num_moves: moves per step.
         weighted: whether the particles carry weights, and so a ``memory``.
+        quiet: whether control variates may serve, see :mod:`~numpyro_ebipla.smc.control`: of a posterior's draws they
+            do, if its density has no jumps.
     """
 
     weighted: ClassVar[bool]
     kernel: AbstractKernel
     num_moves: int
+    quiet: bool
 
     @property
     @abstractmethod

@@ -18,6 +18,8 @@ from numpyro_ebipla.particles.moves import evaluate_at, move_block
 class AbstractRemade(AbstractUnweighted):
     """Particles that ``prepare`` makes anew at every step, so that nothing is left to be moved after the gradient."""
 
+    quiet = True  # once they are collected
+
     @property
     def recalls(self) -> bool:
         """False: none can be left behind."""

@@ -63,6 +63,7 @@ class WeightedParticles(AbstractParticles):
     num_moves: int = 1
     threshold: float = 0.5
     weighted: ClassVar[bool] = True
+    quiet = True  # once they are collected
 
     def __post_init__(self) -> None:
         check_moves(self)

@@ -9,22 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
-from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params, TrainState
 from numpyro_ebipla._core.validate import as_site_names, check_scalar
+from numpyro_ebipla.kernels.base import dtype_of
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
 from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
-from numpyro_ebipla.smc.control import control_weights, num_features_of
+from numpyro_ebipla.smc.control import num_features_of
+from numpyro_ebipla.training.information import (
+    by_coordinate,
+    num_directions,
+    slope_and_curvature,
+    slopes,
+)
 from numpyro_ebipla.training.safeguards import recall
 
-#: Parameters up to which each is a direction of its own in :func:`slope_and_curvature`.
-MAX_COORDINATES = 32
+#: Groups of a datum's draws, whose slopes tell the noise, and the draws of each: at least so many, and for each
+#: coordinate.
+GROUPS, FEWEST_IN_GROUP, DRAWS_PER_COORDINATE = 4, 32, 8
 
 
 class Plan(NamedTuple):
@@ -57,13 +64,13 @@ class Draws(NamedTuple):
         gain: ``[N]`` where global latents couple all data, else None: by how much the log joint density is higher than
             at ``state.slow_average``, averaged over the draws of each particle. In the mean it bounds from above what
             the log likelihood has gained since then.
-        score: ``[2, M', L]`` where the chains of different data are independent, else None: how the log density of
-            each datum changes if one of the L parameter arrays goes on by as much as it has gone since
-            ``state.slow_average``; means of some of the draws, of the first and of the second half of the particles.
-            ``-log Z`` of energy priors is in neither of the two.
-        newton: where global latents couple all data, there are enough adjusted particles for control variates and no
-            energy priors, else None: the slope of the log likelihood along L directions, ``[P, L]``, and minus its
-            second derivatives, ``[P, L, L]``, estimated at P of the draws; see :func:`.slope_and_curvature`.
+        score: ``[2, M', L]`` where the chains of different data are independent, else None: slopes of the log density
+            of each datum along L directions, see :func:`.go_along`; means of some of the draws, of the first and of
+            the second half of the particles. ``-log Z`` of energy priors is in neither this nor ``gain``.
+        newton: where there are few parameters or global latents, enough particles or draws of adjusted chains for
+            control variates, and no energy priors, else None: the slope of the log likelihood of each of K blocks of
+            data along L directions, ``[K, P, L]``, and minus its second derivatives, ``[K, P, L, L]``, estimated from P
+            groups of draws; see :func:`.slope_and_curvature`. Where it is known of data, there is no score.
     """
 
     samples: dict[str, Any]
@@ -179,7 +186,9 @@ def collect(
     run = model.compiled(_run_block, particles, plan.num_samples, plan.thinning, plan.warmup, plan.sites)
     by_datum = _by_datum(model)
     chains, scores = (-1, -2) if by_datum else (None, None)
-    axes = Draws._make(({name: layout[name].axis for name in plan.sites}, chains, BY_BLOCK, None, scores, None))
+    samples: dict[str, Any] = {name: layout[name].axis for name in plan.sites}
+    each: Any = BY_BLOCK
+    axes = Draws(samples, chains, accept=each, gain=None, score=scores, newton=each)
     found = model.map_blocks(
         lambda batch: run((params, state.slow_average), *gather(state.posterior, batch.indices), batch),
         Batch(None, data, rng_key, state.mutable),
@@ -209,10 +218,11 @@ def _run_block(
     ``theta`` are the parameters and the slow average, unconstrained.
     """
     params = model.constrain_params(theta[0])
-    key_model, key_warmup, key_draws = random.split(batch.rng_key, 3)
+    key_model, key_weights, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
-    chains = particles.drop_weights(random.fold_in(key_warmup, 1), chains)
+    chains = particles.drop_weights(key_weights, chains)
     by_datum = _by_datum(model)
+    accepted = ["accept_local"] * bool(chains.latents.local) + ["accept_global"] * bool(chains.latents.shared)
 
     def log_joint(latents: Latents) -> Terms:
         joint = model.log_joint(params, *latents, batch, {})
@@ -220,108 +230,98 @@ def _run_block(
 
     def log_density(latents: Latents, theta: Params) -> Array:
         joint = model.log_joint(model.constrain_params(theta), *latents, batch, {})
-        return joint.per_datum if by_datum else joint.per_datum.sum(-1) + joint.rest
+        if by_datum:  # a penalty of the parameters is shared by all data
+            return joint.per_datum + joint.rest[:, None] / model.num_data
+        return joint.per_datum.sum(-1) + joint.rest
 
-    def advance(key: Array, points: Points, adapt: Adaptations, num_moves: int) -> tuple[Points, Adaptations, Info]:
-        points, adapt, info = move_points(particles.kernel, num_moves, key, log_joint, 1.0, points, adapt)
-        return refresh(log_joint, 1.0, points), adapt, info
+    def move(points: Points, adapt: Adaptations, key: Array, adapting: Array) -> tuple[Points, Adaptations, Info]:
+        points, learned, info = move_points(particles.kernel, 1, key, log_joint, 1.0, points, adapt)
+        return refresh(log_joint, 1.0, points), jax.tree.map(partial(jnp.where, adapting), learned, adapt), info
 
-    def draw(points: Points, key: Array) -> tuple[Points, Draws]:
-        points, _, info = advance(key, points, adapt, thinning)
+    def draw(carry: tuple[Points, Adaptations], x: tuple[Array, Array]) -> tuple[Any, Draws]:
+        # Warm-up and draws share one loop, so that the model is compiled once.
+        key, num_warmup = x
+        accept = {name: jnp.zeros((), dtype_of(carry[0].latents)) for name in accepted}
+        points, adapt, info = lax.fori_loop(
+            0,
+            num_warmup + thinning,
+            lambda i, now: move(now[0], now[1], random.fold_in(key, i), i < num_warmup),
+            (*carry, accept),
+        )
         at = points.latents
         density: Any = (points.local if by_datum else points.shared).log_density
         gain = None if by_datum else density - log_density(at, theta[1])
-        return points, Draws(model.values(params, *at, batch, sites), density, info, gain)
+        return (points, adapt), Draws(model.values(params, at.local, at.shared, batch, sites), density, info, gain)
 
-    def draws(points: Points, keys: Array) -> tuple[Points, Draws]:
-        points, out = lax.scan(draw, points, keys)
-        at = points.latents
-        if not by_datum:
-            if model.energies or not particles.kernel.adjusted or not num_features_of(at.shared, 1):
-                return points, out
-            return points, out._replace(newton=slope_and_curvature(log_density, at, *theta))
-        score = slopes(partial(log_density, at), *theta)
-        halves = jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))])
-        return points, out._replace(score=halves)
+    def draws(carry: tuple[Points, Adaptations], x: tuple[Array, Array]) -> tuple[Any, tuple[Draws, Latents]]:
+        carry, out = lax.scan(draw, carry, x)
+        at = carry[0].latents
+        if groups:
+            return carry, (out, at)
+        if by_datum:
+            score = slopes(partial(log_density, at), *theta)
+            out = out._replace(score=jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
+        return carry, (out, Latents({}, {}))
 
     known = evaluate_at(log_joint, 1.0, chains.latents)
     if warmup and particles.recalls:
         chains, known, _ = recall(chains, known, jnp.ones((), bool))
-    points = points_of(chains, known)
-    if warmup:
-        points, adapt, _ = advance(key_warmup, points, adapt, warmup)
-    parts = _score_times(num_samples, len(jax.tree.leaves(params)))
-    _, out = lax.scan(draws, points, random.split(key_draws, num_samples).reshape(parts, -1))
-    return _by_particle(out)
+    groups = _choose_groups(model, particles, chains.latents, num_samples, theta[0])
+    parts = groups.parts if groups else _num_parts(num_samples, num_directions(theta[0]))
+    keys = random.split(key_draws, num_samples).reshape(parts, -1)
+    num_warmup = jnp.zeros(keys.shape, jnp.int32).at[0, 0].set(warmup)
+    _, (out, kept) = lax.scan(draws, (points_of(chains, known), adapt), (keys, num_warmup))
+    out = _by_particle(out)
+    if groups:
+        pooled = jax.tree.map(lambda x: x.reshape(groups.number, -1, *x.shape[2:]), kept)
+        out = out._replace(newton=lax.map(lambda at: slope_and_curvature(log_density, at, *theta), pooled))
+    return out
+
+
+class Groups(NamedTuple):
+    """Draws for :func:`.slope_and_curvature`: ``parts`` of each particle, in a number of groups."""
+
+    parts: int
+    number: int
+
+
+def _choose_groups(
+    model: LatentModel, particles: AbstractParticles, latents: Latents, num_samples: int, params: Params
+) -> Groups | None:
+    """Return how draws are pooled for slopes and curvatures; None if there are to be none, or too few draws."""
+    if model.energies or not (particles.quiet and particles.kernel.adjusted) or not model.latents:
+        return None
+    if latents.shared:  # the particles of one draw, at several draws
+        if not num_features_of(latents.shared, 1):
+            return None
+        parts = _num_parts(num_samples, num_directions(params))
+        return Groups(parts, parts)
+    if not by_coordinate(params):
+        return None
+    leaves = jax.tree.leaves(latents.local)
+    size = sum(math.prod(x.shape[2:]) for x in leaves)
+    wanted = GROUPS * max(FEWEST_IN_GROUP, DRAWS_PER_COORDINATE * size)
+    ample = [n for n in range(1, num_samples + 1) if num_samples % n == 0 and n * len(leaves[0]) % GROUPS == 0]
+    enough = [n for n in ample if n * len(leaves[0]) >= wanted]
+    return Groups(enough[0], GROUPS) if enough else None
 
 
 def _by_particle(out: Draws) -> Draws:
     """Return draws ``[N, S, …]`` from ``[part, draw, N, …]``, gains and scores averaged over the draws."""
     score = out.score
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out._replace(score=None, newton=None))
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out._replace(score=None))
     samples, density = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (flat.samples, flat.log_density))
     if score is not None:
         score = score.mean(0)
         score = jnp.broadcast_to(score, (2, *score.shape[1:]))  # of one particle both halves are the same
     gain = None if flat.gain is None else flat.gain.mean(0)
-    return Draws(samples, density, flat.accept, gain, score, out.newton)
+    return Draws(samples, density, flat.accept, gain, score)
 
 
-def _score_times(num_samples: int, num_arrays: int) -> int:
-    """Return at how many draws scores are taken: a divisor of their number, so that they cost less than moves."""
-    most = max(1, num_samples // (2 * max(1, num_arrays)))
+def _num_parts(num_samples: int, num_directions: int) -> int:
+    """Return at how many draws slopes are taken: a divisor of their number, so that they cost less than moves."""
+    most = max(1, num_samples // (2 * max(1, num_directions)))
     return max(n for n in range(1, most + 1) if num_samples % n == 0)
-
-
-def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
-    """Return derivatives ``[…, L]`` of ``f`` at ``params`` as one by one their L arrays go on from ``before``."""
-    leaves, structure = jax.tree.flatten(params)
-    ahead = jax.tree.map(jnp.subtract, leaves, jax.tree.leaves(before))
-
-    def along(which: Array) -> Array:
-        tangent = [which[i].astype(d.dtype) * d for i, d in enumerate(ahead)]
-        return jax.jvp(f, (params,), (jax.tree.unflatten(structure, tangent),))[1]
-
-    return jnp.moveaxis(lax.map(along, jnp.eye(len(leaves))), 0, -1)
-
-
-def slope_and_curvature(
-    log_joint: Callable[[Latents, Params], Array], at: Latents, params: Params, before: Params
-) -> tuple[Array, Array]:
-    """Estimate slope and curvature of the log likelihood from particles of the posterior at ``params``.
-
-    With control variates (:mod:`numpyro_ebipla.smc.control`) the weighted mean of the particles' scores is the
-    slope at parameters nearby, too, as the weights extrapolate to the posterior there; so its derivative is the second
-    one of the log likelihood, up to what the regression cannot know.
-
-    Args:
-        log_joint: ``(latents, params) -> [N]``.
-        at: the particles; global latents among them.
-        params: unconstrained.
-        before: where directions come from if there are many parameters.
-
-    Returns:
-        ``[L]`` and minus the second derivatives ``[L, L]``: along all L coordinates of up to :data:`MAX_COORDINATES`
-        parameters, or as one by one L arrays go on from ``before``.
-    """
-    here, unflatten = ravel_pytree(params)
-    leaves, structure = jax.tree.flatten(params)
-    few = here.size <= MAX_COORDINATES
-
-    def moved(along: Array) -> Params:
-        if few:
-            return unflatten(here + along.astype(here.dtype))
-        ahead = zip(along, leaves, jax.tree.leaves(before), strict=True)
-        return jax.tree.unflatten(structure, [x + a.astype(x.dtype) * (x - b) for a, x, b in ahead])
-
-    def slope(along: Array) -> Array:
-        theta = moved(along)
-        gradient = jax.grad(lambda shared: log_joint(at._replace(shared=shared), theta).sum())(at.shared)
-        weight = control_weights(at.shared, gradient, 1)
-        return jax.grad(lambda a: jnp.sum(weight * log_joint(at, moved(a))))(along)
-
-    origin = jnp.zeros(here.size if few else len(leaves))
-    return slope(origin), -jax.jacfwd(slope)(origin)
 
 
 def _by_datum(model: LatentModel) -> bool:

@@ -14,7 +14,7 @@ from jax import random
 
 from numpyro_ebipla import EBIPLA, MALA, ULA, Annealing, EBIPLAWarning, EnergyPrior, Particles, Persistent, recipes
 from numpyro_ebipla.diagnostics import Diagnostics
-from numpyro_ebipla.diagnostics.parameters import check_newton, check_score
+from numpyro_ebipla.diagnostics.parameters import check_newton, check_score, climb_of_newton, climb_of_score
 from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
 from numpyro_ebipla.diagnostics.run import _frozen, check_history
 from numpyro_ebipla.smc.control import RIDGE
@@ -81,17 +81,49 @@ def test_values_beyond_single_precision_are_told(shape, passes):
 @pytest.mark.parametrize("num_steps", [50, 200, 1000])
 def test_what_was_gained_and_what_is_left_are_those_of_the_closed_form(num_steps):
     """The marginal is normal, so both expansions are exact up to the sampling of the information."""
-    fit = fitter(hierarchy, num_particles=20).run(random.key(0), Y, num_steps=num_steps, progress_bar=False)
+    fit = fitter(hierarchy, num_particles=20, posterior=Particles(quiet=False)).run(
+        random.key(0), Y, num_steps=num_steps, progress_bar=False
+    )
     now, before, best = float(fit.params["mean"]), float(fit.state.slow_average["mean"]), float(Y.mean())
-    score = (now - before) * (Y - now) / 2
-    error = abs(now - before) * np.sqrt(0.5 / 10)  # of the mean of ten particles
+    score, one = (Y - now) / 2, np.sqrt(0.5 / 10)  # error of the mean of ten particles
+    error = abs(now - before) * one
     assert fit.draws.gain is None and fit.draws.score.shape == (2, 400, 1)
-    np.testing.assert_allclose(fit.draws.score[..., 0], np.stack([score, score]), atol=5 * error + 1e-6)
+    np.testing.assert_allclose(fit.draws.score[..., 0], np.stack([score, score]), atol=5 * one)
     marginal = lambda at: float(dist.Normal(at, 2**0.5).log_prob(Y).mean())
     found = fit.diagnostics()
     tolerance = dict(rel=0.15, abs=6 * error / np.sqrt(400) + 1e-4)  # the information of 400 data
     assert found["nats still gained"].value == pytest.approx(marginal(now) - marginal(before), **tolerance)
     assert found["nats to gain"].value == pytest.approx(marginal(best) - marginal(now), rel=0.2, abs=5e-4)
+
+
+@pytest.mark.parametrize("num_steps", [50, 1000])
+def test_control_variates_know_the_closed_form_to_a_thousandth(num_steps):
+    """Of a normal posterior nothing of the slope's noise is left, nor of the curvature's."""
+    fit = fitter(hierarchy, num_particles=20).run(random.key(0), Y, num_steps=num_steps, progress_bar=False)
+    now, best = float(fit.params["mean"]), float(Y.mean())
+    assert fit.draws.score is None
+    slope, curvature = (np.asarray(a, float).sum(0).mean(0) for a in fit.draws.newton)
+    assert slope[0] == pytest.approx(400 * (best - now) / 2, rel=2e-3, abs=1e-2)
+    assert curvature[0, 0] == pytest.approx(400 / 2, rel=2e-3)
+    marginal = lambda at: float(dist.Normal(at, 2**0.5).log_prob(Y).sum())
+    left = fit.diagnostics()["nats to gain, in all"]
+    assert left.value == pytest.approx(marginal(best) - marginal(now), rel=5e-3, abs=1e-3)
+    assert left.passed == (num_steps > 50)
+
+
+@pytest.mark.parametrize("num_steps", [900, 5000])
+def test_a_variance_at_its_boundary_has_nothing_to_gain(num_steps):
+    """``log s`` falls for ever; the scores' covariance for a curvature gave it nats to gain that are not there."""
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=300)
+    y = (0.97 * (y - y.mean()) / y.std()).astype(np.float32)  # of less variance than the noise alone
+    fit = fitter(one_level).run(random.key(0), y, num_steps=num_steps, progress_bar=False)
+    mu, s = (float(fit.params[name]) for name in ("mu", "s"))
+    exact = lambda mu, variance: float(dist.Normal(mu, variance**0.5).log_prob(y).sum())
+    short = exact(0.0, 1.0) - exact(mu, 1 + s**2)
+    left = fit.diagnostics()["nats to gain, in all"]
+    assert left.value == pytest.approx(short, abs=0.1 + 0.5 * short)
+    assert left.passed == (short < 0.1)
 
 
 def test_with_an_energy_prior_they_have_its_log_z():
@@ -111,10 +143,16 @@ def test_with_an_energy_prior_they_have_its_log_z():
 def test_a_run_that_was_too_short_is_told_from_one_that_was_not():
     ebipla = fitter(hierarchy)
     short = ebipla.run(random.key(0), Y, num_steps=60, progress_bar=False).diagnostics()
-    assert [check.name for check in short.checks if not check.passed] == ["nats still gained", "nats to gain"]
+    assert [check.name for check in short.checks if not check.passed] == ["nats to gain, in all"]
     assert "num_steps" in short.warnings[0] and not short.passed
     whole = ebipla.run(random.key(0), Y, num_steps=1500, progress_bar=False).diagnostics()
     assert whole.passed, str(whole)
+
+
+def judge(score, num_particles):
+    """Checks of scores along directions that the last third of the run has gone."""
+    climb = climb_of_score(score, np.zeros((score.shape[-1],) * 2), score.shape[1])
+    return check_score(climb, score, np.ones(score.shape[-1]), num_particles, score.shape[1])
 
 
 @pytest.mark.unit
@@ -127,7 +165,7 @@ def test_noise_of_the_particles_is_not_taken_for_nats(num, moving):
     for _ in range(400):
         at_rest = rng.normal(size=(num, moving))
         at_rest -= at_rest.mean(0)  # the slope is zero, the information one
-        checks = check_score(0.01 * at_rest + 0.3 * rng.normal(size=(2, num, moving)), 4)
+        checks = judge(0.01 * at_rest + 0.3 * rng.normal(size=(2, num, moving)), 4)
         verdicts.append([check.passed or "noise hides" in check.verdict for check in checks])
         values.append([check.value for check in checks])
     # One in forty is beyond two errors, if it were normal; three standard deviations of the count on top.
@@ -141,7 +179,7 @@ def test_nats_are_seen_above_that_noise():
     rng = np.random.default_rng(1)
     for _ in range(100):
         score = 0.3 * (0.3 + rng.normal(size=(500, 2))) + 0.1 * rng.normal(size=(2, 500, 2))
-        gained, left = check_score(score, 4)
+        gained, left = judge(score, 4)
         assert not gained.passed and not left.passed
         assert left.value == pytest.approx(2 * 0.3**2 / 2, rel=0.75)  # the worst of 100, of which each is 25 % off
 
@@ -151,8 +189,15 @@ def test_noise_that_hides_all_is_said():
     """Narrow posteriors and a prior far off: the score is a hundredth of its noise, and 4 nats went unnoticed."""
     rng = np.random.default_rng(2)
     score = 0.05 + 3.0 * rng.normal(size=(2, 200, 1))
-    gained, _ = check_score(score, 10)
+    gained, _ = judge(score, 10)
     assert not gained.passed and "num_particles" in gained.remedy and "noise" in gained.limit
+
+
+def one_level(y):
+    mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("data", len(y)):
+        x = numpyro.sample("x", dist.Normal(mu, s))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
 def non_centred(y):
@@ -167,16 +212,15 @@ def non_centred(y):
 def test_a_fit_that_creeps_is_noticed(far, quiet, passes):
     """Means known to a fiftieth of their spread, not centred: EM's rate is 1 − 10⁻³, and μ is 50 off when steps end.
 
-    Quiet gradients do not creep.
+    Quiet gradients do not creep, and that is known, too.
     """
     rng = np.random.default_rng(74)
     y = (far + 5 * rng.normal(size=(200, 1)) + 0.2 * rng.normal(size=(200, 4))).astype(np.float32)
-    told = contextlib.nullcontext() if passes and not quiet else pytest.warns(EBIPLAWarning, match="nats still gained")
+    told = contextlib.nullcontext() if passes else pytest.warns(EBIPLAWarning, match="nats still gained")
     with told:
         fit = fitter(non_centred, posterior=Particles(quiet=quiet)).run(random.key(0), y, progress_bar=False)
     assert (abs(float(fit.params["mu"]) - y.mean()) < (0.05 if quiet else 1)) == passes
-    if not quiet:  # which looks back further than such a fit needs to arrive
-        assert fit.diagnostics()["nats still gained"].passed == passes
+    assert fit.diagnostics()["nats to gain, in all" if quiet else "nats still gained"].passed == passes
 
 
 def test_global_latents_and_observed_energies_have_their_gain():
@@ -237,13 +281,13 @@ def test_global_latents_have_a_newton_step(num_steps, passes):
     with jax.enable_x64(True):
         exact = jax.grad(marginal)(at.astype(float)), -jax.hessian(marginal)(at.astype(float))
         slope, curvature = map(np.asarray, exact)
-    found_slope, found_curvature = (np.asarray(a, float).mean(0) for a in fit.draws.newton)
+    found_slope, found_curvature = (np.asarray(a, float)[0].mean(0) for a in fit.draws.newton)
     size = np.sqrt(np.diag(curvature))
     np.testing.assert_allclose(found_slope / size, slope / size, atol=0.02)
     complete = 144 * np.exp(-2 * float(at[2]))  # of the mean, if the latents were known: the ridge leaves a part of it
     assert np.all(np.abs(found_curvature - curvature) < 0.02 * np.outer(size, size) + 3 * RIDGE * complete)
     found = fit.diagnostics()
-    assert found["nats to gain, in all"].passed == passes and found["nats still gained, in all"].passed == passes
+    assert found["nats to gain, in all"].passed == passes
     assert not passes or found.passed, str(found)
 
 
@@ -256,7 +300,8 @@ def test_a_direction_that_is_level_or_bends_upwards_hides_no_other(where, bends)
     order = np.roll(np.arange(3), where)
     curvature = np.pad(known, (0, 1)) + np.diag([0.0, 0.0, bends])
     curvature, slopes = curvature[np.ix_(order, order)], np.append(slope, 0.0)[order]
-    left = check_newton(np.tile(slopes, (20, 1)), np.tile(curvature, (20, 1, 1)), np.zeros(3))[1]
+    climb = climb_of_newton(np.tile(slopes, (1, 20, 1)), np.tile(curvature, (1, 20, 1, 1)))
+    (left,) = check_newton(climb, {"three": np.zeros(3)}, None)
     assert left.value == pytest.approx(0.5 * slope @ np.linalg.solve(known, slope), rel=1e-6) and not left.passed
 
 
@@ -375,10 +420,10 @@ def test_mmd_does_not_mind_the_scale_or_the_origin():
 
 def test_run_warns_of_what_failed(capsys):
     ebipla = EBIPLA(hierarchy, optim=__import__("optax").sgd(1e-5))
-    with pytest.warns(EBIPLAWarning, match="nats still gained.*num_steps"):
+    with pytest.warns(EBIPLAWarning, match="nats to gain.*num_steps"):
         fit = ebipla.run(random.key(0), Y + 5, num_steps=1000, progress_bar=False)
     fit.print_summary()
-    assert "CHECK: the parameters were still moving" in capsys.readouterr().out
+    assert "CHECK: the likelihood still rises" in capsys.readouterr().out
     fit.print_summary(diagnostics=False)
     assert "CHECK" not in capsys.readouterr().out
 

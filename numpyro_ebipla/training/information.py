@@ -1,0 +1,87 @@
+"""Slope and curvature of the log likelihood at the parameters reached, from particles of the posterior.
+
+By Fisher's identity the slope is the posterior mean of the slope of ``log p(x, y)``. Its derivative, the observed
+information, is known to Louis (1982) as ``−E[∂²] − Var[∂]``; here a mean with control variates is differentiated, which
+is the same with less noise.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.flatten_util import ravel_pytree
+
+from numpyro_ebipla._core.state import Latents, Params, Sites
+from numpyro_ebipla.smc.control import control_weights
+
+#: Parameters up to which each is a direction of its own.
+MAX_COORDINATES = 32
+
+
+def by_coordinate(params: Params) -> bool:
+    """Return whether the parameters are few, so that each coordinate is a direction of its own."""
+    return sum(x.size for x in jax.tree.leaves(params)) <= MAX_COORDINATES
+
+
+def num_directions(params: Params) -> int:
+    """Return how many directions there are, L."""
+    leaves = jax.tree.leaves(params)
+    return sum(x.size for x in leaves) if by_coordinate(params) else len(leaves)
+
+
+def go_along(params: Params, before: Params) -> Callable[[Array], Params]:
+    """Return parameters as a function of how far they go along each of L directions.
+
+    These are all coordinates of up to :data:`MAX_COORDINATES` unconstrained parameters; of more, one for each array,
+    which goes on from ``before``.
+    """
+    if by_coordinate(params):
+        here, unflatten = ravel_pytree(params)
+        return lambda along: unflatten(here + along.astype(here.dtype))
+    leaves, structure = jax.tree.flatten(params)
+    ahead = [x - b for x, b in zip(leaves, jax.tree.leaves(before), strict=True)]
+    return lambda along: jax.tree.unflatten(
+        structure, [x + a.astype(x.dtype) * d for a, x, d in zip(along, leaves, ahead, strict=True)]
+    )
+
+
+def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
+    """Return derivatives ``[…, L]`` of ``f`` at ``params`` along each of the directions of :func:`go_along`."""
+    moved, origin = go_along(params, before), jnp.zeros(num_directions(params))
+    along = lambda tangent: jax.jvp(lambda a: f(moved(a)), (origin,), (tangent,))[1]
+    return jnp.moveaxis(lax.map(along, jnp.eye(len(origin))), 0, -1)
+
+
+def slope_and_curvature(
+    log_joint: Callable[[Latents, Params], Array], at: Latents, params: Params, before: Params
+) -> tuple[Array, Array]:
+    """Estimate slope and curvature of the log likelihood.
+
+    With control variates (:mod:`numpyro_ebipla.smc.control`) the weighted mean of the particles' scores is the
+    slope at parameters nearby, too, as the weights extrapolate to the posterior there; so its derivative is the second
+    one of the log likelihood, up to what the regression cannot know.
+
+    Args:
+        log_joint: ``(latents, params) -> [N]``, or ``[N, B]`` where data are independent.
+        at: the particles; where they are global latents', the local ones stay as they are.
+        params: unconstrained.
+        before: see :func:`go_along`.
+
+    Returns:
+        ``[L]`` and minus the second derivatives ``[L, L]``, of all data together.
+    """
+    moved, origin = go_along(params, before), jnp.zeros(num_directions(params))
+    quiet, chain_ndim = (at.shared, 1) if at.shared else (at.local, 2)
+
+    def place(quiet: Sites) -> Latents:
+        return at._replace(shared=quiet) if at.shared else at._replace(local=quiet)
+
+    def slope(along: Array) -> Array:
+        theta = moved(along)
+        gradient = jax.grad(lambda quiet: log_joint(place(quiet), theta).sum())(quiet)
+        weight = control_weights(quiet, gradient, chain_ndim)
+        return jax.grad(lambda a: jnp.sum(weight * log_joint(at, moved(a))))(along)
+
+    bend = lambda tangent: jax.jvp(slope, (origin,), (tangent,))[1]
+    return slope(origin), -lax.map(bend, jnp.eye(len(origin)))
