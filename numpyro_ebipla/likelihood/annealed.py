@@ -9,12 +9,13 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.likelihood.importance import LEAST_ESS, MAX_DIM, MOST_APART, by_importance
 from numpyro_ebipla.likelihood.normal_start import MAX_DENSE, anneal_coupled
 from numpyro_ebipla.likelihood.normalisers import Shift, energies_of, log_z_shift, normalisers, shared_normalisers
-from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, posterior_density
+from numpyro_ebipla.likelihood.posterior import Populations, PosteriorDensity, posterior_density
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.smc.anneal import Population
+from numpyro_ebipla.smc.anneal import Population, anneal
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
 
 #: Share of a population left by one reweighting below which its weights say nothing.
@@ -94,23 +95,35 @@ def _of_block(
 
 def _annealed(model: LatentModel, populations: Populations, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
     """Estimate the log density without normalisers: value, its variance, and what depends on no latent."""
-    coupled = posterior_density(model, params, batch) if model.global_sites else None
-    if coupled is not None and coupled.size <= MAX_DENSE:
+    key_anneal, key_draw = random.split(batch.rng_key)
+    density = posterior_density(model, params, batch)
+    if model.global_sites and density.size <= MAX_DENSE:
         out = anneal_coupled(
-            batch.rng_key, coupled, populations.num_particles, populations.num_populations, populations.annealing
+            key_anneal, density, populations.num_particles, populations.num_populations, populations.annealing
         )
-        rest = jnp.zeros(populations.num_populations)  # all is in one number
+        rest = jnp.zeros(())  # all is in one number
     else:
-
-        def one(key: Array) -> tuple[Population, Array]:
-            here = batch._replace(rng_key=key)
-            out = anneal_posterior(model, params, here, populations.num_particles, populations.annealing)
-            return out.annealed, out.rest
-
-        out, rest = lax.map(one, random.split(batch.rng_key, populations.num_populations))
+        run = lambda key: anneal(key, density.tilted, populations.num_particles, populations.annealing)
+        out = lax.map(run, random.split(key_anneal, populations.num_populations))
+        rest = density.log_joint(out.position[0])[1]
     value, variance = pooled(out.log_z, out.variance)
     rounding = jnp.square(jnp.finfo(value.dtype).eps * value)  # of the sums that cancel in the weights
-    return value, jnp.where(out.stage_ess.min(0) < TOO_SHORT, jnp.inf, variance + rounding), rest[0]
+    variance = jnp.where(out.stage_ess.min(0) < TOO_SHORT, jnp.inf, variance + rounding)
+    if not model.global_sites and density.size <= MAX_DIM:
+        value, variance = _refined(key_draw, density, out, value, variance, populations.num_particles)
+    return value, variance, rest
+
+
+def _refined(
+    rng_key: Array, density: PosteriorDensity, out: Population, value: Array, variance: Array, num_at_once: int
+) -> tuple[Array, Array]:
+    """Return the better of two estimates of each datum: the populations', or one by draws from a law fitted to them."""
+    position, log_weight = (x.reshape(-1, *x.shape[2:]) for x in (out.position, out.log_weight))
+    near, share = by_importance(rng_key, lambda x: density.log_joint(x)[0], position, log_weight, num_at_once)
+    own = jnp.square(near.std_error) + jnp.square(jnp.finfo(value.dtype).eps * near.value)
+    agree = jnp.square(near.value - value) <= MOST_APART**2 * (own + variance)
+    better = jnp.isfinite(near.value) & (share > LEAST_ESS) & (own < variance) & agree & jnp.isfinite(variance)
+    return jnp.where(better, near.value, value), jnp.where(better, own, variance)
 
 
 def _variance_by(shift: Shift, log_z: dict[str, Estimate], joined: bool, common: bool) -> Array:

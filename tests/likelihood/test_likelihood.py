@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from scipy import special, stats
 
 from numpyro_ebipla import EBIPLA, Annealing, EnergyPrior, ModelError, nan_masked
+from numpyro_ebipla.likelihood.importance import by_importance
 from numpyro_ebipla.likelihood.normalisers import shared_normalisers
 from numpyro_ebipla.smc.normaliser import pooled
 
@@ -116,6 +117,32 @@ def test_bias_and_coverage(case):
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 300)
     covered = np.mean(np.abs(totals[:, 0] - truth.sum()) < 1.645 * totals[:, 1])
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 100)
+
+
+def test_a_thousand_data_are_known_to_a_hundredth():
+    """A likelihood-ratio statistic needs that: populations alone are off by half a nat."""
+    y = np.random.default_rng(0).poisson(np.exp(np.random.default_rng(1).normal(0.5, 1.2, 1000)))
+    model, params, *_ = poisson()
+    counts, inverse = np.unique(y, return_inverse=True)
+    log_lik = stats.poisson.logpmf(counts[:, None], np.exp(GRID))
+    truth = by_quadrature(stats.norm.logpdf(GRID, 0.5, 1.2), log_lik)[inverse]
+    out = EBIPLA(model).log_likelihood(random.key(0), params, y)
+    total, error = map(float, out.total)
+    assert error < 0.01 and abs(total - truth.sum()) < 4 * error
+    assert abs(np.mean(np.abs(out.value - truth) < 1.645 * out.std_error) - 0.9) < 3 * np.sqrt(0.09 / 1000)
+
+
+@pytest.mark.unit
+def test_importance_weights_are_those_of_the_law():
+    """A law fitted to draws that are off in place and width, and a heavy tail: the integral is one."""
+    x = 0.7 + 1.3 * random.normal(random.key(0), (512, 3, 2))
+    for log_joint in (
+        lambda x: jax.scipy.stats.norm.logpdf(x).sum(-1),
+        lambda x: jax.scipy.stats.t.logpdf(x, 3.0).sum(-1),
+    ):
+        found, share = by_importance(random.key(1), log_joint, x, jnp.zeros((512, 3)), 128)
+        assert np.all(np.abs(found.value) < 4 * found.std_error + 1e-5) and np.all(found.std_error < 0.01)
+        assert np.all((share > 0.2) & (share <= 1))
 
 
 @pytest.mark.parametrize("case", [linear_gaussian, pytest.param(conditional_energy, marks=pytest.mark.slow)])
