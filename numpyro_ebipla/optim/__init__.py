@@ -25,6 +25,7 @@ from numpyro_ebipla.optim.transforms import (
     orthogonalise,
     orthogonalised,
     scale_by_capped_adam,
+    scale_by_fan_in,
     scale_by_width,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "orthogonalised",
     "reaching_adam",
     "scale_by_capped_adam",
+    "scale_by_fan_in",
     "scale_by_width",
     "with_reach",
 ]

@@ -10,10 +10,12 @@ from jax import Array
 from numpyro_ebipla.optim.reach import GAIN, root_mean_square, with_reach
 from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
 from numpyro_ebipla.optim.transforms import (
+    fan_in_factor,
     in_single_precision,
     nesterov_mean,
     orthogonalise,
     scale_by_capped_adam,
+    scale_by_fan_in,
     scale_by_width,
 )
 
@@ -34,11 +36,13 @@ def reaching_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """Return Adam for parameters of any scale, however far they have to go.
 
-    Two things differ from Adam (Kingma and Ba, 2015): large gradients of the start are forgotten
-    (:func:`~numpyro_ebipla.optim.transforms.scale_by_capped_adam`), and steps grow where gradients keep their direction
-    (:func:`~numpyro_ebipla.optim.reach.with_reach`). With ``orthogonal``, for the weights of a network, the move of a
-    matrix is its mean gradient with all singular values made equal (Muon; Jordan et al., 2024): directions in which
-    gradients are small move as fast as the others. An energy learns fine detail so in a fraction of the steps.
+    Three things differ from Adam (Kingma and Ba, 2015): large gradients of the start are forgotten
+    (:func:`~numpyro_ebipla.optim.transforms.scale_by_capped_adam`), steps grow where gradients keep their direction
+    (:func:`~numpyro_ebipla.optim.reach.with_reach`), and those of wide networks' weights are the smaller the more
+    inputs a unit has (:func:`~numpyro_ebipla.optim.transforms.scale_by_fan_in`). With ``orthogonal``, for the weights
+    of a network, the move of a matrix is its mean gradient with all singular values made equal (Muon; Jordan et al.,
+    2024): directions in which gradients are small move as fast as the others. An energy learns fine detail so in a
+    fraction of the steps.
 
     Args:
         learning_rate: step size, or a schedule of it.
@@ -46,10 +50,10 @@ def reaching_adam(
         orthogonal: whether matrices move so.
     """
     if orthogonal:
-        moves = {"matrix": _matrix_moves(gain), "other": _network_moves(gain)}
+        moves = {"matrix": _matrix_moves(gain), "other": _adam_moves(gain, ENERGY_EPS, ENERGY_SLACK)}
         direction = optax.partition(moves, _kinds)
     else:
-        direction = with_reach(scale_by_capped_adam(), gain=gain)
+        direction = _adam_moves(gain)
     return in_single_precision(optax.chain(direction, optax.scale_by_learning_rate(learning_rate)))
 
 
@@ -62,8 +66,10 @@ def _kinds(params: Any) -> Any:
     return jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
 
 
-def _network_moves(gain: float) -> optax.GradientTransformation:
-    return with_reach(scale_by_capped_adam(eps=ENERGY_EPS), gain=gain, slack=ENERGY_SLACK)
+def _adam_moves(gain: float, eps: float = 1e-8, slack: float = 1.0) -> optax.GradientTransformation:
+    inner = optax.chain(scale_by_capped_adam(eps=eps), scale_by_fan_in())
+    size = lambda weights: root_mean_square(weights) / fan_in_factor(weights)
+    return with_reach(inner, mean_of=lambda state: state[0].mean, gain=gain, slack=slack, size=size)
 
 
 def _matrix_moves(gain: float) -> optax.GradientTransformation:

@@ -152,3 +152,40 @@ def scale_by_width() -> optax.GradientTransformation:
         return jax.tree.map(lambda u: max(1.0, u.shape[1] / u.shape[0]) ** 0.5 * u, updates)
 
     return optax.stateless(update)
+
+
+#: Inputs of a unit up to which steps are left alone: networks of this width train at Adam's rates as they are.
+NARROW = 64
+
+
+def fan_in(weights: Array) -> Array:
+    """Return about how many inputs a unit has, by the size of its weights ``[…, n]``; one for vectors and scalars.
+
+    Initialisers make weights of mean square ``1/m`` for ``m`` inputs, whichever axis these are on. Smaller weights, and
+    zeros, count as if all axes but the last were the inputs'.
+    """
+    if weights.ndim < 2:
+        return jnp.ones((), weights.dtype)
+    most = weights.size // weights.shape[-1]
+    return jnp.clip(1 / (jnp.mean(jnp.square(weights)) + TINY), 1.0, most)
+
+
+def fan_in_factor(weights: Array) -> Array:
+    """Return the factor of :func:`scale_by_fan_in` for one array."""
+    return jnp.minimum(NARROW / fan_in(weights), 1.0)
+
+
+def scale_by_fan_in() -> optax.GradientTransformation:
+    """Scale the steps of wide networks' weights by ``64 / m`` for ``m`` inputs of a unit, if there are more than 64.
+
+    Steps of one size in all weights, as Adam's are at the start, move a unit with ``m`` inputs by ``m`` times as much,
+    if all point the same way: a generator with a tanh or logistic output is saturated after three of them, and its
+    gradient gone. (Yang et al., 2021, *Tensor Programs V*, have the same factor for Adam.)
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("scale_by_fan_in reads the weights: call update(grads, state, params).")
+        return jax.tree.map(lambda u, p: fan_in_factor(p) * u, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -21,9 +21,11 @@ from numpyro_ebipla.optim import (
     orthogonalised,
     reaching_adam,
     scale_by_capped_adam,
+    scale_by_fan_in,
     scale_by_width,
     with_reach,
 )
+from numpyro_ebipla.optim.transforms import fan_in
 
 PARAMS = {"a": np.array([0.5, -1.0, 2.0], np.float32), "b": {"w": np.array([[0.3]], np.float32)}}
 
@@ -560,3 +562,57 @@ def test_orthogonal_moves_turn_with_the_gradients():
         optim = reaching_adam(RATE, orthogonal=orthogonal)
         there, back = moves(optim, turn @ gradients), turn @ moves(optim, gradients)
         assert np.allclose(there, back, atol=1e-4) == equal
+
+
+# --- wide networks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("shape", [(512, 128), (3, 3, 64, 32), (4, 4, 16, 1)])
+def test_inputs_are_counted_by_shape_or_by_size(shape):
+    inputs = int(np.prod(shape[:-1]))
+    weights = random.normal(random.key(0), shape) / np.sqrt(inputs)
+    assert float(fan_in(weights)) == pytest.approx(inputs, rel=0.25)
+    assert float(fan_in(jnp.zeros(shape))) == inputs and float(fan_in(jnp.ones(shape))) == 1
+    assert float(fan_in(weights[0, ..., 0].ravel())) == 1, "biases"
+    if len(shape) == 2:  # as equinox has it
+        assert float(fan_in(weights.T)) == pytest.approx(min(inputs, shape[1]), rel=0.25)
+
+
+@pytest.mark.unit
+def test_narrow_networks_and_numbers_of_any_size_are_left_alone():
+    params = {"loadings": random.normal(random.key(0), (300, 2)), "narrow": jnp.zeros((64, 10)), "one": jnp.ones(())}
+    updates = jax.tree.map(jnp.ones_like, params)
+    found, _ = scale_by_fan_in().update(updates, scale_by_fan_in().init(params), params)
+    assert all(np.array_equal(found[name], updates[name]) for name in params)
+
+
+@pytest.mark.parametrize("output", [jnp.tanh, lambda x: 2 * jax.nn.sigmoid(x) - 1, lambda x: x])
+@pytest.mark.parametrize("kind", ["dense", "transposed"])
+def test_a_wide_generator_is_not_dead_after_its_first_steps(output, kind):
+    """At Adam's rate of 0.01 all outputs were at their bounds after three steps, and the gradient gone."""
+    keys = random.split(random.key(0), 5)
+    lecun = jax.nn.initializers.lecun_normal()
+    if kind == "dense":
+        shapes = [(16, 512), (512, 512), (512, 196)]
+        call = lambda p, z: output(jax.nn.relu(jax.nn.relu(z @ p[0]) @ p[1]) @ p[2])
+    else:
+        shapes = [(16, 7 * 7 * 64), (4, 4, 64, 1)]
+
+        def call(p, z):
+            h = jax.nn.relu(z @ p[0]).reshape(-1, 7, 7, 64)
+            return output(jax.lax.conv_transpose(h, p[1], (2, 2), "SAME")).reshape(-1, 196)
+
+    params = [lecun(key, shape) for key, shape in zip(keys, shapes, strict=False)]
+    z, target = random.normal(keys[4], (64, 16)), jnp.where(jnp.arange(196) % 5 == 0, 0.8, -1.0)
+    loss = lambda p: 0.5 * jnp.square(target - call(p, z)).sum(-1).mean() / 0.09
+    optim = default_optimizer()
+
+    named = {"generator": params}
+    loss_of = lambda named: loss(named["generator"])
+    begin, state = float(loss(params)), optim.init(named)
+    step = jax.jit(lambda named, state: optim.update(jax.grad(loss_of)(named), state, named))
+    for _ in range(60):
+        updates, state = step(named, state)
+        named = optax.apply_updates(named, updates)
+    assert float(loss_of(named)) < 0.1 * begin
