@@ -10,6 +10,7 @@ from numpyro_ebipla.optim.langevin import kinetic_langevin, langevin, langevin_n
 from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.particles.restarted import ShortRunParticles, SuccessiveParticles
 from numpyro_ebipla.particles.weighted import WeightedParticles
+from numpyro_ebipla.results.estimates import compare
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.walkers.annealed import Annealed
@@ -39,6 +40,7 @@ __all__ = [
     "Tempered",
     "Underdamped",
     "WeightedParticles",
+    "compare",
     "kinetic_langevin",
     "langevin",
     "langevin_noise",

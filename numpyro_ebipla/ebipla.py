@@ -20,7 +20,7 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.newdata import NewData
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
 from numpyro_ebipla.particles.base import AbstractParticles
-from numpyro_ebipla.results.build import Collection
+from numpyro_ebipla.results.build import Collection, moves_to_spend
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.system import Settings, Systems
 from numpyro_ebipla.training.collect import Plan
@@ -44,7 +44,7 @@ class EBIPLA(NewData):
         num_particles: N, posterior particles per datum. By default enough for 2000 chains per step, at least 4 and
             at most 64; for global latents at least four to a coordinate, up to 256, so that gradients are quiet.
         num_steps: steps of a run, unless ``run(num_steps=…)`` says otherwise.
-        num_samples: draws of each particle that a run collects at the fitted parameters.
+        num_samples: draws of each particle that a run collects at the fitted parameters; 0 for none.
         thinning: moves between two draws.
         warmup: moves before the first draw.
         optim: an optax transformation or NumPyro optimiser, or ``{"energy": …, "rest": …}`` for the parameters on
@@ -108,7 +108,7 @@ class EBIPLA(NewData):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
         self.model = model
         self.num_steps = as_count("num_steps", num_steps)
-        self.num_samples = as_count("num_samples", num_samples)
+        self.num_samples = as_count("num_samples", num_samples, least=0)
         self.thinning = as_count("thinning", thinning)
         self.warmup = as_count("warmup", warmup, least=0)
         strategies = prior.values() if isinstance(prior, dict) else [prior]
@@ -187,6 +187,9 @@ class EBIPLA(NewData):
         rng_key: Array,
         *args: Any,
         num_steps: int | None = None,
+        num_samples: int | None = None,
+        thinning: int | None = None,
+        warmup: int | None = None,
         init_state: TrainState | None = None,
         init_params: Params | None = None,
         progress_bar: bool = True,
@@ -210,12 +213,16 @@ class EBIPLA(NewData):
             *args: of the model. Arrays are traced; Python numbers (``batch_size=500``) are static.
             **kwargs: likewise.
             num_steps: steps to take, by default the constructor's.
+            num_samples: draws of each particle, likewise; 0 for none.
+            thinning: moves between two draws, likewise.
+            warmup: moves before the first draw, likewise.
             init_state: continue from the ``state`` of an earlier fit, bit for bit as if it had not stopped.
             init_params: see :meth:`init`.
             progress_bar: whether tqdm shows contrast, acceptance and the walkers' health.
             sites: latent or deterministic sites to collect, by default all latent ones.
-            indices: data whose local latents to collect, by default all.
-            max_bytes: refuse to collect more than this.
+            indices: data whose local latents to collect. By default all, or as many, evenly spaced, as ``max_bytes``
+                allows, and of minibatches' data as cost a third of the steps; ``fit.collected`` says which.
+            max_bytes: of the draws; where indices are given, or global latents need more, they are refused.
             max_time: seconds after which to take no more steps, from the call on; the draws come on top.
             stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of the parameters and
                 of the contrast, is below this, e.g. 1.1; ``{name: threshold}`` chooses parameters or entries of the
@@ -241,6 +248,11 @@ class EBIPLA(NewData):
         limits = parse_limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else as_count("num_steps", num_steps, least=0)
+        counts = (
+            self.num_samples if num_samples is None else as_count("num_samples", num_samples, least=0),
+            self.thinning if thinning is None else as_count("thinning", thinning),
+            self.warmup if warmup is None else as_count("warmup", warmup, least=0),
+        )
         if init_state is not None and init_params is not None:
             raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
@@ -256,7 +268,8 @@ class EBIPLA(NewData):
             system = self._systems.of_state(init_state, call, "init_state")
             begin = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
         data = call.data  # on the device once: each look at the property puts it there anew
-        plan = Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
+        spent = moves_to_spend(system, num_steps)
+        plan = Plan(*counts, (), None, max_bytes, spent)
         collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
         state = begin()
         if store:

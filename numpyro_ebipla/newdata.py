@@ -91,6 +91,7 @@ class NewData:
         ((50, 200, 2), True)
         """
         check_untraced("infer", rng_key, params, args, kwargs)
+        as_count("infer needs draws: num_samples", self.num_samples)
         check_options(self.model, self.infer, {"sites": sites, "indices": indices, "max_bytes": max_bytes})
         populations = self._populations(self.infer, kwargs, POPULATION, 1, annealing)
         held = self._systems.hold(rng_key, params, args, kwargs)

@@ -29,7 +29,8 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         start, cpu = time.perf_counter(), time.process_time()
-        fit = ebipla.run(random.key(seed), *case.args, progress_bar=False, **case.kwargs)
+        everything = {"indices": np.arange(case.num_data)} if case.kwargs else {}  # minibatches' draws are of some data
+        fit = ebipla.run(random.key(seed), *case.args, progress_bar=False, **everything, **case.kwargs)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         diagnosis = None if fit.stopped else fit.diagnostics()
     excess = case.optimum - case.value(fit.params)

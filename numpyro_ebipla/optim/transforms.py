@@ -155,7 +155,7 @@ def scale_by_width() -> optax.GradientTransformation:
 
 
 #: Inputs of a unit up to which steps are left alone: networks of this width train at Adam's rates as they are.
-NARROW = 64
+NARROW = 128
 
 
 def fan_in(weights: Array) -> Array:
@@ -176,7 +176,7 @@ def fan_in_factor(weights: Array) -> Array:
 
 
 def scale_by_fan_in() -> optax.GradientTransformation:
-    """Scale the steps of wide networks' weights by ``64 / m`` for ``m`` inputs of a unit, if there are more than 64.
+    """Scale the steps of wide networks' weights by ``128 / m`` for ``m`` inputs of a unit, if there are more than 128.
 
     Steps of one size in all weights, as Adam's are at the start, move a unit with ``m`` inputs by ``m`` times as much,
     if all point the same way: a generator with a tanh or logistic output is saturated after three of them, and its

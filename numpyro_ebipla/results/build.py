@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import Array
 from tqdm.auto import tqdm
@@ -13,6 +14,20 @@ from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.results.visiting import on_collected
 from numpyro_ebipla.system import System
 from numpyro_ebipla.training.collect import Plan, SiteLayout, collect, with_sites
+
+#: Share of the chains' moves in the steps that the draws of minibatches' data may cost.
+SHARE = 1 / 3
+#: They may cost this many multiplications in any case, a few seconds, if a move takes about as many as parameters and
+#: some more.
+CHEAP, OVERHEAD = 2_000_000_000, 100
+
+
+def moves_to_spend(system: System, num_steps: int) -> int:
+    """Return how many moves of chains the draws after a run may cost."""
+    config = system.config
+    steps = num_steps * config.model.batch_size * config.num_particles * config.particles.num_moves
+    size = sum(np.size(x) for x in jax.tree.leaves(system.inspection.params))
+    return int(max(SHARE * steps, CHEAP // (size + OVERHEAD)))
 
 
 class Collection:
@@ -67,7 +82,7 @@ class Collection:
                 bar.update(done - bar.n)
 
             try:
-                if config.model.latents:
+                if config.model.latents and self.plan.num_samples:
                     particles, at = config.particles, (estimate, state, self.data)
                     draws = collect(config.model, particles, self.plan, self.layout, *at, rng_key, progress)
             except KeyboardInterrupt:

@@ -5,17 +5,30 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla.diagnostics.checks import Diagnostics
 from numpyro_ebipla.diagnostics.report import check_fit
+from numpyro_ebipla.likelihood.annealed import log_likelihood
+from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.results import arviz
+from numpyro_ebipla.results.estimates import (
+    Covariance,
+    ParameterTable,
+    num_parameters,
+    parameter_covariance,
+    parameter_table,
+)
 from numpyro_ebipla.results.summary import summary_lines
+from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
 
-#: Tag by which the key of the diagnostics is derived from the state's own.
-KEY_DIAGNOSTICS = 0xD1A6
+#: Tags by which keys are derived from the state's own.
+KEY_DIAGNOSTICS, KEY_LIKELIHOOD = 0xD1A6, 0x10611
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,6 +164,77 @@ class Fit(Fitted):
         stats = self.get_sample_stats()
         return stats if group_by_chain else {k: v.reshape((-1, *v.shape[2:])) for k, v in stats.items()}
 
+    # --- estimates and tests --------------------------------------------------------------------------
+
+    def covariance(self) -> Covariance:
+        """Return the covariance of the estimates: the inverse of the observed information.
+
+        The information is minus the second derivative of the log likelihood, which the posterior's draws know by
+        control variates (:mod:`numpyro_ebipla.training.information`); the delta method takes it to the space of the
+        model's parameters. NaN stands for numbers of which the data know nothing, such as a variance at zero.
+
+        Returns:
+            ``(names, value)``: of each number with its index, and ``[n, n]``.
+
+        Raises:
+            ModelError: for more than 32 parameters, energy priors, unadjusted kernels, or too few draws.
+        """
+        return parameter_covariance(self)
+
+    def standard_errors(self) -> dict[str, Any]:
+        """Return standard errors of the parameters, a tree of arrays like ``params``; see :meth:`covariance`.
+
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from jax import random
+        >>> from numpyro_ebipla import EBIPLA
+        >>> def model(y):
+        ...     mean = numpyro.param("mean", 0.0)
+        ...     with numpyro.plate("data", len(y)):
+        ...         x = numpyro.sample("x", dist.Normal(mean, 1))
+        ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> fit = EBIPLA(model, num_steps=300).run(random.key(0), jnp.arange(50.0) / 25, progress_bar=False)
+        >>> round(float(fit.standard_errors()["mean"]), 3)  # √(2/50)
+        0.2
+        """
+        errors = np.sqrt(np.diag(self.covariance().value))
+        flat, unflatten = ravel_pytree(self.params)
+        return jax.tree.map(np.asarray, unflatten(jnp.asarray(errors, flat.dtype)))
+
+    def summary(self, prob: float = 0.95) -> ParameterTable:
+        """Return the estimates with standard errors and Wald intervals in the space of the model's parameters.
+
+        Args:
+            prob: that an interval covers.
+
+        Raises:
+            ModelError: see :meth:`covariance`.
+        """
+        return parameter_table(self, prob)
+
+    def log_likelihood(self, rng_key: Array | None = None) -> Estimate:
+        """Estimate the log likelihood of all data at the fitted parameters, as :meth:`.EBIPLA.log_likelihood` does.
+
+        Args:
+            rng_key: by default derived from the state's own.
+
+        Returns:
+            ``(value, std_error)`` in nats.
+
+        Raises:
+            ModelError: for improper priors and scaled sites.
+        """
+        batch = self.batch(None, self.key(KEY_LIKELIHOOD, rng_key))
+        return log_likelihood(self.config.model, self.params, batch, Populations()).total
+
+    def aic(self, rng_key: Array | None = None) -> float:
+        """Return Akaike's criterion, twice the number of parameters less twice :meth:`log_likelihood`."""
+        return 2 * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
+
+    def bic(self, rng_key: Array | None = None) -> float:
+        """Return Schwarz's criterion, with the elements of the data plate for the number of data."""
+        weight = float(np.log(self.config.model.num_data))
+        return weight * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
+
     # --- the terminal ---------------------------------------------------------------------------------
 
     def diagnostics(self, rng_key: Array | None = None) -> Diagnostics:
@@ -225,4 +309,6 @@ class Fit(Fitted):
         if self.draws is not None:
             sites = ", ".join(repr(name) for name in self.draws.samples)
             text += f", {self.num_chains} particles, {self.num_samples} draws each of {sites}"
+            if self.plan.indices is not None:
+                text += f" for {len(self.collected)} of {self.config.model.num_data} data"
         return f"Fit({text}{', stopped early' if self.stopped else ''})"

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.diagnostics import summary
 
-from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.tree import spaced
+from numpyro_ebipla.results.estimates import has_information, parameter_table
 from numpyro_ebipla.results.sites import chosen_indices, posterior_variables
 from numpyro_ebipla.training.fitted import Fitted
 
@@ -17,13 +17,15 @@ from numpyro_ebipla.training.fitted import Fitted
 MAX_DIAGNOSED = 1000
 #: Parameter arrays that a summary lists, at most.
 MAX_LISTED = 20
+#: Of the parameters' intervals.
+WALD = 0.95
 #: Of the history, besides the contrast and acceptances.
 SHOWN = ("log_z", "swap", "ess")
 
 
 def summary_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:
     """Return the lines of :meth:`.Fit.print_summary`, without the diagnostics."""
-    lines = [repr(fit), *_run_lines(fit), "", *_param_lines(fit.params)]
+    lines = [repr(fit), *_run_lines(fit), "", *_param_lines(fit)]
     if fit.draws is not None:
         lines += ["", *_site_lines(fit, var_names, indices, prob, max_rows)]
     return lines
@@ -40,8 +42,11 @@ def _run_lines(fit: Fitted) -> Iterator[str]:
             yield f"{name}: {values[-1]:.4g} at the last step, mean {np.mean(tail):.4g} over the last tenth"
 
 
-def _param_lines(params: Params) -> list[str]:
-    """Say scalars by value, arrays by shape and norm."""
+def _param_lines(fit: Fitted) -> list[str]:
+    """Return the table of the parameters, if their standard errors are known, else scalars, shapes and norms."""
+    if has_information(fit):
+        return [str(parameter_table(fit, WALD))]
+    params = fit.params
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for path, leaf in leaves[:MAX_LISTED]:

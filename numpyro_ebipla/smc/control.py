@@ -50,9 +50,42 @@ def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:
         gradient: of the log density there, likewise.
         chain_ndim: one, or two where chains belong to data.
     """
-    flat = lambda sites: jnp.concatenate([sites[k].reshape((*sites[k].shape[:chain_ndim], -1)) for k in position], -1)
-    x, slope = flat(position), flat(gradient)
+    x, slope = _flat(position, gradient, chain_ndim)
     return reweighted(jnp.full(x.shape[:chain_ndim], 1 / len(x), x.dtype), x, slope, num_features(len(x), x.shape[-1]))
+
+
+def unexplained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) -> Array:
+    """Return the covariance ``[L, L]`` of ``values`` ``[*C, L]`` that control variates leave, summed over data.
+
+    Args:
+        position: see :func:`control_weights`.
+        gradient: likewise.
+        values: of each chain.
+        chain_ndim: likewise.
+    """
+    x, slope = _flat(position, gradient, chain_ndim)
+    number = num_features(len(x), x.shape[-1])
+
+    def left(x: Array, slope: Array, values: Array) -> Array:
+        features = _features(x, slope, x.mean(0), number)
+        features, values = features - features.mean(0), values - values.mean(0)
+        features = features / (jnp.sqrt(jnp.mean(jnp.square(features), 0)) + jnp.finfo(x.dtype).tiny)
+        gram = features.T @ features + RIDGE * len(x) * jnp.eye(number, dtype=x.dtype)
+        rest = values - features @ jax.scipy.linalg.solve(gram, features.T @ values, assume_a="pos")
+        return rest.T @ rest / (len(x) - number - 1)
+
+    return left(x, slope, values) if chain_ndim == 1 else jax.vmap(left, (1, 1, 1))(x, slope, values).sum(0)
+
+
+def _flat(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Array, Array]:
+    """Return both as ``[*C, d]``, with the sites in one order: JAX sorts the keys of what it differentiates."""
+    flat = lambda sites: jnp.concatenate([sites[k].reshape((*sites[k].shape[:chain_ndim], -1)) for k in position], -1)
+    return flat(position), flat(gradient)
+
+
+def _features(x: Array, slope: Array, centre: Array, number: int) -> Array:
+    """Return what has mean zero at the posterior, ``[N, number]``."""
+    return jnp.concatenate([slope, 1 + (x - centre) * slope], -1) if number > x.shape[-1] else slope
 
 
 def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
@@ -72,7 +105,7 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
     def correction(inside: Array) -> Array:
         share = jnp.sum(inside * weight)
         mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
-        features = jnp.concatenate([slope, 1 + (x - others @ x) * slope], -1) if number > x.shape[-1] else slope
+        features = _features(x, slope, others @ x, number)
         centred = features - others @ features
         scale = jnp.sqrt(others @ jnp.square(centred)) + jnp.finfo(x.dtype).tiny
         centred, mean = centred / scale, mine @ features / scale

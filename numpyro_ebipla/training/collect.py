@@ -12,6 +12,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params, TrainState
+from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla._core.validate import as_site_names, check_scalar
 from numpyro_ebipla.kernels.base import dtype_of
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
         sites: latent or deterministic sites.
         indices: ``[M']`` data whose local sites are wanted, None for all.
         max_bytes: of all draws together.
+        budget: moves of chains, about, to be spent on the draws of minibatches' data; None for any number.
     """
 
     num_samples: int
@@ -52,6 +54,7 @@ class Plan(NamedTuple):
     sites: tuple[str, ...]
     indices: np.ndarray | None
     max_bytes: int
+    budget: int | None = None
 
 
 class Draws(NamedTuple):
@@ -94,6 +97,8 @@ def with_sites(
 ) -> tuple[Plan, dict[str, SiteLayout]]:
     """Return the plan for these sites (None: all latent ones) and data, and how the values are laid out.
 
+    Without ``indices`` these are all data, or as many as ``max_bytes`` and the budget allow.
+
     Raises:
         ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
             draws above ``plan.max_bytes``.
@@ -111,8 +116,33 @@ def with_sites(
             raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
     plan = plan._replace(sites=chosen, indices=indices)
     layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
+    if indices is None and _by_datum(model):
+        number = _num_affordable(model, plan, num_particles, layout)
+        if 0 < number < model.num_data:
+            plan = plan._replace(indices=spaced(model.num_data, number))
     _check_memory(model, plan, num_particles, layout)
     return plan, layout
+
+
+def _num_affordable(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> int:
+    """Return of how many data the draws stay within ``max_bytes`` and the budget."""
+    whole, each = _sizes(layout)
+    draws, moves = num_particles * plan.num_samples, plan.warmup + plan.num_samples * plan.thinning
+    number = model.num_data
+    if each * draws * number > plan.max_bytes - whole * draws:
+        number = int((plan.max_bytes - whole * draws) // (each * draws))
+    if plan.budget is not None and model.subsampled:
+        number = min(number, max(model.batch_size, plan.budget // (num_particles * moves)))
+    return number
+
+
+def _sizes(layout: dict[str, SiteLayout]) -> tuple[int, int]:
+    """Return the bytes of one particle's values at global sites, and at those of one datum."""
+    whole = each = 0
+    for shape, dtype, axis in layout.values():
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
+        whole, each = (whole + size, each) if axis is None else (whole, each + size // shape[axis])
+    return whole, each
 
 
 def _layouts(
@@ -154,11 +184,8 @@ def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: di
         ModelError: if it exceeds ``plan.max_bytes``.
     """
     wanted = model.num_data if plan.indices is None else len(plan.indices)
-    total = 0
-    for shape, dtype, axis in layout.values():
-        size = math.prod(shape) * jnp.dtype(dtype).itemsize
-        total += size if axis is None else size // shape[axis] * wanted
-    total *= num_particles * plan.num_samples
+    whole, each = _sizes(layout)
+    total = (whole + each * wanted) * num_particles * plan.num_samples
     if total > plan.max_bytes:
         raise ModelError(
             f"the draws would take {total / 2**30:.1f} GiB, above the limit of {plan.max_bytes / 2**30:.1f} GiB: "
@@ -197,7 +224,11 @@ def collect(
         progress=progress,
     )
     accept = {name: np.mean(value, axis=0) for name, value in found.accept.items()}
-    draws = jax.tree.map(np.asarray, found._replace(accept=accept))
+    newton = found.newton
+    if newton is not None and model.subsampled and by_datum:  # blocks stand for all data, the last one is filled up
+        visited = np.asarray(model.blocks(plan.indices)).size
+        newton = jax.tree.map(lambda x: x * (model.num_data / visited), newton)
+    draws = jax.tree.map(np.asarray, found._replace(accept=accept, newton=newton))
     return draws._replace(samples={name: draws.samples[name] for name in plan.sites})  # trees sort their keys
 
 

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.state import Latents, Params, Sites
-from numpyro_ebipla.smc.control import control_weights
+from numpyro_ebipla.smc.control import control_weights, unexplained
 
 #: Parameters up to which each is a direction of its own.
 MAX_COORDINATES = 32
@@ -60,7 +60,7 @@ def slope_and_curvature(
 
     With control variates (:mod:`numpyro_ebipla.smc.control`) the weighted mean of the particles' scores is the
     slope at parameters nearby, too, as the weights extrapolate to the posterior there; so its derivative is the second
-    one of the log likelihood, up to what the regression cannot know.
+    one of the log likelihood, but for the covariance of what the regression leaves of the scores (Louis, 1982).
 
     Args:
         log_joint: ``(latents, params) -> [N]``, or ``[N, B]`` where data are independent.
@@ -84,4 +84,7 @@ def slope_and_curvature(
         return jax.grad(lambda a: jnp.sum(weight * log_joint(at, moved(a))))(along)
 
     bend = lambda tangent: jax.jvp(slope, (origin,), (tangent,))[1]
-    return slope(origin), -lax.map(bend, jnp.eye(len(origin)))
+    score = slopes(lambda theta: log_joint(at, theta), params, before)
+    gradient = jax.grad(lambda quiet: log_joint(place(quiet), params).sum())(quiet)
+    left = unexplained(quiet, gradient, score, chain_ndim)
+    return slope(origin), -lax.map(bend, jnp.eye(len(origin))) - left

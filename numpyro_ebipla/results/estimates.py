@@ -1,0 +1,263 @@
+"""Standard errors, a table of the parameters, and tests, from the observed information and annealed likelihoods."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy import stats
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.smc.normaliser import Estimate
+from numpyro_ebipla.training.fitted import Fitted
+from numpyro_ebipla.training.information import MAX_COORDINATES, by_coordinate
+
+#: Curvature, in units of each parameter's own, below which the data know nothing of a direction, and standard errors by
+#: which it must be above zero.
+LEAST_KNOWN, ERRORS = 1e-4, 2.0
+#: Share of a number's own direction of which nothing is known, from which it has no standard error.
+LEAST_SHARE = 1e-3
+
+
+class Covariance(NamedTuple):
+    """Covariance of the estimates.
+
+    Attributes:
+        names: of n numbers, with their index: ``"beta[0]"``.
+        value: ``[n, n]``, constrained; NaN for numbers of which the data know nothing.
+    """
+
+    names: tuple[str, ...]
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """Estimates with standard errors and Wald intervals; printed, a table.
+
+    Attributes:
+        names: with index.
+        estimate: ``[n]``, constrained.
+        std_error: ``[n]``; NaN where the likelihood is level, as for a variance at zero.
+        lower: ``[n]`` ends of the intervals.
+        upper: ``[n]`` likewise.
+        prob: that an interval covers.
+    """
+
+    names: tuple[str, ...]
+    estimate: np.ndarray
+    std_error: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    prob: float
+
+    def to_dict(self) -> dict[str, list]:
+        """Return the columns, for ``pandas.DataFrame(table.to_dict()).set_index("names")``."""
+        columns = [f.name for f in fields(self) if f.name != "prob"]
+        return {name: list(getattr(self, name)) for name in columns}
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.names)
+        low, high = 50 * (1 - self.prob), 50 * (1 + self.prob)
+        lines = [f"{'':{width}}{'estimate':>12}{'std error':>12}{f'{low:.3g} %':>12}{f'{high:.3g} %':>12}"]
+        for name, *numbers in zip(self.names, self.estimate, self.std_error, self.lower, self.upper, strict=True):
+            shown = ["–" if np.isnan(number) else f"{number:.4g}" for number in numbers]
+            lines.append(f"{name:{width}}" + "".join(f"{text:>12}" for text in shown))
+        if np.isnan(self.std_error).any():
+            lines.append("–: the likelihood is level there, as for a variance at zero or a rotation of factors")
+        return "\n".join(lines)
+
+
+def parameter_names(params: Params) -> tuple[str, ...]:
+    """Return a name for each number in the order of :func:`jax.flatten_util.ravel_pytree`.
+
+    >>> parameter_names({"b": np.zeros(2), "a": 0.0, "net": {"w": np.zeros((1, 2))}})
+    ('a', 'b[0]', 'b[1]', "net['w'][0,0]", "net['w'][0,1]")
+    """
+    names = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
+        shape = np.shape(leaf)
+        names += [f"{name}[{','.join(map(str, i))}]" if shape else name for i in np.ndindex(*shape)]
+    return tuple(names)
+
+
+def has_information(fit: Fitted) -> bool:
+    """Return whether the observed information of all parameters is known."""
+    return fit.draws is not None and fit.draws.newton is not None and by_coordinate(fit.state.params)
+
+
+def parameter_covariance(fit: Fitted) -> Covariance:
+    """Return the inverse of the observed information, in the space of the model's parameters (delta method).
+
+    Raises:
+        ModelError: if the information is not known, saying why.
+    """
+    if not has_information(fit):
+        raise ModelError(f"there are no standard errors: {_why_not(fit)}")
+    assert fit.draws is not None
+    curvature = np.asarray(fit.draws.newton[1], np.float64).sum(0)
+    curvature = (curvature + curvature.swapaxes(-1, -2)) / 2
+    mean = curvature.mean(0)
+    size = np.sqrt(np.abs(np.diag(mean)))
+    scale = np.where(size > 0, size, 1.0)
+    value, vector = np.linalg.eigh(mean / np.outer(scale, scale))
+    each = np.einsum("il,pij,jl->pl", vector, curvature / np.outer(scale, scale), vector)
+    noise = each.std(0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.zeros_like(value)
+    known = value > np.maximum(LEAST_KNOWN, ERRORS * noise)
+    to_params = _jacobian(fit) / scale @ vector  # of the parameters, along the directions
+    total = np.sum(np.square(to_params), 1)
+    lost = np.sum(np.square(to_params[:, ~known]), 1) > LEAST_SHARE * total
+    half = to_params[:, known] / np.sqrt(value[known])
+    half[lost] = np.nan
+    return Covariance(parameter_names(fit.params), half @ half.T)
+
+
+def parameter_table(fit: Fitted, prob: float) -> ParameterTable:
+    """Return the estimates with standard errors and intervals; see :func:`parameter_covariance`."""
+    covariance = parameter_covariance(fit)
+    estimate = np.asarray(ravel_pytree(fit.params)[0], np.float64)
+    error = np.sqrt(np.diag(covariance.value))
+    reach = stats.norm.ppf(0.5 + prob / 2) * error
+    return ParameterTable(covariance.names, estimate, error, estimate - reach, estimate + reach, prob)
+
+
+def _jacobian(fit: Fitted) -> np.ndarray:
+    """Return ``[n, L]``, derivatives of the parameters by the unconstrained ones."""
+    model = fit.config.model
+    free, unflatten = ravel_pytree(model.unconstrain_params(fit.params))
+    return np.asarray(jax.jacfwd(lambda u: ravel_pytree(model.constrain_params(unflatten(u)))[0])(free), np.float64)
+
+
+def _why_not(fit: Fitted) -> str:
+    config = fit.config
+    if not config.model.latents:
+        return "the model has no latents; its log density can be differentiated as it is."
+    if not by_coordinate(fit.state.params):
+        return f"there are more than {MAX_COORDINATES} parameters."
+    if config.model.energies:
+        return "the model has an energy prior, whose log Z has a curvature of its own."
+    if not config.particles.kernel.adjusted or not config.particles.quiet:
+        return "they need control variates: the default kernel, and Particles(quiet=True)."
+    return "they need more draws: a larger num_particles or num_samples."
+
+
+# --- tests and selection --------------------------------------------------------------------------------
+
+
+def num_parameters(fit: Fitted) -> int:
+    """Return how many free numbers were fitted: a Cholesky factor of correlations counts what is free in it."""
+    return sum(x.size for x in jax.tree.leaves(fit.state.params))
+
+
+class Comparison(NamedTuple):
+    """A likelihood-ratio test of two nested models.
+
+    Attributes:
+        statistic: twice the difference of the log likelihoods.
+        std_error: Monte Carlo error of the statistic.
+        df: difference of the numbers of parameters.
+        p_value: by χ² of ``df`` degrees of freedom.
+        p_value_at_boundary: by half χ² of ``df`` and half of ``df − 1``: if the smaller model is a variance at zero
+            (Self and Liang, 1987).
+    """
+
+    statistic: float
+    std_error: float
+    df: int
+    p_value: float
+    p_value_at_boundary: float
+
+
+def likelihood_ratio(smaller: Estimate, larger: Estimate, df: int) -> Comparison:
+    """Return the test of two log likelihoods.
+
+    >>> round(likelihood_ratio(Estimate(-102.0, 0.0), Estimate(-100.0, 0.0), 1).p_value, 4)
+    0.0455
+    """
+    statistic = 2 * float(larger.value - smaller.value)
+    error = 2 * float(np.hypot(larger.std_error, smaller.std_error))
+    above = max(statistic, 0.0)
+    whole = float(stats.chi2.sf(above, df))
+    half = float(stats.chi2.sf(above, df - 1)) if df > 1 else float(above <= 0)
+    return Comparison(statistic, error, df, whole, (whole + half) / 2)
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """Fits of one data set by AIC; printed, a table.
+
+    Attributes:
+        rows: ``{name: {"log_likelihood", "std_error", "parameters", "aic", "bic"}}``, the lowest AIC first.
+        tests: ``{(smaller, larger): Comparison}`` of fits next to each other by number of parameters. They mean
+            what they say for nested models only.
+    """
+
+    rows: dict[str, dict[str, float]]
+    tests: dict[tuple[str, str], Comparison]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.rows)
+        columns = ("log_likelihood", "std_error", "parameters", "aic", "bic")
+        lines = [" " * width + "".join(f"{name.replace('_', ' '):>16}" for name in columns)]
+        for name, row in self.rows.items():
+            lines.append(f"{name:{width}}" + "".join(f"{row[column]:>16.6g}" for column in columns))
+        for (smaller, larger), test in self.tests.items():
+            lines.append(
+                f"{larger} against {smaller}, if nested: χ² = {test.statistic:.2f} ± {test.std_error:.2g}, "
+                f"{test.df} df, p = {test.p_value:.3g} "
+                f"({test.p_value_at_boundary:.3g} if {smaller} has a variance at zero)"
+            )
+        return "\n".join(lines)
+
+
+def compare(fits: Mapping[str, Any]) -> ComparisonTable:
+    """Compare fits of the same data by their log likelihoods.
+
+    Args:
+        fits: by name.
+
+    Raises:
+        ValueError: for fewer than two fits.
+
+    >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> from jax import random
+    >>> from numpyro_ebipla import EBIPLA
+    >>> def model(y, mean=None):
+    ...     mean = numpyro.param("mean", 0.0) if mean is None else mean
+    ...     scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+    ...     with numpyro.plate("data", len(y)):
+    ...         x = numpyro.sample("x", dist.Normal(mean, scale))
+    ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+    >>> y, key = jnp.arange(20.0) / 5, random.key(0)
+    >>> free = EBIPLA(model, num_steps=500).run(key, y, progress_bar=False)
+    >>> zero = EBIPLA(model, num_steps=500).run(key, y, mean=0.0, progress_bar=False)
+    >>> found = compare({"free": free, "mean zero": zero})
+    >>> list(found.rows), found.tests["mean zero", "free"].df
+    (['free', 'mean zero'], 1)
+    """
+    if len(fits) < 2:
+        raise ValueError("compare needs at least two fits: compare({'with': fit, 'without': other}).")
+    found = {name: fit.log_likelihood() for name, fit in fits.items()}
+    number = {name: num_parameters(fit) for name, fit in fits.items()}
+    rows = {}
+    for name, fit in fits.items():
+        value, error = map(float, found[name])
+        rows[name] = {
+            "log_likelihood": value,
+            "std_error": error,
+            "parameters": number[name],
+            "aic": 2 * number[name] - 2 * value,
+            "bic": number[name] * float(np.log(fit.config.model.num_data)) - 2 * value,
+        }
+    order = sorted(fits, key=number.__getitem__)
+    tests = {
+        (small, large): likelihood_ratio(found[small], found[large], number[large] - number[small])
+        for small, large in pairwise(order)
+        if number[large] > number[small]
+    }
+    return ComparisonTable(dict(sorted(rows.items(), key=lambda item: item[1]["aic"])), tests)

@@ -1,0 +1,194 @@
+"""Standard errors, tables and tests, against exact Hessians, closed forms and coverage."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax import random
+from scipy import stats
+
+from numpyro_ebipla import EBIPLA, ULA, EnergyPrior, ModelError, compare
+from numpyro_ebipla.results.estimates import likelihood_ratio
+from numpyro_ebipla.smc.normaliser import Estimate
+from tests.models import fitter
+
+POSITIVE = dist.constraints.positive
+GROUP = np.repeat(np.arange(8), 6)
+GRID = np.linspace(-7, 7, 281)
+
+
+def one_level(y, batch_size=None):
+    mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=POSITIVE)
+    with numpyro.plate("data", len(y), subsample_size=batch_size):
+        x = numpyro.sample("x", dist.Normal(mu, s))
+        numpyro.sample("y", dist.Normal(x, 1), obs=numpyro.subsample(y, event_dim=0))
+
+
+def one_level_exact(params, y):
+    return dist.Normal(params["mu"], jnp.sqrt(1 + params["s"] ** 2)).log_prob(y).sum()
+
+
+def slopes(t, y):
+    beta = numpyro.param("beta", jnp.zeros(2))
+    s = numpyro.param("s", jnp.ones(2), constraint=POSITIVE)
+    noise = numpyro.param("noise", 1.0, constraint=POSITIVE)
+    with numpyro.plate("groups", 8):
+        u = numpyro.sample("u", dist.Normal(0, s).to_event(1))
+    with numpyro.plate("data", len(y)):
+        b = beta + u[GROUP]
+        numpyro.sample("y", dist.Normal(b[:, 0] + b[:, 1] * t, noise), obs=y)
+
+
+def slopes_exact(params, t, y):
+    X = jnp.stack([jnp.ones_like(t), t], 1)
+    same = GROUP[:, None] == GROUP
+    cov = same * ((X * params["s"] ** 2) @ X.T) + params["noise"] ** 2 * jnp.eye(len(y))
+    return dist.MultivariateNormal(X @ params["beta"], cov).log_prob(y)
+
+
+def counts(y):
+    b, s = numpyro.param("b", 0.0), numpyro.param("s", 1.0, constraint=POSITIVE)
+    with numpyro.plate("data", len(y)):
+        x = numpyro.sample("x", dist.Normal(b, s))
+        numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=y)
+
+
+def counts_exact(params, y):
+    at = params["b"] + params["s"] * GRID[:, None]
+    each = dist.Poisson(jnp.exp(at)).log_prob(y) + stats.norm.logpdf(GRID)[:, None]
+    return (jax.scipy.special.logsumexp(each, 0) + np.log(GRID[1] - GRID[0])).sum()
+
+
+def cases():
+    rng = np.random.default_rng(0)
+    t = np.tile(np.linspace(0, 1, 6), 8)
+    u = rng.normal(size=(8, 2)) * [1.5, 2.0]
+    y = 20 + u[GROUP, 0] + (5 + u[GROUP, 1]) * t + 0.4 * rng.normal(size=48)
+    return {
+        "one level": (one_level, one_level_exact, (2 + 1.8 * rng.normal(size=200),)),
+        "slopes": (slopes, slopes_exact, (t, y)),
+        "counts": (counts, counts_exact, (rng.poisson(np.exp(rng.normal(0.5, 0.8, 200))),)),
+    }
+
+
+@pytest.mark.parametrize("name", ["one level", "slopes", "counts"])
+def test_standard_errors_are_those_of_the_exact_hessian(name):
+    """Within 3 %, in the space of the parameters: the delta method is the Hessian there, at the maximum."""
+    model, exact, args = cases()[name]
+    args = tuple(np.asarray(a, np.float32) for a in args)
+    fit = fitter(model).run(random.key(0), *args, num_steps=2500, progress_bar=False)
+    with jax.enable_x64(True):
+        at = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), fit.params)
+        flat, unflatten = jax.flatten_util.ravel_pytree(at)
+        hessian = jax.hessian(lambda v: -exact(unflatten(v), *(jnp.asarray(a, jnp.float64) for a in args)))(flat)
+        expected = np.sqrt(np.diag(np.linalg.inv(np.asarray(hessian))))
+    table = fit.summary()
+    np.testing.assert_allclose(table.std_error, expected, rtol=0.03)
+    np.testing.assert_allclose(table.upper - table.estimate, 1.96 * table.std_error, rtol=1e-3)
+    errors = fit.standard_errors()
+    assert jax.tree.map(np.shape, errors) == jax.tree.map(np.shape, fit.params)
+    value, error = fit.log_likelihood()
+    assert abs(float(value) - float(exact(fit.params, *args))) < 4 * float(error) + 0.02
+
+
+def test_minibatches_have_those_of_all_data():
+    """Blocks of 30 for 200 data: the last one is filled up, and no datum counts twice."""
+    _, _, (y,) = cases()["one level"]
+    y = y.astype(np.float32)
+    ebipla = fitter(one_level, num_particles=16)
+    fit = ebipla.run(random.key(0), y, batch_size=30, num_steps=900, progress_bar=False)
+    s = float(fit.params["s"])
+    assert fit.standard_errors()["mu"] == pytest.approx(np.sqrt((1 + s**2) / 200), rel=0.03)
+    some = ebipla.run(random.key(0), y, batch_size=30, num_steps=900, progress_bar=False, indices=np.arange(0, 200, 2))
+    assert some.standard_errors()["mu"] == pytest.approx(np.sqrt((1 + s**2) / 200), rel=0.03)
+
+
+@pytest.mark.slow
+def test_intervals_cover():
+    """200 simulations of one level: 95 % intervals cover between 92 and 97 %, within three binomial deviations."""
+    rng, hits = np.random.default_rng(1), []
+    ebipla = fitter(one_level)
+    for i in range(200):
+        y = (1 + np.sqrt(1 + 1.2**2) * rng.normal(size=100)).astype(np.float32)
+        table = ebipla.run(random.key(i), y, num_steps=900, progress_bar=False).summary()
+        hits.append((table.lower <= [1.0, 1.2]) & (table.upper >= [1.0, 1.2]))
+    assert np.all(np.abs(np.mean(hits, 0) - 0.95) < 3 * np.sqrt(0.0475 / 200))
+
+
+def test_a_variance_at_zero_has_no_standard_error():
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=300)
+    y = (0.9 * (y - y.mean()) / y.std()).astype(np.float32)
+    fit = fitter(one_level).run(random.key(0), y, num_steps=5000, progress_bar=False)
+    mu, s = fit.summary().std_error
+    assert mu == pytest.approx(np.sqrt(1 / 300), rel=0.05)
+    assert np.isnan(s) or s > float(fit.params["s"]), "no interval that would exclude zero"
+
+
+def test_the_table_comes_first_in_the_summary(capsys):
+    _, _, (y,) = cases()["one level"]
+    fit = fitter(one_level).run(random.key(0), y.astype(np.float32), num_steps=300, progress_bar=False)
+    fit.print_summary(diagnostics=False)
+    said = capsys.readouterr().out
+    assert "std error" in said and "2.5 %" in said and said.index("mu ") < said.index("n_eff")
+    columns = fit.summary(0.9).to_dict()
+    assert columns["names"] == ["mu", "s"] and len(columns["lower"]) == 2
+
+
+def test_where_there_are_none_the_reason_is_said():
+    def energy(y):
+        a = numpyro.param("a", 0.1, constraint=POSITIVE)
+        with numpyro.plate("data", len(y)):
+            x = numpyro.sample("x", EnergyPrior(lambda x: a * x**2, dist.Normal(0, 1)))
+            numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    def wide(y):
+        w = numpyro.param("w", jnp.zeros(40))
+        with numpyro.plate("data", len(y)):
+            x = numpyro.sample("x", dist.Normal(w.sum(), 1))
+            numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    y = np.linspace(-1, 1, 20, dtype=np.float32)
+    for ebipla, words in (
+        (EBIPLA(energy), "energy prior"),
+        (EBIPLA(wide), "32 parameters"),
+        (EBIPLA(one_level, kernel=ULA(0.01)), "default kernel"),
+        (EBIPLA(one_level, num_particles=1, num_samples=4), "num_samples"),
+    ):
+        fit = ebipla.run(random.key(0), y, num_steps=20, progress_bar=False)
+        with pytest.raises(ModelError, match=words):
+            fit.standard_errors()
+
+
+def test_nested_models_are_compared():
+    """Against the closed form: the statistic is that of the exact likelihoods."""
+    _, exact, (y,) = cases()["one level"]
+    y = y.astype(np.float32)
+
+    def zero(y):
+        with numpyro.handlers.substitute(data={"mu": 0.0}):
+            s = numpyro.param("s", 1.0, constraint=POSITIVE)
+            with numpyro.plate("data", len(y)):
+                x = numpyro.sample("x", dist.Normal(0, s))
+                numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    free = fitter(one_level).run(random.key(0), y, num_steps=2000, progress_bar=False)
+    fixed = fitter(zero).run(random.key(0), y, num_steps=2000, progress_bar=False)
+    found = compare({"free": free, "mean zero": fixed})
+    test = found.tests["mean zero", "free"]
+    statistic = 2 * float(exact(free.params, y) - exact({"mu": 0.0, **fixed.params}, y))
+    assert test.df == 1 and abs(test.statistic - statistic) < 4 * test.std_error + 0.02
+    assert next(iter(found.rows)) == "free" and "χ²" in str(found)
+    assert free.bic() - free.aic() == pytest.approx(2 * (np.log(200) - 2), abs=0.1)
+    with pytest.raises(ValueError, match="two fits"):
+        compare({"free": free})
+
+
+@pytest.mark.unit
+def test_the_boundary_takes_half_of_each():
+    found = likelihood_ratio(Estimate(-101.0, 0.1), Estimate(-100.0, 0.1), 1)
+    assert found.p_value == pytest.approx(stats.chi2.sf(2.0, 1))
+    assert found.p_value_at_boundary == pytest.approx(stats.chi2.sf(2.0, 1) / 2)
+    assert found.std_error == pytest.approx(2 * np.hypot(0.1, 0.1))
