@@ -22,7 +22,7 @@ from numpyro_ebipla.kernels.base import AbstractKernel, run_moves, start
 from numpyro_ebipla.model.energy_checks import check_base, check_options, check_real, extends, shape_message
 from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.annealing import FINE, Annealing
-from numpyro_ebipla.smc.density import TiltedDensity
+from numpyro_ebipla.smc.density import TiltedDensity, move_tempered, population_variance
 from numpyro_ebipla.smc.normaliser import Estimate, log_normaliser
 
 _log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
@@ -196,7 +196,8 @@ class EnergyPrior(dist.Distribution):
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw from the normalised density, by annealing a population from the base.
 
-        They are exchangeable but not independent: draws of one call share their population's resampling.
+        They are exchangeable but not independent: draws of one call share their population's resampling, after which
+        they make as many moves as at each temperature.
         """
         num = 1
         for size in sample_shape:
@@ -246,9 +247,15 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
     density = prior.tilted()
     population = anneal(key_anneal, density, max(num, prior.num_walkers), prior.annealing)
     draws = draw_equally(key_draw, population.position, population.log_weight, num)
+    key_moves, num_moves = random.fold_in(key_draw, 1), prior.annealing.num_moves
     if prior.kernel is not None:
-        draws = _move(random.fold_in(key_draw, 1), prior.kernel, density, draws, prior.annealing.num_moves)
-    return prior.constrain_walkers(draws)
+        return prior.constrain_walkers(_move(key_moves, prior.kernel, density, draws, num_moves))
+    # Walkers of more weight than others were drawn more than once.
+    variance = population_variance(population.position, population.log_weight)
+    size, end = jnp.exp(population.log_step[-1]), jnp.ones(())
+    go_on = lambda here, key: (move_tempered(key, density.evaluate, here, end, size, variance)[0], None)
+    moved, _ = jax.lax.scan(go_on, density.evaluate(draws), random.split(key_moves, num_moves))
+    return prior.constrain_walkers(moved.position)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -304,7 +304,7 @@ def _run_block(
     _, (out, kept) = lax.scan(draws, (points_of(chains, known), adapt), (keys, num_warmup))
     out = _by_particle(out)
     if groups:
-        pooled = jax.tree.map(lambda x: x.reshape(groups.number, -1, *x.shape[2:]), kept)
+        pooled = jax.tree.map(groups.pool, kept)
         out = out._replace(newton=lax.map(lambda at: slope_and_curvature(log_density, at, *theta), pooled))
     return out
 
@@ -314,6 +314,12 @@ class Groups(NamedTuple):
 
     parts: int
     number: int
+
+    def pool(self, x: Array) -> Array:
+        """Return draws ``[number, n, …]`` from ``[parts, N, …]``; what is over is left out."""
+        flat = x.reshape(-1, *x.shape[2:])
+        each = len(flat) // self.number
+        return flat[: self.number * each].reshape(self.number, each, *x.shape[2:])
 
 
 def _choose_groups(
@@ -332,8 +338,7 @@ def _choose_groups(
     leaves = jax.tree.leaves(latents.local)
     size = sum(math.prod(x.shape[2:]) for x in leaves)
     wanted = GROUPS * max(FEWEST_IN_GROUP, DRAWS_PER_COORDINATE * size)
-    ample = [n for n in range(1, num_samples + 1) if num_samples % n == 0 and n * len(leaves[0]) % GROUPS == 0]
-    enough = [n for n in ample if n * len(leaves[0]) >= wanted]
+    enough = [n for n in range(1, num_samples + 1) if num_samples % n == 0 and n * len(leaves[0]) >= wanted]
     return Groups(enough[0], GROUPS) if enough else None
 
 

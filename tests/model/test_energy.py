@@ -244,6 +244,12 @@ def test_samples_match_quadrature(base, energy, low, high, options):
     np.testing.assert_allclose(x.std(), sd, rtol=0.05)
 
 
+def test_no_draw_is_a_copy_of_another():
+    """Of 800 draws 583 were different: a walker of much weight was drawn again and again."""
+    draws = EnergyPrior(lambda x: 2 * x**2 - jnp.cos(3 * x), dist.Normal(0, 2)).sample(random.key(0), (800,))
+    assert len(np.unique(np.asarray(draws))) > 795
+
+
 def test_samples_on_the_simplex_match_quadrature():
     prior = EnergyPrior(lambda x: 4 * x[..., 0] * x[..., 1], dist.Dirichlet(jnp.array([2.0, 1.5, 1.0])))
     x = prior.sample(random.key(0), (10_000,))

@@ -105,6 +105,16 @@ def test_minibatches_have_those_of_all_data():
     assert some.standard_errors()["mu"] == pytest.approx(np.sqrt((1 + s**2) / 200), rel=0.03)
 
 
+def test_any_number_of_draws_will_do():
+    """250 draws of 7 particles: no divisor of the one makes four equal groups of both."""
+    _, _, (y,) = cases()["one level"]
+    fit = fitter(one_level, num_particles=7).run(
+        random.key(0), y.astype(np.float32), num_steps=900, num_samples=250, thinning=1, progress_bar=False
+    )
+    s = float(fit.params["s"])
+    assert fit.standard_errors()["mu"] == pytest.approx(np.sqrt((1 + s**2) / 200), rel=0.03)
+
+
 @pytest.mark.slow
 def test_intervals_cover():
     """200 simulations of one level: 95 % intervals cover between 92 and 97 %, within three binomial deviations."""
