@@ -11,7 +11,14 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._core.state import Params, TrainState
-from numpyro_ebipla._core.validate import as_count, check_key, check_options, check_scalar, check_untraced
+from numpyro_ebipla._core.validate import (
+    as_count,
+    check_key,
+    check_options,
+    check_scalar,
+    check_spelling,
+    check_untraced,
+)
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import AbstractKernel
@@ -106,6 +113,7 @@ class EBIPLA(NewData):
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
+        check_spelling(model, type(self).__init__, static_kwargs, "EBIPLA")
         self.model = model
         self.num_steps = as_count("num_steps", num_steps)
         self.num_samples = as_count("num_samples", num_samples, least=0)
@@ -243,6 +251,7 @@ class EBIPLA(NewData):
             CheckpointError: for a damaged checkpoint.
         """
         check_untraced("run", rng_key, args, kwargs, init_state, init_params)
+        check_spelling(self.model, self.run, kwargs, "run")
         own = {"sites": sites, "indices": indices, "max_bytes": max_bytes, "max_time": max_time, "resume": resume}
         check_options(self.model, self.run, own | {"num_steps": num_steps or None, "stop_at_r_hat": stop_at_r_hat})
         limits = parse_limits(max_time, stop_at_r_hat)
@@ -265,7 +274,7 @@ class EBIPLA(NewData):
             begin = partial(system.begin, key_state, *numbers)
         else:
             check_arguments(self.model, args, call.kwargs)
-            system = self._systems.of_state(init_state, call, "init_state")
+            system = self._systems.of_state(init_state, call, "init_state", again=True)
             begin = partial(jax.tree.map, jnp.copy, init_state)  # the loop donates its buffers
         data = call.data  # on the device once: each look at the property puts it there anew
         spent = moves_to_spend(system, num_steps)

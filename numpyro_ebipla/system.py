@@ -18,7 +18,7 @@ from numpyro_ebipla._core.tree import all_finite, strong_type
 from numpyro_ebipla._core.validate import check_key
 from numpyro_ebipla.model.arguments import check_arguments, like_own
 from numpyro_ebipla.model.blocks import Batch
-from numpyro_ebipla.model.inspection import Inspection, inspect_model
+from numpyro_ebipla.model.inspection import Inspection, digest_of, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.choose import check_optimiser
 from numpyro_ebipla.particles.base import AbstractParticles
@@ -174,15 +174,22 @@ class Systems:
         with outside_jit():
             check_arguments(self.model, call.args, call.kwargs)
             inspection = known.inspection.for_key(_some_key(rng_key), init_params, call.data)
-        return known._replace(inspection=inspection)
+            same = digest_of(inspection) == inspection.digest
+        return known._replace(inspection=inspection) if same else self._make(call, rng_key, init_params)
 
-    def of_state(self, state: Any, call: Call, argument: str = "state") -> System:
+    def of_state(self, state: Any, call: Call, argument: str = "state", again: bool = False) -> System:
         """Return the system for these arguments, to which a state must belong.
+
+        Args:
+            state: of a fit.
+            call: the arguments.
+            argument: by which the state was given, for errors.
+            again: whether to look at the model again, which may hold other numbers by now.
 
         Raises:
             TypeError, ModelError: saying what differs.
         """
-        system = self.of(call)
+        system = self.inspected(call) if again else self.of(call)
         check_state(system.config, system.shapes(), state, argument)
         return system
 

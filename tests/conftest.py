@@ -31,6 +31,19 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True, scope="module")
+def _one_level(request):
+    """Compile without optimisation what runs briefly; files with ``RUNS_LONG = True`` keep the code of tests/quick.py.
+
+    That takes a quarter longer to compile, and half the time to run.
+    """
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", not getattr(request.module, "RUNS_LONG", False))
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """Compiled programs of one file are of no use to the next; kept in memory, they come to gigabytes."""
     yield

@@ -1,5 +1,6 @@
 """Checks of keys, arguments and options, refused by name where they are given."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -43,6 +44,23 @@ def accepts(model: Callable, name: str) -> bool:
     except ValueError:  # no signature, e.g. a callable from C
         return True
     return name in theirs or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in theirs.values())
+
+
+def check_spelling(model: Callable, method: Callable, names: Iterable[str], owner: str) -> None:
+    """Raise for keyword arguments that are neither the method's nor the model's, with the name that was meant, maybe.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    own = inspect.signature(method).parameters
+    for name in names:
+        if accepts(model, name):
+            continue
+        meant = difflib.get_close_matches(name, own, 1)
+        hint = f": did you mean {meant[0]}?" if meant else "."
+        if name == "guide":
+            hint = ": particles stand for the posteriors, and no guide is needed."
+        raise TypeError(f"{owner} has no option '{name}', and the model takes no argument of that name{hint}")
 
 
 def check_options(model: Callable, method: Callable, options: dict[str, Any]) -> None:

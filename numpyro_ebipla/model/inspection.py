@@ -1,5 +1,7 @@
 """One look at a NumPyro model before any long work: its layout, and errors for what cannot be fitted."""
 
+import hashlib
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +33,8 @@ NEEDS_A_NUMBER = (
     jax.errors.TracerArrayConversionError,
 )
 
+#: Of objects, in the text of a program.
+ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 #: Draws of a base at which its energy is tried out.
 TRIED = 8
 
@@ -64,6 +68,7 @@ class Inspection(NamedTuple):
         energy_params: names of the parameters on which an energy depends, but no base distribution.
         deterministic: names of the deterministic sites.
         look: ``(rng_key, init_params, data) -> InitialNumbers``, compiled: for other keys and initial values.
+        digest: of the model's log density as a program, with all numbers that it holds: see :func:`digest_of`.
     """
 
     model: LatentModel
@@ -73,6 +78,7 @@ class Inspection(NamedTuple):
     energy_params: tuple[str, ...]
     deterministic: tuple[str, ...]
     look: Callable
+    digest: str = ""
 
     def for_key(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
         """Return the inspection with the initial numbers for another key."""
@@ -125,7 +131,35 @@ def inspect_model(
         plate=layout.plate,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
-    return Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
+    found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
+    return found_now._replace(digest=digest_of(found_now))
+
+
+def digest_of(inspection: Inspection) -> str:
+    """Return a digest of the model's log density as it is now.
+
+    A program once compiled keeps the numbers that the model had from closures, globals and objects. If one of these has
+    changed, so has the digest, and the program must be made anew.
+    """
+    model = inspection.model
+
+    def log_density(params: Params, mutable: dict[str, Any], data: Any, rng_key: Array) -> Any:
+        batch = Batch(model.blocks(joint=False)[0], data, rng_key, mutable)
+        params = model.constrain_params(params)
+        local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
+        joint = model.log_joint(params, local, shared, batch, {})
+        return joint.per_datum, joint.rest
+
+    at = (inspection.params, inspection.mutable, inspection.data, jax.random.key(0))
+    try:
+        program = jax.make_jaxpr(log_density)(*at)
+    except Exception:  # whatever it is: the first step meets it, too, and nothing is compiled that could be out of date
+        return ""
+    digest = hashlib.sha256(ADDRESS.sub("", str(program.jaxpr)).encode())
+    for held in program.consts:
+        if not jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
+            digest.update(np.asarray(held).tobytes())
+    return digest.hexdigest()
 
 
 def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +272,16 @@ def _check_types(trace: dict[str, Any]) -> None:
 
 
 def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
-    return {name: biject_to(constraint) for name, constraint in constrained.items()}
+    found = {}
+    for name, constraint in constrained.items():
+        try:
+            found[name] = biject_to(constraint)
+        except NotImplementedError as e:
+            raise ModelError(
+                f"parameter '{name}' has the constraint {constraint}, for which NumPyro has no map from unconstrained "
+                "numbers: fit a free parameter, and map it in the model (for a unit vector, divide by its norm)."
+            ) from e
+    return found
 
 
 def _energy_params(model: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:

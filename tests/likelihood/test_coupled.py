@@ -11,6 +11,9 @@ from scipy.stats import multivariate_normal
 
 from numpyro_ebipla import EBIPLA
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 
 def nested(key_count=200):
     """Three levels of normal latents, and the exact log-likelihood; 400 latents of them were off by 4.2 ± 0.6."""

@@ -24,6 +24,9 @@ from numpyro_ebipla._core.tree import batched_value_and_grad
 from numpyro_ebipla.kernels import evaluate, start
 from tests.models import fitter, hierarchy
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 LOADING = np.array([[1.0, 0.5, -1.0], [0.3, 2.0, 1.0]])
 
 

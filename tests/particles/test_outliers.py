@@ -16,6 +16,9 @@ from numpyro_ebipla.particles import Block, Particles, ShortRunParticles, Weight
 from numpyro_ebipla.particles.block import Adaptations, Known
 from numpyro_ebipla.training.safeguards import BETWEEN_LOOKS, FIRST_LOOK, is_due, recall
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 positive = dist.constraints.positive
 
 

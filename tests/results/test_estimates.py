@@ -14,6 +14,9 @@ from numpyro_ebipla.results.estimates import likelihood_ratio
 from numpyro_ebipla.smc.normaliser import Estimate
 from tests.models import fitter
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 POSITIVE = dist.constraints.positive
 GROUP = np.repeat(np.arange(8), 6)
 GRID = np.linspace(-7, 7, 281)

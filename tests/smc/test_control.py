@@ -13,6 +13,9 @@ from scipy.stats import multivariate_normal
 from numpyro_ebipla import EBIPLA, MALA, Particles
 from numpyro_ebipla.smc.control import RIDGE, control_weights, num_features
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 
 def test_features_need_particles():
     assert num_features(64, 6) == 12 and num_features(20, 6) == 6 and num_features(11, 6) == 0

@@ -12,6 +12,9 @@ from numpyro_ebipla.smc.reference import Reference
 from numpyro_ebipla.walkers import Ladder
 from numpyro_ebipla.walkers.tempered import TemperedState, swap
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 K = 25  # steps of a path of densities
 FUNCTIONS = (lambda x: x, lambda x: x**2)
 

@@ -289,11 +289,11 @@ def test_a_key_that_is_none(make):
 
 # --- arguments of EBIPLA ----------------------------------------------------------------------------------
 
-COUNTS = ["num_particles", "num_steps", "num_samples", "thinning", "num_moves"]
+COUNTS = ["num_particles", "num_steps", "thinning", "num_moves"]
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", [*COUNTS, "warmup"])
+@pytest.mark.parametrize("name", [*COUNTS, "warmup", "num_samples"])
 @pytest.mark.parametrize("value", [-1, 1.5, True, "3"])
 def test_counts(name, value):
     with pytest.raises(ValueError, match=name):

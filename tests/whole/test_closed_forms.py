@@ -13,6 +13,9 @@ from scipy import linalg, optimize, special, stats
 
 from numpyro_ebipla import EBIPLA, MALA, ULA, Annealing, EnergyPrior, Persistent, Tempered, langevin_noise
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 
 def scan_steps(fit, states, y, steps, keep, **kwargs):
     """Run many fits side by side, one for each leading index of ``states``; ``keep(state)`` of every step."""

@@ -11,6 +11,9 @@ from scipy import optimize, special
 
 from numpyro_ebipla import EBIPLA, MALA, ULA, Contrastive, EnergyPrior, ShortRun, Tempered, recipes
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 #: A barrier between two wells, and how unequal their masses are.
 TRUTH = np.array([1.5, 0.7])
 START = np.array([0.5, 0.0])

@@ -13,6 +13,9 @@ from numpyro.infer import MCMC, NUTS
 
 from numpyro_ebipla import EBIPLA
 
+#: See tests/conftest.py.
+RUNS_LONG = True
+
 
 def counts(keys):
     return (random.poisson(keys[1], jnp.exp(0.8 + 0.6 * random.normal(keys[2], (12,)))),)
