@@ -1,5 +1,6 @@
 """Standard errors, a table of the parameters, and tests, from the observed information and annealed likelihoods."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -12,6 +13,7 @@ from scipy import stats
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
+from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
 from numpyro_ebipla.training.information import MAX_COORDINATES, by_coordinate
@@ -154,6 +156,22 @@ def num_parameters(fit: Fitted) -> int:
     return sum(x.size for x in jax.tree.leaves(fit.state.params))
 
 
+def num_observations(fit: Fitted) -> int:
+    """Return how many observations there are, vectors counted as one: the elements of all observed sites."""
+    model, count = fit.config.model, 0.0
+    batch = fit.batch(model.blocks(joint=False)[0], jax.random.key(0))
+
+    def look(batch: Any) -> None:
+        nonlocal count
+        for site in model.sites(fit.params, batch).values():
+            if simulated(site):
+                whole = model.num_data / model.batch_size if model.is_local(site) else 1.0
+                count += whole * math.prod(site["fn"].batch_shape)
+
+    jax.eval_shape(look, batch)
+    return round(count)
+
+
 class Comparison(NamedTuple):
     """A likelihood-ratio test of two nested models.
 
@@ -252,7 +270,7 @@ def compare(fits: Mapping[str, Any]) -> ComparisonTable:
             "std_error": error,
             "parameters": number[name],
             "aic": 2 * number[name] - 2 * value,
-            "bic": number[name] * float(np.log(fit.config.model.num_data)) - 2 * value,
+            "bic": number[name] * math.log(num_observations(fit)) - 2 * value,
         }
     order = sorted(fits, key=number.__getitem__)
     tests = {

@@ -1,5 +1,6 @@
 """What a run returns: plain data, and views of it for ArviZ and the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from numpyro_ebipla.results import arviz
 from numpyro_ebipla.results.estimates import (
     Covariance,
     ParameterTable,
+    num_observations,
     num_parameters,
     parameter_covariance,
     parameter_table,
@@ -231,9 +233,8 @@ class Fit(Fitted):
         return 2 * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
 
     def bic(self, rng_key: Array | None = None) -> float:
-        """Return Schwarz's criterion, with the elements of the data plate for the number of data."""
-        weight = float(np.log(self.config.model.num_data))
-        return weight * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
+        """Return Schwarz's criterion, with the elements of all observed sites for the number of data."""
+        return math.log(num_observations(self)) * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
 
     # --- the terminal ---------------------------------------------------------------------------------
 

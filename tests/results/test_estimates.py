@@ -10,7 +10,7 @@ from jax import random
 from scipy import stats
 
 from numpyro_ebipla import EBIPLA, ULA, EnergyPrior, ModelError, compare
-from numpyro_ebipla.results.estimates import likelihood_ratio
+from numpyro_ebipla.results.estimates import likelihood_ratio, num_observations
 from numpyro_ebipla.smc.normaliser import Estimate
 from tests.models import fitter
 
@@ -92,6 +92,7 @@ def test_standard_errors_are_those_of_the_exact_hessian(name):
     np.testing.assert_allclose(table.upper - table.estimate, 1.96 * table.std_error, rtol=1e-3)
     errors = fit.standard_errors()
     assert jax.tree.map(np.shape, errors) == jax.tree.map(np.shape, fit.params)
+    assert num_observations(fit) == len(args[-1]), "and not the groups"
     value, error = fit.log_likelihood()
     assert abs(float(value) - float(exact(fit.params, *args))) < 4 * float(error) + 0.02
 
