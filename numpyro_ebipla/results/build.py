@@ -17,9 +17,9 @@ from numpyro_ebipla.training.collect import Plan, SiteLayout, collect, with_site
 
 #: Share of the chains' moves in the steps that the draws of minibatches' data may cost.
 SHARE = 1 / 3
-#: They may cost this many multiplications in any case, a few seconds, if a move takes about as many as parameters and
+#: They may cost this many multiplications in any case, some seconds, if a move takes about as many as parameters and
 #: some more.
-CHEAP, OVERHEAD = 2_000_000_000, 100
+CHEAP, OVERHEAD = 20_000_000_000, 100
 
 
 def moves_to_spend(system: System, num_steps: int) -> int:
