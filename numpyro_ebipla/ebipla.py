@@ -229,7 +229,7 @@ class EBIPLA(NewData):
             progress_bar: whether tqdm shows contrast, acceptance and the walkers' health.
             sites: latent or deterministic sites to collect, by default all latent ones.
             indices: data whose local latents to collect. By default all, or as many, evenly spaced, as ``max_bytes``
-                allows, and of minibatches' data as cost a third of the steps; ``fit.collected`` says which.
+                allows, and of minibatches' data as take half the steps' moves; ``fit.collected`` says which.
             max_bytes: of the draws; where indices are given, or global latents need more, they are refused.
             max_time: seconds after which to take no more steps, from the call on; the draws come on top.
             stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of the parameters and

@@ -15,8 +15,9 @@ from numpyro_ebipla.results.visiting import on_collected
 from numpyro_ebipla.system import System
 from numpyro_ebipla.training.collect import Plan, SiteLayout, collect, with_sites
 
-#: Share of the chains' moves in the steps that the draws of minibatches' data may cost.
-SHARE = 1 / 3
+#: Of the chains' moves in the steps the draws of minibatches' data may take this share, which is about a third of the
+#: time: a step does more than move chains.
+SHARE = 1 / 2
 #: They may cost this many multiplications in any case, some seconds, if a move takes about as many as parameters and
 #: some more.
 CHEAP, OVERHEAD = 20_000_000_000, 100
