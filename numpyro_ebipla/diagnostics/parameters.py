@@ -22,16 +22,19 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.smc.weights import log_mean_exp
 from numpyro_ebipla.training.collect import Draws
-from numpyro_ebipla.training.information import by_coordinate, num_directions, slopes
+from numpyro_ebipla.training.information import (
+    ERRORS,
+    LEAST_KNOWN,
+    by_coordinate,
+    num_directions,
+    principal_directions,
+    slopes,
+)
 
 #: Nats per datum that a settled run may have gained or left, and of the former what noise may hide.
 SETTLED, HIDDEN = 0.005, 0.05
 #: Nats of all data together: a fraction of a standard error of a parameter.
 SETTLED_IN_ALL, HIDDEN_IN_ALL = 0.1, 1.0
-#: Standard errors that a figure's noise is allowed for.
-ERRORS = 2
-#: Curvature of a direction, in units of each parameter's own, from which the data know something of it.
-LEAST_KNOWN = 1e-4
 GAINED = Rule(
     "nats still gained",
     SETTLED,
@@ -84,10 +87,7 @@ class Climb(NamedTuple):
         Directions of which nothing is known, in which the likelihood is level or bends upwards, as that of a variance
         at zero or a rotation of factors, count by their slope alone, as far as it is no noise.
         """
-        size = np.sqrt(np.abs(np.diag(self.information)))
-        scale = np.where(size > 0, size, 1.0)
-        value, vector = np.linalg.eigh(self.information / np.outer(scale, scale))
-        vector = vector / scale[:, None]
+        value, vector = principal_directions(self.information)
         known = value > LEAST_KNOWN + ERRORS * np.einsum("il,ij,jl->l", vector, self.blur, vector)
         whiten, rest = vector[:, known] / np.sqrt(value[known]), vector[:, ~known]
         first, second = self.slopes @ whiten

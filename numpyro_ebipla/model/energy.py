@@ -22,8 +22,9 @@ from numpyro_ebipla.kernels.base import AbstractKernel, run_moves, start
 from numpyro_ebipla.model.energy_checks import check_base, check_options, check_real, extends, shape_message
 from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.annealing import FINE, Annealing
-from numpyro_ebipla.smc.density import TiltedDensity, move_tempered, population_variance
+from numpyro_ebipla.smc.density import TiltedDensity, population_variance
 from numpyro_ebipla.smc.normaliser import Estimate, log_normaliser
+from numpyro_ebipla.smc.path import Path, move_at
 
 _log_normaliser: ContextVar[Any] = ContextVar("log_normaliser", default=None)
 _base_only: ContextVar[bool] = ContextVar("base_only", default=False)
@@ -252,9 +253,8 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
         return prior.constrain_walkers(_move(key_moves, prior.kernel, density, draws, num_moves))
     # Walkers of more weight than others were drawn more than once.
     variance = population_variance(population.position, population.log_weight)
-    size, end = jnp.exp(population.log_step[-1]), jnp.ones(())
-    go_on = lambda here, key: (move_tempered(key, density.evaluate, here, end, size, variance)[0], None)
-    moved, _ = jax.lax.scan(go_on, density.evaluate(draws), random.split(key_moves, num_moves))
+    end = Path(jnp.ones(()), population.log_step[-1], variance)
+    moved, _ = move_at(key_moves, density, density.evaluate(draws), end, num_moves)
     return prior.constrain_walkers(moved.position)
 
 

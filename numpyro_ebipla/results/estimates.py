@@ -16,11 +16,14 @@ from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
-from numpyro_ebipla.training.information import MAX_COORDINATES, by_coordinate
+from numpyro_ebipla.training.information import (
+    ERRORS,
+    LEAST_KNOWN,
+    MAX_COORDINATES,
+    by_coordinate,
+    principal_directions,
+)
 
-#: Curvature, in units of each parameter's own, below which the data know nothing of a direction, and standard errors by
-#: which it must be above zero.
-LEAST_KNOWN, ERRORS = 1e-4, 2.0
 #: Share of a number's own direction of which nothing is known, from which it has no standard error.
 LEAST_SHARE = 1e-3
 
@@ -74,6 +77,11 @@ class ParameterTable:
         return "\n".join(lines)
 
 
+def array_name(path: tuple) -> str:
+    """Return the name of an array in a tree of parameters: the site's, and where in it the array is."""
+    return str(path[0].key) + jax.tree_util.keystr(path[1:])
+
+
 def parameter_names(params: Params) -> tuple[str, ...]:
     """Return a name for each number in the order of :func:`jax.flatten_util.ravel_pytree`.
 
@@ -82,7 +90,7 @@ def parameter_names(params: Params) -> tuple[str, ...]:
     """
     names = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
+        name = array_name(path)
         shape = np.shape(leaf)
         names += [f"{name}[{','.join(map(str, i))}]" if shape else name for i in np.ndindex(*shape)]
     return tuple(names)
@@ -105,13 +113,11 @@ def parameter_covariance(fit: Fitted) -> Covariance:
     curvature = np.asarray(fit.draws.newton[1], np.float64).sum(0)
     curvature = (curvature + curvature.swapaxes(-1, -2)) / 2
     mean = curvature.mean(0)
-    size = np.sqrt(np.abs(np.diag(mean)))
-    scale = np.where(size > 0, size, 1.0)
-    value, vector = np.linalg.eigh(mean / np.outer(scale, scale))
-    each = np.einsum("il,pij,jl->pl", vector, curvature / np.outer(scale, scale), vector)
+    value, vector = principal_directions(mean)
+    each = np.einsum("il,pij,jl->pl", vector, curvature, vector)
     noise = each.std(0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.zeros_like(value)
     known = value > np.maximum(LEAST_KNOWN, ERRORS * noise)
-    to_params = _jacobian(fit) / scale @ vector  # of the parameters, along the directions
+    to_params = _jacobian(fit) @ vector  # of the parameters, along the directions
     total = np.sum(np.square(to_params), 1)
     lost = np.sum(np.square(to_params[:, ~known]), 1) > LEAST_SHARE * total
     half = to_params[:, known] / np.sqrt(value[known])
@@ -170,6 +176,16 @@ def num_observations(fit: Fitted) -> int:
 
     jax.eval_shape(look, batch)
     return round(count)
+
+
+def akaike(fit: Fitted, log_likelihood: Any) -> float:
+    """Return Akaike's criterion for this log likelihood."""
+    return 2 * num_parameters(fit) - 2 * float(log_likelihood)
+
+
+def schwarz(fit: Fitted, log_likelihood: Any) -> float:
+    """Return Schwarz's criterion for this log likelihood."""
+    return num_parameters(fit) * math.log(num_observations(fit)) - 2 * float(log_likelihood)
 
 
 class Comparison(NamedTuple):
@@ -264,13 +280,13 @@ def compare(fits: Mapping[str, Any]) -> ComparisonTable:
     number = {name: num_parameters(fit) for name, fit in fits.items()}
     rows = {}
     for name, fit in fits.items():
-        value, error = map(float, found[name])
+        value, error = found[name]
         rows[name] = {
-            "log_likelihood": value,
-            "std_error": error,
+            "log_likelihood": float(value),
+            "std_error": float(error),
             "parameters": number[name],
-            "aic": 2 * number[name] - 2 * value,
-            "bic": number[name] * math.log(num_observations(fit)) - 2 * value,
+            "aic": akaike(fit, value),
+            "bic": schwarz(fit, value),
         }
     order = sorted(fits, key=number.__getitem__)
     tests = {

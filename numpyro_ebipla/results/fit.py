@@ -1,6 +1,5 @@
 """What a run returns: plain data, and views of it for ArviZ and the terminal."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -20,10 +19,10 @@ from numpyro_ebipla.results import arviz
 from numpyro_ebipla.results.estimates import (
     Covariance,
     ParameterTable,
-    num_observations,
-    num_parameters,
+    akaike,
     parameter_covariance,
     parameter_table,
+    schwarz,
 )
 from numpyro_ebipla.results.summary import summary_lines
 from numpyro_ebipla.smc.normaliser import Estimate
@@ -230,11 +229,11 @@ class Fit(Fitted):
 
     def aic(self, rng_key: Array | None = None) -> float:
         """Return Akaike's criterion, twice the number of parameters less twice :meth:`log_likelihood`."""
-        return 2 * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
+        return akaike(self, self.log_likelihood(rng_key).value)
 
     def bic(self, rng_key: Array | None = None) -> float:
         """Return Schwarz's criterion, with the elements of all observed sites for the number of data."""
-        return math.log(num_observations(self)) * num_parameters(self) - 2 * float(self.log_likelihood(rng_key).value)
+        return schwarz(self, self.log_likelihood(rng_key).value)
 
     # --- the terminal ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpyro.diagnostics import summary
 
 from numpyro_ebipla._core.tree import spaced
-from numpyro_ebipla.results.estimates import has_information, parameter_table
+from numpyro_ebipla.results.estimates import array_name, has_information, parameter_table
 from numpyro_ebipla.results.sites import chosen_indices, posterior_variables
 from numpyro_ebipla.training.fitted import Fitted
 
@@ -50,7 +50,7 @@ def _param_lines(fit: Fitted) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for path, leaf in leaves[:MAX_LISTED]:
-        name = str(path[0].key) + jax.tree_util.keystr(path[1:])
+        name = array_name(path)
         if jnp.size(leaf) == 1:
             lines.append(f"{name} = {float(jnp.reshape(leaf, ())):.4g}")
         else:

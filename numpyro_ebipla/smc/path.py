@@ -30,7 +30,7 @@ def learn_path(rng_key: Array, density: TiltedDensity, num_walkers: int, temps: 
         log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
         log_weight, walkers, _ = resample(key_resample, log_weight, walkers, annealing.threshold)
         variance = population_variance(walkers.position, log_weight)
-        walkers, accepted = _moved(key_move, density, walkers, Path(t, log_step, variance), annealing.num_moves)
+        walkers, accepted = move_at(key_move, density, walkers, Path(t, log_step, variance), annealing.num_moves)
         adapted = log_step + annealing.rate * annealing.num_moves * (accepted - TARGET_ACCEPT)
         return (walkers, log_weight, adapted), (log_step, variance)
 
@@ -52,7 +52,7 @@ def weigh_along(
         (walkers, log_weight), (before, here, key) = carry, at
         if not back:
             log_weight = log_weight - (here.temps - before) * walkers.energy
-        walkers, _ = _moved(key, density, walkers, here, num_moves)
+        walkers, _ = move_at(key, density, walkers, here, num_moves)
         if back:
             log_weight = log_weight + (here.temps - before) * walkers.energy
         return (walkers, log_weight), None
@@ -67,7 +67,7 @@ def _before(temps: Array) -> Array:
     return jnp.concatenate([jnp.zeros(1), temps[:-1]])
 
 
-def _moved(
+def move_at(
     rng_key: Array, density: TiltedDensity, walkers: Evaluated, here: Path, num_moves: int
 ) -> tuple[Evaluated, Array]:
     """Move walkers at one temperature of a path; also their mean acceptance."""

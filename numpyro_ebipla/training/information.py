@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
@@ -17,6 +18,10 @@ from numpyro_ebipla.smc.control import control_weights, unexplained
 
 #: Parameters up to which each is a direction of its own.
 MAX_COORDINATES = 32
+#: Curvature of a direction, in units of each parameter's own, from which the data know something of it.
+LEAST_KNOWN = 1e-4
+#: Standard errors that a figure's noise is allowed for.
+ERRORS = 2
 
 
 def by_coordinate(params: Params) -> bool:
@@ -44,6 +49,17 @@ def go_along(params: Params, before: Params) -> Callable[[Array], Params]:
     return lambda along: jax.tree.unflatten(
         structure, [x + a.astype(x.dtype) * d for a, x, d in zip(along, leaves, ahead, strict=True)]
     )
+
+
+def principal_directions(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return curvatures ``[L]``, in units of each parameter's own, and their directions, the columns of ``[L, L]``.
+
+    With these in ``V``, ``Vᵀ I V`` is the diagonal matrix of the curvatures.
+    """
+    size = np.sqrt(np.abs(np.diag(information)))
+    scale = np.where(size > 0, size, 1.0)
+    value, vector = np.linalg.eigh(information / np.outer(scale, scale))
+    return value, vector / scale[:, None]
 
 
 def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Array:
