@@ -31,16 +31,26 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_level(request):
+def _one_level(request, monkeypatch_module):
     """Compile without optimisation what runs briefly; files with ``RUNS_LONG = True`` keep the code of tests/quick.py.
 
-    That takes a quarter longer to compile, and half the time to run.
+    That takes a quarter longer to compile, and half the time to run. Processes that a test starts inherit it: fits are
+    equal bit for bit at one level only.
     """
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", not getattr(request.module, "RUNS_LONG", False))
+    briefly = not getattr(request.module, "RUNS_LONG", False)
+    monkeypatch_module.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(briefly)))
+    jax.config.update("jax_disable_most_optimizations", briefly)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    """Undo changes at the end of the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
 
 
 @pytest.fixture(autouse=True, scope="module")
