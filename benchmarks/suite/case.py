@@ -30,14 +30,15 @@ class Case(NamedTuple):
         kwargs: likewise.
         site: the latent whose posterior is compared.
         num_data: elements of the data plate, the "data" of "nats per datum".
-        value: exact mean log marginal likelihood of a datum at given parameters, in float64.
+        value: exact mean log marginal likelihood of a datum at given parameters, in float64; of mixed models in total.
         optimum: its maximum; for latent energies, that of the true density on the same held-out data.
         posterior: ``(params, indices) -> (means, sds)``, exact, with the latent's shape after the data's axis.
         best: parameters at the optimum, where it has any.
-        threshold: nats per datum above the optimum that a fit may be.
+        threshold: nats above the optimum that a fit may be, per datum as ``value`` or in total.
         rival: what SVI fits, if not the model itself.
         extremes: data whose posteriors are compared whatever else is: those that a fit gets wrong first.
         extra: more about a fit, for the record: ``params -> {name: number}``.
+        off: largest distance of a parameter from the optimum in standard errors, where that is to be small too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     rival: Rival | None = None
     extremes: tuple[int, ...] = ()
     extra: Callable[[Params], dict[str, float]] | None = None
+    off: Callable[[Params], float] | None = None
 
     def compared(self) -> np.ndarray:
         """The data whose posteriors are compared: evenly spaced ones, and the extremes."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.suite import energies, gaussian, quadrature
+from benchmarks.suite import energies, gaussian, mixed, quadrature
 from benchmarks.suite.case import Case
 
 #: The slow ones first, so that two workers end at about the same time.
@@ -29,6 +29,18 @@ _MAKERS: dict[str, Callable[[str], Case]] = {
     "poisson": partial(quadrature.poisson_case, num_data=200),
     "beta_binomial": quadrature.beta_case,
     "logistic_groups": quadrature.logistic_case,
+    "mixed_intercepts": mixed.intercepts_case,
+    "mixed_intercepts_far": partial(mixed.intercepts_case, far=300.0),
+    "mixed_intercepts_x1e-3": partial(mixed.intercepts_case, scale=1e-3),
+    "mixed_intercepts_x1e3": partial(mixed.intercepts_case, scale=1e3),
+    "mixed_slopes": mixed.slopes_case,
+    "mixed_crossed": mixed.crossed_case,
+    "mixed_nested": mixed.nested_case,
+    "mixed_variances": mixed.variances_case,
+    "mixed_factor": mixed.factors_case,
+    **{f"mixed_{family}": partial(mixed.answers_case, family=family) for family in mixed.FAMILIES},
+    "mixed_growth": mixed.growth_case,
+    "mixed_responses": mixed.responses_case,
 }
 
 NAMES = list(_MAKERS)

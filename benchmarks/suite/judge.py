@@ -16,6 +16,8 @@ from numpyro_ebipla import EBIPLA
 #: as chains that are stuck have a large one: it is that of an effective sample size of 400, and four particles, the
 #: fewest there are by default, have 800 draws.
 POSTERIOR_THRESHOLD, ALLOWED, LARGEST_SE = 0.1, 3.5, 0.05
+#: Standard errors that a parameter may be from the optimum.
+MOST_OFF = 0.05
 
 
 def run(case: Case, seeds: int) -> list[dict[str, Any]]:
@@ -37,10 +39,12 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
     draws = fit.get_samples()[case.site]
     errors, frozen = posterior_errors(case, fit.params, draws), frozen_chains(draws)
     right = max(errors["mean"], errors["log_sd"]) <= POSTERIOR_THRESHOLD and frozen == 0
-    met = excess <= case.threshold and right
+    off = case.off(fit.params) if case.off else 0.0
+    met = excess <= case.threshold and right and off <= MOST_OFF
     return {
         "seed": seed,
         "excess": float(excess),
+        "off": off,
         "posterior": errors,
         "frozen": frozen,
         "met": bool(met),

@@ -24,6 +24,8 @@ RATE = 1e-2
 #: Decay of the mean gradient of matrices, as of Muon (Jordan et al., 2024): their direction needs a longer memory, as
 #: equal singular values raise the noise in the small ones.
 MATRIX_DECAY = 0.95
+#: Far below any gradient that matters: that of a location is the smaller the larger the unit's numbers are.
+EPS = 1e-16
 #: For an energy's parameters: a constant in the energy has no gradient but rounding, 1e-7 in single precision, and must
 #: not drift by it.
 ENERGY_EPS = 1e-5
@@ -66,7 +68,7 @@ def _kinds(params: Any) -> Any:
     return jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
 
 
-def _adam_moves(gain: float, eps: float = 1e-8, slack: float = 1.0) -> optax.GradientTransformation:
+def _adam_moves(gain: float, eps: float = EPS, slack: float = 1.0) -> optax.GradientTransformation:
     inner = optax.chain(scale_by_capped_adam(eps=eps), scale_by_fan_in())
     size = lambda weights: root_mean_square(weights) / fan_in_factor(weights)
     return with_reach(inner, mean_of=lambda state: state[0].mean, gain=gain, slack=slack, size=size)

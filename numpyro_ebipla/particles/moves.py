@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax import Array, lax, random
 
 from numpyro_ebipla._core.state import Adaptation, Latents, Sites
-from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
+from numpyro_ebipla._core.tree import batched_value_and_grad, chain_select, normal_like
 from numpyro_ebipla.kernels.base import AbstractKernel, Evaluation, Point, Target, evaluate
 from numpyro_ebipla.kernels.mala import proposal_shape
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Known, LogJoint
+from numpyro_ebipla.smc.control import recentring
 
 #: Factor of a shared latent's step under subsampling, see :class:`.Particles`.
 SUBSAMPLING_STEP = 0.2
@@ -38,6 +39,44 @@ def evaluate_at(log_joint: LogJoint, ratio: float, latents: Latents) -> Known:
     (_, (per_datum, rest)), gradient = jax.value_and_grad(total, has_aux=True)(latents)
     shared = jax.tree.map(lambda g: ratio * g, gradient.shared)
     return Known(Evaluation(per_datum, gradient.local), Evaluation(ratio * per_datum.sum(-1) + rest, shared))
+
+
+class _Followed(NamedTuple):
+    """Particles, what is known there, a shift of each posterior's to try, and how often one was."""
+
+    latents: Latents
+    known: Known
+    shift: Sites
+    tries: Array
+
+
+def follow(log_joint: LogJoint, ratio: float, latents: Latents) -> tuple[Latents, Known]:
+    """Take particles along that the parameters have left behind; return them with what is known there.
+
+    Where a location moves by many standard deviations of its posterior in one step, moves alone would hold it back. The
+    particles of a posterior are all shifted alike, to the mean that :func:`.recentring` finds, where that is far and
+    their mean log density rises. In equilibrium none is as far.
+    """
+    block, chain_ndim = ("shared", 1) if latents.shared else ("local", 2)
+
+    def look(carry: _Followed) -> _Followed:
+        tried = jax.tree.map(jnp.add, getattr(carry.latents, block), carry.shift)
+        there = evaluate_at(log_joint, ratio, carry.latents._replace(**{block: tried}))
+        before, after = getattr(carry.known, block), getattr(there, block)
+        better = (carry.tries == 0) | (after.log_density.mean(0) > before.log_density.mean(0))
+        taken = jnp.broadcast_to(better, after.log_density.shape)
+        position, here = chain_select(taken, (tried, after), (getattr(carry.latents, block), before))
+        shift, far = recentring(position, here.gradient, chain_ndim)
+        shift = chain_select(far & better, shift, jax.tree.map(jnp.zeros_like, shift))
+        tries = jnp.where(jnp.any(far) & (carry.tries == 0), 1, 2)
+        return _Followed(carry.latents._replace(**{block: position}), there._replace(**{block: here}), shift, tries)
+
+    shapes = jax.eval_shape(lambda: evaluate_at(log_joint, ratio, latents))
+    unknown = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    still = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), getattr(latents, block))
+    first = _Followed(latents, unknown, still, jnp.zeros((), jnp.int32))
+    last = lax.while_loop(lambda carry: carry.tries < 2, look, first)
+    return last.latents, last.known
 
 
 def points_of(block: Block, known: Known) -> Points:

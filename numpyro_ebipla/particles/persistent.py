@@ -9,7 +9,7 @@ from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
-from numpyro_ebipla.particles.moves import evaluate_at, move_block
+from numpyro_ebipla.particles.moves import follow, move_block
 from numpyro_ebipla.smc.control import control_weights, num_features_of
 
 
@@ -30,7 +30,7 @@ class Particles(AbstractUnweighted):
     With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, where they are
     enough: twice as many as coordinates, or four times for the full effect. Particles of a datum count by themselves;
     of models with global latents only these count, and not under subsampling. See
-    :mod:`~numpyro_ebipla.smc.control`.
+    :mod:`~numpyro_ebipla.smc.control`. The same particles are taken along where a parameter leaves them far behind.
 
     Args:
         kernel: of all latents.
@@ -61,9 +61,10 @@ class Particles(AbstractUnweighted):
         known_in_part = bool(latents.shared) and ratio > 1
         if not self.quiet or not self.kernel.adjusted or known_in_part or not num_features_of(chains, chain_ndim):
             return Prepared(block, adapt)
-        known = evaluate_at(log_joint, ratio, latents)
-        slope = (known.shared if latents.shared else known.local).gradient
-        return Prepared(block, adapt, control_weights(chains, slope, chain_ndim), known)
+        latents, known = follow(log_joint, ratio, latents)
+        here, chains = (known.shared, latents.shared) if latents.shared else (known.local, latents.local)
+        weight = control_weights(chains, here.gradient, chain_ndim)
+        return Prepared(block._replace(latents=latents), adapt, weight, known)
 
     def advance(
         self, rng_key: Array, log_joint: LogJoint, ratio: float, block: Block, known: Known, adapt: Adaptations

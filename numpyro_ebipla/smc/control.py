@@ -28,6 +28,8 @@ RIDGE = 1e-5
 #: A correction is bounded where the particles' mean features are this many times as far from zero as four standard
 #: deviations of equilibrium: they lag behind their posterior then, and the regression extrapolates.
 FAR = 30.0
+#: Particles are taken along, see :func:`recentring`, where their mean slope is this many times as far: before that.
+BEHIND = 5.0
 
 
 def num_features(num_particles: int, size: int) -> int:
@@ -52,6 +54,35 @@ def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:
     """
     x, slope = _flat(position, gradient, chain_ndim)
     return reweighted(jnp.full(x.shape[:chain_ndim], 1 / len(x), x.dtype), x, slope, num_features(len(x), x.shape[-1]))
+
+
+def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites, Array]:
+    """Return how far the particles' mean is from the posterior's, ``{site: [*data, *event]}``, and where that is far.
+
+    By the same regression: gradients of a normal density are linear, whatever the particles' distance, so that its
+    mean is known from any of them.
+
+    Args:
+        position: see :func:`control_weights`.
+        gradient: likewise.
+        chain_ndim: likewise.
+
+    Returns:
+        The shifts that would take the particles to the mean, and ``[*data]`` whether they are far behind.
+    """
+    x, slope = _flat(position, gradient, chain_ndim)
+
+    def one(x: Array, slope: Array) -> tuple[Array, Array]:
+        corrections, ratio = _corrections(jnp.full(len(x), 1 / len(x), x.dtype), x, slope, x.shape[-1])
+        return -jnp.sum(corrections, 0) @ (x - x.mean(0)), jnp.any(ratio > BEHIND)
+
+    shift, far = one(x, slope) if chain_ndim == 1 else jax.vmap(one, 1)(x, slope)
+    parts, start = {}, 0
+    for name, value in position.items():
+        event = value.shape[chain_ndim:]
+        part = shift[..., start : start + math.prod(event)]
+        parts[name], start = part.reshape((*part.shape[:-1], *event)), start + math.prod(event)
+    return parts, far
 
 
 def unexplained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) -> Array:
@@ -99,10 +130,17 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
     """
     if weight.ndim > 1:
         return jax.vmap(reweighted, (1, 1, 1, None), 1)(weight, x, slope, number)
+    corrections, ratio = _corrections(weight, x, slope, number)
+    total = jnp.sum(corrections / jnp.maximum(ratio / FAR, 1.0)[:, None], 0)
+    return weight - jnp.where(jnp.isfinite(total).all(), total, 0.0)
+
+
+def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Array, Array]:
+    """Return what each fold takes from the weights ``[FOLDS, N]``, and its distance ``[FOLDS]`` over what is usual."""
     fold = jnp.arange(len(x)) % FOLDS
     inside = (fold == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
 
-    def correction(inside: Array) -> Array:
+    def correction(inside: Array) -> tuple[Array, Array]:
         share = jnp.sum(inside * weight)
         mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
         features = _features(x, slope, others @ x, number)
@@ -111,10 +149,8 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
         centred, mean = centred / scale, mine @ features / scale
         gram = (others * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
         coefficient = jax.scipy.linalg.solve(gram, mean, assume_a="pos")
-        usual = FAR * (number + 4 * (2 * number) ** 0.5)  # of χ², which the distance is in equilibrium
+        usual = number + 4 * (2 * number) ** 0.5  # of χ², which the distance is in equilibrium
         distance = mean @ coefficient / jnp.sum(jnp.square(mine))
-        bound = jnp.minimum(1.0, usual / jnp.maximum(distance, usual))
-        return share * bound * others * (centred @ coefficient)
+        return share * others * (centred @ coefficient), distance / usual
 
-    total = jnp.sum(jax.vmap(correction)(inside), 0)
-    return weight - jnp.where(jnp.isfinite(total).all(), total, 0.0)
+    return jax.vmap(correction)(inside)

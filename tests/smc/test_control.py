@@ -11,6 +11,9 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from numpyro_ebipla import EBIPLA, MALA, Particles
+from numpyro_ebipla._core.state import Latents
+from numpyro_ebipla.particles.block import Terms
+from numpyro_ebipla.particles.moves import follow
 from numpyro_ebipla.smc.control import RIDGE, control_weights, num_features
 
 #: See tests/conftest.py.
@@ -54,6 +57,29 @@ def test_gradients_that_are_not_finite_leave_equal_weights():
     np.testing.assert_allclose(weight, 1 / 16)
 
 
+def test_particles_are_taken_along_in_one_step():
+    """A normal posterior's mean is known from any particles; in equilibrium, however few they are, nothing moves."""
+    mean, sd = jnp.array([1e3, -5.0, 0.0]), jnp.array([2.0, 0.1, 1.0])
+    at = lambda latents: Terms(-0.5 * jnp.sum(jnp.square((latents.local["x"] - mean) / sd), -1), jnp.zeros(24))
+    noise = sd * random.normal(random.key(3), (24, 400, 3))  # of 400 data
+    behind = noise.at[:, :5].add(-300 * sd)
+    moved, known = follow(at, 1.0, Latents({"x": mean + behind}, {}))
+    np.testing.assert_array_equal(moved.local["x"][:, 5:], (mean + noise)[:, 5:])
+    # What is left is that of the regression's ridge and of rounding, in sds of the posterior.
+    np.testing.assert_allclose(((moved.local["x"] - mean) / sd).mean(0)[:5], 0, atol=300 * 10 * RIDGE + 1e-2)
+    np.testing.assert_allclose(known.local.log_density, at(moved).per_datum, rtol=1e-5)
+    np.testing.assert_allclose(known.local.gradient["x"], -(moved.local["x"] - mean) / sd**2, rtol=1e-4, atol=1e-2)
+
+
+def test_a_shift_that_lowers_the_density_is_not_taken():
+    """Slopes of a density that is flat far out point too far: linear, they would end beyond the other tail."""
+    at = lambda latents: Terms(-jnp.log1p(jnp.square(latents.local["x"])), jnp.zeros(16))
+    x = 100 + random.normal(random.key(4), (16, 1))
+    moved, known = follow(at, 1.0, Latents({"x": x}, {}))
+    before = at(Latents({"x": x}, {})).per_datum.mean()
+    assert known.local.log_density.mean() >= before and jnp.abs(moved.local["x"]).max() < 110
+
+
 def prepared(model, *args, num_particles=32, **options):
     """The particles' weights at the first step."""
     from numpyro_ebipla.model.blocks import Batch
@@ -77,13 +103,13 @@ def test_where_they_are_off():
     assert prepared(hierarchy, y, posterior=Particles(MALA(), quiet=False)) is None
 
 
-def grouped(which):
+def grouped(which, far=23.0):
     """A mixed model written as everyone writes it, its data and minus its exact log likelihood."""
     rng = np.random.default_rng(0)
     positive = dist.constraints.positive
     if which == "intercepts":
         g = np.repeat(np.arange(6), 24)
-        y = 23 + 1.8 * rng.standard_normal(6)[g] + 0.55 * rng.standard_normal(144)
+        y = far + 1.8 * rng.standard_normal(6)[g] + 0.55 * rng.standard_normal(144)
         features = np.ones((144, 1))
     else:
         g, t = np.repeat(np.arange(8), 12), np.tile(np.arange(12.0), 8)
@@ -112,7 +138,15 @@ def grouped(which):
 @pytest.mark.parametrize("which", ["intercepts", "slopes"])
 def test_mixed_models_from_naive_starts(which):
     """From zeros and ones s swallowed the mean, which then crept: 20 nats short after 5000 steps, and after 30,000."""
-    model, args, loss = grouped(which)
+    check_arrival(*grouped(which))
+
+
+def test_a_mean_of_three_hundred_standard_deviations():
+    """It was to move by thousands of sds of the latents' posterior, and waited for the particles: 33 nats short."""
+    check_arrival(*grouped("intercepts", far=300.0))
+
+
+def check_arrival(model, args, loss):
     fit = EBIPLA(model, num_samples=20).run(random.key(0), *args, progress_bar=False)
     theta = {k: np.asarray(v, np.float64) for k, v in fit.params.items()}
     found = np.concatenate([theta["beta"], np.log(theta["scale"]), np.log(theta["sigma"])[None]])
