@@ -44,6 +44,7 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "excess": float(excess),
+        "in_all": float(excess) * (1 if case.off else case.num_data),
         "off": off,
         "posterior": errors,
         "frozen": frozen,

@@ -5,16 +5,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import random
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
+from numpyro.infer.util import log_density
 from scipy import special, stats
 
 from benchmarks.suite import cases, energies, judge
 from benchmarks.suite.gaussian import LinearGaussian
 
 ENERGIES = [name for name in cases.NAMES if hasattr(energies, name)]
-CLOSED = [name for name in cases.NAMES if name not in ENERGIES]
+MIXED = [name for name in cases.NAMES if name.startswith("mixed_")]
+CLOSED = [name for name in cases.NAMES if name not in [*ENERGIES, *MIXED]]
 GRID = ["poisson", "poisson_50000", "beta_binomial", "logistic_groups", "conditional_energy"]
 GAUSSIAN = [name for name in CLOSED if name not in [*GRID, "eight_schools"]]
+
+
+#: Mixed models whose log joint density is quadratic in the latents.
+LINEAR = [name for name in MIXED if name.split("_")[1] in ("intercepts", "slopes", "crossed", "nested", "variances")]
+
+OTHERS = [name for name in MIXED if name not in LINEAR]
+
+
+def slow_but(names, *quick):
+    """Parameters of a test that takes ten seconds with each of these."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def initial_params(case):
@@ -179,3 +193,59 @@ def test_eight_schools_has_its_maximum_at_the_boundary():
     sigma, y = (np.asarray(a, np.float64) for a in case.args)
     assert case.best["tau"] == 0
     assert case.optimum == pytest.approx(stats.norm.logpdf(y, case.best["mu"], sigma).mean())
+
+
+def joint_of_all(case):
+    """The log joint density of all data by the model itself, of its latents in a row, and one point."""
+    params = {k: jnp.asarray(v) for k, v in case.best.items()}
+    trace = handlers.trace(handlers.seed(case.model, random.key(0))).get_trace(*case.args)
+    latents = {k: s["value"] for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.float64), latents))
+    model = lambda v: log_density(case.model, case.args, {}, {**params, **unravel(v)})[0]
+    return jax.jit(model), flat
+
+
+@pytest.mark.parametrize("name", slow_but(LINEAR, "mixed_slopes"))
+def test_linear_mixed_models_are_those_of_the_model(name):
+    """One Newton step ends at the mode of a quadratic, whose Hessian gives the marginal and the posterior."""
+    with jax.enable_x64(True):
+        case = cases.make(name)
+        joint, start = joint_of_all(case)
+        hessian = jax.hessian(joint)(start)
+        mode = start - jnp.linalg.solve(hessian, jax.grad(joint)(start))
+        marginal = joint(mode) + 0.5 * len(mode) * jnp.log(2 * jnp.pi) - 0.5 * jnp.linalg.slogdet(-hessian)[1]
+        assert float(marginal) == pytest.approx(case.optimum, rel=1e-7)
+        mean, sd = case.posterior(case.best, np.arange(case.num_data))
+        np.testing.assert_allclose(mode[: mean.size], mean.ravel(), rtol=1e-5)
+        np.testing.assert_allclose(jnp.sqrt(jnp.diag(jnp.linalg.inv(-hessian)))[: mean.size], sd.ravel(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", slow_but(OTHERS, "mixed_binomial", "mixed_survival"))
+def test_quadrature_of_mixed_models_is_that_of_the_model(name):
+    """With all effects equal, the gradient holds each group's slope: its integral, and one value, are the marginal."""
+    with jax.enable_x64(True):
+        case = cases.make(name)
+        joint, start = joint_of_all(case)
+        mean, sd = case.posterior(case.best, np.arange(case.num_data))
+        reach = np.abs(mean).max() + 10 * sd.max()
+        axis = jnp.linspace(-reach, reach, 4001)
+        slopes = jax.lax.map(jax.grad(joint), axis[:, None] * jnp.ones_like(start))  # [grid, groups]
+        width = axis[1] - axis[0]
+        risen = jnp.cumsum(0.5 * (slopes[1:] + slopes[:-1]) * width, 0)
+        risen = jnp.concatenate([jnp.zeros_like(risen[:1]), risen]) - risen[1999]  # from the middle, which is zero
+        marginal = joint(jnp.zeros_like(start)) + jnp.sum(special.logsumexp(risen, axis=0) + jnp.log(width))
+        # The trapezoid's error of a slope.
+        assert float(marginal) == pytest.approx(case.optimum, abs=2e-3)
+        weight = special.softmax(risen, axis=0)
+        np.testing.assert_allclose((axis @ weight - mean) / sd, 0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", slow_but(MIXED, "mixed_slopes", "mixed_ordinal"))
+def test_no_step_along_a_parameter_gains(name):
+    case = cases.make(name)
+    assert case.off(case.best) < 1e-6
+    for k, v in case.best.items():
+        if k != "root":  # a factor of a correlation has no free neighbours
+            for step in (-1e-3, 1e-3):
+                near = {**case.best, k: v + step * np.maximum(np.abs(v), 1e-4)}
+                assert case.value(near) < case.optimum + 1e-8
