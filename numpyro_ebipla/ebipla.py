@@ -22,7 +22,7 @@ from numpyro_ebipla._core.validate import (
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import AbstractKernel
-from numpyro_ebipla.model.arguments import check_arguments
+from numpyro_ebipla.model.arguments import as_arrays, check_arguments
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.newdata import NewData
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
@@ -70,6 +70,8 @@ class EBIPLA(NewData):
             :class:`~numpyro_ebipla.walkers.annealed.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
+        hold: ``{name: value}`` of parameters that are not to be trained: constrained values, or trees of them for
+            modules (``"decoder$params"``). They are in ``fit.params``, without standard errors.
         refuse: :class:`.LatentModel` ``-> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
         max_energy: a run stops where the mean log density of the walkers exceeds this in absolute value.
         **static_kwargs: keyword arguments of the model that stay the same in all calls.
@@ -108,6 +110,7 @@ class EBIPLA(NewData):
         prior: AbstractWalkers | dict[str, AbstractWalkers] | None = None,
         averaging: float | None = 8.0,
         max_energy: float = 1e6,
+        hold: Params | None = None,
         refuse: Callable[[LatentModel], str | None] | None = None,
         **static_kwargs: Any,
     ) -> None:
@@ -140,6 +143,7 @@ class EBIPLA(NewData):
             averaging=averaging,
             max_energy=max_energy,
             refuse=refuse,
+            hold=as_arrays("hold", hold),
         )
         self._systems = Systems(model, self.settings, static_kwargs)
 
@@ -188,7 +192,7 @@ class EBIPLA(NewData):
         check_is_state(state)
         known = None if args or kwargs else self._systems.with_params_of(state)
         system = known or self._systems.of(self._systems.read(args, kwargs))
-        return system.config.model.constrain_params(system.estimate(state))
+        return system.config.model.all_params(system.estimate(state))
 
     def run(
         self,

@@ -79,7 +79,7 @@ def check_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
 def _parameters(fit: Fitted, batch: Batch, new: dict[str, FreshDraws]) -> list[Check]:
     if fit.config.model.latents and fit.draws is None:
         return []
-    thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
+    thetas = (fit.config.model.unconstrain_params(fit.trained_params), fit.state.slow_average)
     return check_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
+from numpyro_ebipla._core.static import is_traced
 from numpyro_ebipla._core.tree import by_path
 from numpyro_ebipla.model.missing import nan_masked
 
@@ -35,21 +36,35 @@ def like_own(argument: str, given: Params, own: Params) -> Params:
     return found
 
 
-def as_arrays(init_params: Params | None) -> Params:
-    """Return initial parameters as trees of arrays.
+def without_held(argument: str, params: Params, held: Params) -> Params:
+    """Return parameters but for those that are held, which may be among them, at their values.
+
+    Raises:
+        ModelError: naming one that is given another value.
+    """
+    for name in params.keys() & held.keys():
+        given = like_own(argument, {name: params[name]}, held)[name]
+        pairs = zip(jax.tree.leaves(given), jax.tree.leaves(held[name]), strict=True)
+        if not all(is_traced(a) or np.array_equal(a, b) for a, b in pairs):
+            raise ModelError(f"{argument}: '{name}' has another value than EBIPLA(…, hold=…) holds it at.")
+    return {name: value for name, value in params.items() if name not in held}
+
+
+def as_arrays(argument: str, params: Params | None) -> Params:
+    """Return parameters that a user gives as trees of arrays.
 
     Raises:
         TypeError: naming what is not an array.
     """
-    if not isinstance(init_params, dict | None):
-        raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
+    if not isinstance(params, dict | None):
+        raise TypeError(f"{argument} must be {{name: value}}, got {type(params).__name__}.")
     arrays = {}
-    for name, value in (init_params or {}).items():
+    for name, value in (params or {}).items():
         try:  # JAX would read a word as the name of a type
             arrays[name] = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) if isinstance(x, str) else x), value)
         except (TypeError, ValueError) as e:
             raise TypeError(
-                f"init_params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
+                f"{argument}: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
             ) from e
     return arrays
 

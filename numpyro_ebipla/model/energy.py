@@ -297,8 +297,8 @@ def _warn_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array
         warnings.warn(
             "the log density of an EnergyPrior is being differentiated with respect to parameters of its "
             "energy or its base outside EBIPLA. It lacks the normaliser −log Z, so SVI or MCMC over these "
-            "parameters is wrong: fit them with EBIPLA(model).run(...), or hold them fixed "
-            "(numpyro.handlers.substitute).",
+            "parameters is wrong: fit them with EBIPLA(model).run(...), or hide them from the inference: "
+            "numpyro.handlers.block(numpyro.handlers.substitute(model, params), hide=[*params]).",
             EBIPLAWarning,
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Sites
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.model.energy import EnergyPrior, subtracting, unwrap
 
 
@@ -73,6 +73,37 @@ class place(Messenger):
         transform = biject_to(msg["fn"].support)
         msg["value"] = transform(u)
         self.log_det[msg["name"]] = transform.log_abs_det_jacobian(u, msg["value"])
+
+
+class hold_params(Messenger):
+    """Give parameters values, and hide them: what is outside sees constants."""
+
+    def __init__(self, fn: Callable, held: Params) -> None:
+        super().__init__(fn)
+        self.held = held
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a value."""
+        if msg["type"] == "param" and msg["name"] in self.held:
+            msg["value"], msg["stop"] = copy_containers(self.held[msg["name"]]), True
+
+
+class check_substituted(Messenger):
+    """Raise for parameters with a value from ``handlers.substitute``: SVI would train them all the same.
+
+    Raises:
+        ModelError: naming the parameter.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Look at a parameter."""
+        if msg["type"] == "param" and msg["value"] is not None:
+            name = msg["name"]
+            raise ModelError(
+                f"parameter '{name}' has a value from numpyro.handlers.substitute, which does not hold it: it would be "
+                f"trained from there. Take the handler off, and pass EBIPLA(model, hold={{'{name}': value}}) to hold "
+                f"it, or run(init_params={{'{name}': value}}) to start there."
+            )
 
 
 class from_base(Messenger):

@@ -19,10 +19,17 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_array, join_static, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla.model.arguments import as_arrays, check_arguments, like_own, name_arguments
+from numpyro_ebipla.model.arguments import as_arrays, check_arguments, like_own, name_arguments, without_held
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.energy import unwrap
-from numpyro_ebipla.model.handlers import check_loops, check_plates, from_base, trace_model
+from numpyro_ebipla.model.handlers import (
+    check_loops,
+    check_plates,
+    check_substituted,
+    from_base,
+    hold_params,
+    trace_model,
+)
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.model.layout import ModelLayout, constraints_of, lay_out
 
@@ -82,7 +89,8 @@ class Inspection(NamedTuple):
 
     def for_key(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
         """Return the inspection with the initial numbers for another key."""
-        params, mutable = _checked(self.look(rng_key, as_arrays(init_params), data))
+        given = without_held("init_params", as_arrays("init_params", init_params), self.model.held)
+        params, mutable = _checked(self.look(rng_key, given, data))
         return self._replace(data=data, params=params, mutable=mutable)
 
 
@@ -92,8 +100,11 @@ def inspect_model(
     args: tuple,
     kwargs: dict[str, Any],
     init_params: Params | None = None,
+    hold: Params | None = None,
 ) -> Inspection:
     """Trace ``model(*args, **kwargs)`` once and lay out its parameters, latents, energies and data.
+
+    Those in ``hold`` are constants in what is returned.
 
     Raises:
         ModelError: naming the site or argument, for everything that cannot be fitted.
@@ -101,6 +112,9 @@ def inspect_model(
     check_arguments(model, args, kwargs)
     data, static = split_static((args, kwargs))
     data = jax.tree.map(jnp.asarray, data)
+    held = _check_held(model, rng_key, args, kwargs, as_arrays("hold", hold))
+    model = hold_params(model, held) if held else model
+    given = without_held("init_params", as_arrays("init_params", init_params), held)
     found: list[ModelLayout] = []
 
     # One program instead of a hundred small ones, to be run once or twice: it is the compilation that costs.
@@ -119,7 +133,7 @@ def inspect_model(
         found.append(layout)
         return _numbers(trace, layout)
 
-    first = look(rng_key, as_arrays(init_params), data)
+    first = look(rng_key, given, data)
     params, mutable = _checked(first)
     layout = found[0]
     latent_model = LatentModel(
@@ -129,6 +143,7 @@ def inspect_model(
         latents=layout.latents,
         energies=layout.energies,
         plate=layout.plate,
+        held=held,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
     found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
@@ -162,6 +177,32 @@ def digest_of(inspection: Inspection) -> str:
     return digest.hexdigest()
 
 
+def _check_held(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any], hold: Params) -> Params:
+    """Return the values to hold in the model's own types.
+
+    Raises:
+        ModelError: naming a parameter that there is not, or whose value has another shape or violates its constraint.
+    """
+    if not hold:
+        return {}
+    data, static = split_static((args, kwargs))
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def look(rng_key: Array, hold: Params, data: Any) -> tuple[Params, dict[str, Array]]:
+        trace = trace_model(from_base(handlers.seed(model, rng_key)), *join_static(data, static))
+        sites = {name: site for name, site in trace.items() if site["type"] == "param"}
+        held = like_own("hold", hold, {name: site["value"] for name, site in sites.items()})
+        constraints = constraints_of(sites)
+        inside = {n: jnp.all(constraints[n](value)) for n, value in held.items() if n in constraints}
+        return held, inside | {n: all_finite(value) for n, value in held.items() if n not in constraints}
+
+    held, inside = look(rng_key, hold, jax.tree.map(jnp.asarray, data))
+    for name, sound in inside.items():
+        if not sound:
+            raise ModelError(f"hold: the value of '{name}' is not finite or violates its constraint.")
+    return held
+
+
 def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the trace of a model that may not run at all with these arguments.
 
@@ -169,7 +210,7 @@ def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str,
         ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
     """
     try:
-        sound = check_loops(check_plates(model))
+        sound = check_loops(check_plates(check_substituted(model)))
         return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
     except NEEDS_A_NUMBER as e:
         raise ModelError(

@@ -63,6 +63,7 @@ class LatentModel:
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
+    held: Params = field(default_factory=dict)
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:
@@ -108,6 +109,10 @@ class LatentModel:
             name: self.param_transforms[name](value) if name in self.param_transforms else value
             for name, value in unconstrained.items()
         }
+
+    def all_params(self, unconstrained: Params) -> Params:
+        """Return parameters in the space that the model declares, with those that are held."""
+        return self.constrain_params(unconstrained) | self.held
 
     def unconstrain_params(self, params: Params) -> Params:
         """Invert :meth:`constrain_params`."""

@@ -183,7 +183,7 @@ class Fit(Fitted):
         return parameter_covariance(self)
 
     def standard_errors(self) -> dict[str, Any]:
-        """Return standard errors of the parameters, a tree of arrays like ``params``; see :meth:`covariance`.
+        """Return standard errors of the parameters, a tree of arrays like ``trained_params``; see :meth:`covariance`.
 
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from jax import random
@@ -198,7 +198,7 @@ class Fit(Fitted):
         0.2
         """
         errors = np.sqrt(np.diag(self.covariance().value))
-        flat, unflatten = ravel_pytree(self.params)
+        flat, unflatten = ravel_pytree(self.trained_params)
         return jax.tree.map(np.asarray, unflatten(jnp.asarray(errors, flat.dtype)))
 
     def summary(self, prob: float = 0.95) -> ParameterTable:

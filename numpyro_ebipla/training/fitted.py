@@ -42,7 +42,7 @@ class Fitted:
     """The record of a run; see :class:`.Fit`, which adds what people look at.
 
     Attributes:
-        params: constrained parameters, like SVI's.
+        params: constrained parameters, like SVI's, with those that were held.
         state: the last sound :class:`.TrainState`; ``run(init_state=fit.state)`` goes on.
         history: ``{name: [K]}`` contrast, gradient norm, acceptance, step sizes; for each energy prior
             ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (over P), ``site/swap``.
@@ -73,6 +73,11 @@ class Fitted:
     def losses(self) -> np.ndarray:
         """Contrast at each step, ``[K]``, as SVI calls it. Its level means nothing without ``log_z``."""
         return self.history["contrast"]
+
+    @property
+    def trained_params(self) -> Params:
+        """Those of ``params`` that were not held."""
+        return {name: value for name, value in self.params.items() if name not in self.config.model.held}
 
     @property
     def num_chains(self) -> int:
