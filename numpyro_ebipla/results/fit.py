@@ -92,7 +92,8 @@ class Fit(Fitted):
         ======================  =============================================================================
 
         Axes of plates are named by the plate; its coordinates are the indices of the data. Other axes are
-        ``<site>_dim_<i>``, or as ``infer={"event_dims": […]}`` at the site says.
+        ``<site>_dim_<i>``, or as ``infer={"event_dims": […]}`` at the site says. Slashes in names, as ``scope`` and
+        ``random_flax_module`` make them, become dots; the attribute ``name_in_model`` has the name as it was.
 
         Args:
             var_names: posterior sites to keep, by default all that the run collected.
@@ -110,7 +111,8 @@ class Fit(Fitted):
 
         Raises:
             ImportError: without ArviZ.
-            ValueError: naming a variable or index that was not collected, or what would be too large.
+            ValueError: naming a variable or index that was not collected, names of axes or coordinates that do not fit,
+                or what would be too large.
         """
         return arviz.convert(
             self,
