@@ -35,13 +35,13 @@ class Shape(NamedTuple):
 
     def whiten(self, gradient: Any) -> Any:
         """Return ``L⁻¹ S g`` of every chain: the gradient in white coordinates."""
-        scaled = jax.tree.map(lambda v, g: jnp.sqrt(v) * g, self.variance, gradient)
+        scaled = jax.tree.map(lambda v, g: jnp.broadcast_to(jnp.sqrt(v), g.shape) * g, self.variance, gradient)
         return scaled if self.inverse is None else rotate(scaled, self.inverse.T)
 
     def unwhiten(self, moved: Any) -> Any:
         """Return ``S L⁻ᵀ w`` of every chain: a step in white coordinates as one of the position."""
         scaled = moved if self.inverse is None else rotate(moved, self.inverse)
-        return jax.tree.map(lambda v, w: jnp.sqrt(v) * w, self.variance, scaled)
+        return jax.tree.map(lambda v, w: jnp.broadcast_to(jnp.sqrt(v), w.shape) * w, self.variance, scaled)
 
 
 class Here(NamedTuple):

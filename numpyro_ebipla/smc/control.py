@@ -100,16 +100,16 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
     if weight.ndim > 1:
         return jax.vmap(reweighted, (1, 1, 1, None), 1)(weight, x, slope, number)
     fold = jnp.arange(len(x)) % FOLDS
-    inside = (fold == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
+    inside = (fold[None] == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
 
     def correction(inside: Array) -> Array:
         share = jnp.sum(inside * weight)
         mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
         features = _features(x, slope, others @ x, number)
-        centred = features - others @ features
+        centred = features - (others @ features)[None]
         scale = jnp.sqrt(others @ jnp.square(centred)) + jnp.finfo(x.dtype).tiny
-        centred, mean = centred / scale, mine @ features / scale
-        gram = (others * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
+        centred, mean = centred / scale[None], mine @ features / scale
+        gram = (others[None] * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
         coefficient = jax.scipy.linalg.solve(gram, mean, assume_a="pos")
         usual = FAR * (number + 4 * (2 * number) ** 0.5)  # of χ², which the distance is in equilibrium
         distance = mean @ coefficient / jnp.sum(jnp.square(mine))
