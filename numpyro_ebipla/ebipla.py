@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
+from numpyro_ebipla._core.errors import warn
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import (
     as_count,
@@ -48,6 +49,7 @@ class EBIPLA(NewData):
 
     Args:
         model: a NumPyro model.
+        *others: none: what follows has names. SVI's guide and loss have no place here.
         num_particles: N, posterior particles per datum. By default enough for 2000 chains per step, at least 4 and
             at most 64; for global latents at least four to a coordinate, up to 256, so that gradients are quiet.
         num_steps: steps of a run, unless ``run(num_steps=…)`` says otherwise.
@@ -97,7 +99,7 @@ class EBIPLA(NewData):
     def __init__(
         self,
         model: Callable,
-        *,
+        *others: Any,
         num_particles: int | None = None,
         num_steps: int = 5000,
         num_samples: int = 200,
@@ -116,6 +118,11 @@ class EBIPLA(NewData):
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
+        if others:
+            raise TypeError(
+                f"EBIPLA takes the model and options by name, got {len(others)} more: EBIPLA(model, optim=…). No guide "
+                "is needed, as particles stand for the posteriors, and no loss."
+            )
         check_spelling(model, type(self).__init__, static_kwargs, "EBIPLA")
         self.model = model
         self.num_steps = as_count("num_steps", num_steps)
@@ -284,6 +291,8 @@ class EBIPLA(NewData):
         spent = moves_to_spend(system, num_steps)
         plan = Plan(*counts, (), None, max_bytes, spent)
         collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
+        if system.inspection.note:
+            warn(system.inspection.note)
         state = begin()
         if store:
             programs = describe_programs(system.config, system.run_chunk, state, data)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
@@ -69,6 +70,15 @@ def as_arrays(argument: str, params: Params | None) -> Params:
     return arrays
 
 
+def _is_nan_masked(model: Callable) -> bool:
+    """Return whether one of the handlers around a model takes NaN out."""
+    while isinstance(model, Messenger):
+        if isinstance(model, nan_masked):
+            return True
+        model = model.fn
+    return False
+
+
 def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     """Raise for NaN, masked arrays and arguments that do not fit the model.
 
@@ -82,7 +92,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 f"argument '{name}' of the model is a masked array of NumPy, whose mask JAX would not see: pass "
                 f"{name}.filled(np.nan) and wrap the model in nan_masked, or remove these data."
             )
-    if isinstance(model, nan_masked):
+    if _is_nan_masked(model):
         bound = {}
     for name, value in bound.items():
         for leaf in jax.tree.leaves(value):
@@ -96,6 +106,15 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 )
 
 
+def steps_hint(args: tuple) -> str:
+    """Return what to say where the first argument may be meant as the number of steps, as in ``SVI.run``."""
+    if len(args) < 2 or type(args[0]) is not int:
+        return ""
+    return (
+        f" Is {args[0]} the number of steps? That is run(rng_key, …, num_steps={args[0]}): arguments are the model's."
+    )
+
+
 def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments by their names.
 
@@ -105,6 +124,6 @@ def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict
     try:
         return inspect.signature(model).bind(*args, **kwargs).arguments
     except TypeError as e:
-        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
+        raise ModelError(f"the model cannot be called with the arguments given: {e}.{steps_hint(args)}") from e
     except ValueError:  # no signature, e.g. a callable from C
         return {**{str(i): x for i, x in enumerate(args)}, **kwargs}
