@@ -15,7 +15,7 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla._core.validate import check_key
+from numpyro_ebipla._core.validate import check_key, check_trees
 from numpyro_ebipla.model.arguments import check_arguments, like_own, without_held
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, digest_of, inspect_model
@@ -140,12 +140,13 @@ class Systems:
 
         Raises:
             TypeError: naming a keyword that both have.
-            ModelError: naming an argument that is a masked array.
+            ModelError: naming an argument that is a masked array, or a dictionary with keys that do not compare.
         """
         for name in kwargs:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
         kwargs = {**kwargs, **self.static_kwargs}
+        check_trees(args, kwargs)
         arrays, static = split_static((args, kwargs))
         if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
             check_arguments(self.model, args, kwargs)

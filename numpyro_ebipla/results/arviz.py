@@ -63,7 +63,9 @@ def convert(
     key = fit.key(KEY_ARVIZ, rng_key)
     sites, observed = trace_sites(fit, chosen, dims)
     if unknown := sorted({*dims} - {*sites} - {*_arguments(fit)}):
-        raise ValueError(f"dims: there is no site or argument {unknown}; there are {sorted({*sites, *_arguments(fit)})}.")
+        raise ValueError(
+            f"dims: there is no site or argument {unknown}; there are {sorted({*sites, *_arguments(fit)})}."
+        )
     key_prior, key_likelihood, key_predictive = random.split(key, 3)
     groups: dict[str, dict[str, Variable]] = {}
     if fit.draws is not None:
@@ -141,7 +143,9 @@ def constant_data(
         if names is not None and fit.plate_name in names:
             size, number = value.shape[names.index(fit.plate_name)], fit.config.model.num_data
             if size != number:
-                raise ValueError(f"dims: the axis of '{name}' named '{fit.plate_name}' has length {size}, not {number}.")
+                raise ValueError(
+                    f"dims: the axis of '{name}' named '{fit.plate_name}' has length {size}, not {number}."
+                )
         if names is None:
             names = tuple(f"{name}_dim_{i}" for i in range(value.ndim))
         elif fit.plate_name in names:
@@ -206,7 +210,9 @@ def _dataset(group: str, variables: dict[str, Variable], coords: dict[str, Any],
         for dim, size in zip((*lead, *v.dims), v.values.shape, strict=True):
             label = np.asarray(coords.get(dim, np.arange(size)))
             if label.shape != (size,):
-                raise ValueError(f"coords: '{dim}' has shape {label.shape}, but its axis of '{name}' has length {size}.")
+                raise ValueError(
+                    f"coords: '{dim}' has shape {label.shape}, but its axis of '{name}' has length {size}."
+                )
             labels[written.get(dim, dim)] = (written.get(dim, dim), label, own_name(dim))
     attrs = {"inference_library": "numpyro_ebipla", "group": group}
     return xr.Dataset(arrays, coords=labels, attrs=attrs)

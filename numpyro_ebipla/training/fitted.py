@@ -211,10 +211,7 @@ class Fitted:
         shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         replay = model.compiled(_replay, tuple(self.config.walkers.items()))
         last = model.constrain_params(self.state.params)
-        axes: dict[str, int | None] = {
-            name: model.plate.dim - self.energy_prior(name).event_dim if own and model.plate else None
-            for name, own in conditional.items()
-        }
+        axes = {name: site.axis for name, site in model.energies.items()}
         found, log_z = model.map_blocks(
             lambda batch: replay(batch, self.params, last, self.state.prior),
             self.batch(None, self.key(KEY_WALKERS, rng_key)),
