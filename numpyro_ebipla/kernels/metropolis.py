@@ -149,7 +149,7 @@ def learn_coupling(factor: Array, curvature: Array, rate: Array) -> Array:
     mean = factor @ factor.T
     mean = mean + rate * (curvature - mean)
     sd = jnp.sqrt(jnp.diag(mean))
-    new = jnp.linalg.cholesky(mean / (sd[:, None] * sd))
+    new = jnp.linalg.cholesky(mean / (sd[:, None] * sd[None]))
     sound = jnp.isfinite(new).all() & (jnp.diag(new).min() > LEAST_PIVOT)
     return jnp.where(sound, new, factor)
 

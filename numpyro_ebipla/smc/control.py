@@ -85,7 +85,7 @@ def _flat(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Array, Arr
 
 def _features(x: Array, slope: Array, centre: Array, number: int) -> Array:
     """Return what has mean zero at the posterior, ``[N, number]``."""
-    return jnp.concatenate([slope, 1 + (x - centre) * slope], -1) if number > x.shape[-1] else slope
+    return jnp.concatenate([slope, 1 + (x - centre[None]) * slope], -1) if number > x.shape[-1] else slope
 
 
 def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
