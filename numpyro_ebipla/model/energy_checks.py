@@ -13,8 +13,8 @@ from numpyro_ebipla._core.validate import as_count
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.smc.annealing import Annealing
 
-#: Share by which two ways to compute the same energy may differ.
-SAME_ENERGY = 0.01
+#: Share, and nats, by which rounding may let the same energy differ.
+SAME_SHARE, SAME_NATS = 0.01, 1e-4
 
 
 def extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
@@ -89,7 +89,7 @@ def check_real(dtype: Any) -> None:
 
 def is_close(alone: Array, among: Array) -> Array:
     """Return whether energies agree as far as rounding, in half precision at worst, lets one say."""
-    return jnp.all(jnp.abs(alone - among) <= SAME_ENERGY * (jnp.abs(alone) + jnp.abs(among)))
+    return jnp.all(jnp.abs(alone - among) <= SAME_SHARE * (jnp.abs(alone) + jnp.abs(among)) + SAME_NATS)
 
 
 def check_pointwise(name: str, alone: bool, unchanged: bool) -> None:

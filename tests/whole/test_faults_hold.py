@@ -136,3 +136,13 @@ def test_faults_the_warning_of_a_missing_normaliser_says_what_works():
         svi(ebm).run(random.key(0), 2, Y, progress_bar=False)
     hidden = handlers.block(handlers.substitute(ebm, params), hide=[*params])
     assert svi(hidden).run(random.key(0), 2, Y, progress_bar=False).params == {}
+
+
+def test_faults_a_checkpoint_of_another_held_value(tmp_path):
+    def run(value):
+        ebipla = EBIPLA(model, hold={"mean": value}, **SMALL)
+        return ebipla.run(random.key(0), Y, progress_bar=False, checkpoint_dir=tmp_path)
+
+    assert run(1.0).params == run(1.0).params
+    with pytest.raises(ModelError, match="checkpoint_dir"):
+        run(2.0)
