@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
+from numpyro_ebipla._core.errors import warn
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import (
     as_count,
@@ -22,7 +23,7 @@ from numpyro_ebipla._core.validate import (
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import AbstractKernel
-from numpyro_ebipla.model.arguments import check_arguments
+from numpyro_ebipla.model.arguments import as_arrays, check_arguments
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.newdata import NewData
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
@@ -48,6 +49,7 @@ class EBIPLA(NewData):
 
     Args:
         model: a NumPyro model.
+        *others: none: what follows has names. SVI's guide and loss have no place here.
         num_particles: N, posterior particles per datum. By default enough for 2000 chains per step, at least 4 and
             at most 64; for global latents at least four to a coordinate, up to 256, so that gradients are quiet.
         num_steps: steps of a run, unless ``run(num_steps=…)`` says otherwise.
@@ -70,6 +72,8 @@ class EBIPLA(NewData):
             :class:`~numpyro_ebipla.walkers.annealed.Annealed` for priors that are conditional on covariates.
         averaging: power of the running average of the parameters that the fit reports: about the last
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
+        hold: ``{name: value}`` of parameters that are not to be trained: constrained values, or trees of them for
+            modules (``"decoder$params"``). They are in ``fit.params``, without standard errors.
         refuse: :class:`.LatentModel` ``-> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
         max_energy: a run stops where the mean log density of the walkers exceeds this in absolute value.
         **static_kwargs: keyword arguments of the model that stay the same in all calls.
@@ -95,7 +99,7 @@ class EBIPLA(NewData):
     def __init__(
         self,
         model: Callable,
-        *,
+        *others: Any,
         num_particles: int | None = None,
         num_steps: int = 5000,
         num_samples: int = 200,
@@ -108,11 +112,17 @@ class EBIPLA(NewData):
         prior: AbstractWalkers | dict[str, AbstractWalkers] | None = None,
         averaging: float | None = 8.0,
         max_energy: float = 1e6,
+        hold: Params | None = None,
         refuse: Callable[[LatentModel], str | None] | None = None,
         **static_kwargs: Any,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be a function with NumPyro primitives, got {type(model).__name__}.")
+        if others:
+            raise TypeError(
+                f"EBIPLA takes the model and options by name, got {len(others)} more: EBIPLA(model, optim=…). No guide "
+                "is needed, as particles stand for the posteriors, and no loss."
+            )
         check_spelling(model, type(self).__init__, static_kwargs, "EBIPLA")
         self.model = model
         self.num_steps = as_count("num_steps", num_steps)
@@ -140,6 +150,7 @@ class EBIPLA(NewData):
             averaging=averaging,
             max_energy=max_energy,
             refuse=refuse,
+            hold=as_arrays("hold", hold),
         )
         self._systems = Systems(model, self.settings, static_kwargs)
 
@@ -188,7 +199,7 @@ class EBIPLA(NewData):
         check_is_state(state)
         known = None if args or kwargs else self._systems.with_params_of(state)
         system = known or self._systems.of(self._systems.read(args, kwargs))
-        return system.config.model.constrain_params(system.estimate(state))
+        return system.config.model.all_params(system.estimate(state))
 
     def run(
         self,
@@ -280,6 +291,8 @@ class EBIPLA(NewData):
         spent = moves_to_spend(system, num_steps)
         plan = Plan(*counts, (), None, max_bytes, spent)
         collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
+        if system.inspection.note:
+            warn(system.inspection.note)
         state = begin()
         if store:
             programs = describe_programs(system.config, system.run_chunk, state, data)

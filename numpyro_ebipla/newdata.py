@@ -12,7 +12,14 @@ from jax import Array, random
 from numpyro_ebipla._core.errors import ModelError, warn
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_traced
-from numpyro_ebipla._core.validate import accepts, as_count, as_site_names, check_options, check_untraced
+from numpyro_ebipla._core.validate import (
+    accepts,
+    as_count,
+    as_site_names,
+    check_options,
+    check_spelling,
+    check_untraced,
+)
 from numpyro_ebipla.likelihood.annealed import TOO_SHORT, LogLikelihood, check_proper, is_joint, log_likelihood
 from numpyro_ebipla.likelihood.bidirectional import Bounds, bidirectional
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
@@ -185,6 +192,7 @@ class NewData:
             ModelError: if global latents couple the data, so that none has a score of its own.
         """
         own = {name: value for name, value in kwargs.items() if name not in OPTIONS}
+        check_spelling(self.model, self.log_likelihood, own, "anomaly_score")
         if is_joint(self._systems.hold(rng_key, params, args, own).model):
             raise ModelError(
                 "anomaly_score: global latents couple the data, or there is no data plate, so no datum has a density "
@@ -299,6 +307,8 @@ class NewData:
         """
         given = dict(zip(OPTIONS, (num_particles, num_populations, annealing), strict=True))
         known = inspect.signature(method).parameters
+        own = [name for name in kwargs if name not in Annealing.__dataclass_fields__]
+        check_spelling(self.model, method, own, method.__name__)
         check_options(self.model, method, {name: value for name, value in given.items() if name in known})
         for name in kwargs:
             if name in Annealing.__dataclass_fields__ and not accepts(self.model, name):

@@ -15,8 +15,8 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla._core.validate import check_key
-from numpyro_ebipla.model.arguments import check_arguments, like_own
+from numpyro_ebipla._core.validate import check_key, check_trees
+from numpyro_ebipla.model.arguments import check_arguments, like_own, without_held
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, digest_of, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     averaging: float | None
     max_energy: float
     refuse: Callable[[LatentModel], str | None] | None
+    hold: Params | None
 
 
 class System(NamedTuple):
@@ -139,12 +140,13 @@ class Systems:
 
         Raises:
             TypeError: naming a keyword that both have.
-            ModelError: naming an argument that is a masked array.
+            ModelError: naming an argument that is a masked array, or a dictionary with keys that do not compare.
         """
         for name in kwargs:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
         kwargs = {**kwargs, **self.static_kwargs}
+        check_trees(args, kwargs)
         arrays, static = split_static((args, kwargs))
         if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
             check_arguments(self.model, args, kwargs)
@@ -221,6 +223,7 @@ class Systems:
                 f"params lacks {missing}: pass all that were fitted, {{**fit.params, **fit.state.mutable}}; the "
                 "model's initial values are not used."
             )
+        params = without_held("params", params, model.held)
         own = {**jax.eval_shape(model.constrain_params, needed), **mutable}
         params = strong_type(like_own("params", params, own))
         held = {name: value for name, value in params.items() if name in needed}
@@ -241,7 +244,9 @@ class Systems:
                 "arguments of these shapes."
             )
         with outside_jit():
-            inspection = inspect_model(self.model, _some_key(rng_key), call.args, call.kwargs, init_params)
+            inspection = inspect_model(
+                self.model, _some_key(rng_key), call.args, call.kwargs, init_params, self.settings.hold
+            )
             config = self._configure(inspection)
         update = jax.jit(partial(step, config))
         chunk = jax.jit(partial(run_chunk, update), donate_argnums=0)

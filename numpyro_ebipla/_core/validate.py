@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,15 +13,46 @@ from jax import Array, random
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.static import constants_are_traced, is_array, is_traced
 
+#: Keys without a type, by their shape: the generator that they are of, unless JAX's default has that shape, too.
+_LEGACY = {(2,): "threefry2x32", (4,): "rbg"}
+
 
 def check_key(rng_key: Any) -> Array:
     """Return a typed key from a typed or a raw one."""
     if is_array(rng_key):
         if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
             return rng_key
-        if rng_key.dtype == jnp.uint32 and rng_key.shape == (2,):
-            return random.wrap_key_data(jnp.asarray(rng_key))
+        impl = _LEGACY.get(rng_key.shape)
+        if rng_key.dtype == jnp.uint32 and impl is not None:
+            default = jax.eval_shape(lambda: random.key_data(random.key(0)))
+            return random.wrap_key_data(jnp.asarray(rng_key), impl=None if default.shape == rng_key.shape else impl)
     raise TypeError(f"rng_key must be a PRNG key such as jax.random.key(0), got {rng_key!r}.")
+
+
+def check_trees(*values: Any) -> None:
+    """Raise for dictionaries with keys that do not compare, whose order JAX does not know.
+
+    Raises:
+        ModelError: with the keys.
+    """
+    try:
+        jax.tree.structure(values)
+    except (TypeError, ValueError) as e:
+        keys = next((list(keys) for keys in _keys(values) if len({type(key) for key in keys}) > 1), None)
+        if keys is None:
+            raise
+        raise ModelError(
+            f"an argument of the model is a dictionary with keys of several types, {keys}, which have no order: make "
+            "words of them all."
+        ) from e
+
+
+def _keys(tree: Any) -> Iterator[Any]:
+    """Yield the keys of all dictionaries among built-in containers."""
+    if isinstance(tree, dict):
+        yield tree.keys()
+    for x in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+        yield from _keys(x)
 
 
 def check_untraced(method: str, *values: Any) -> None:
@@ -30,6 +61,7 @@ def check_untraced(method: str, *values: Any) -> None:
     Raises:
         ModelError: naming the method.
     """
+    check_trees(*values)
     if constants_are_traced() or is_traced(values):
         raise ModelError(
             f"{method} looks at its numbers as it goes, and there are none inside jit, vmap or grad: call it outside. "
@@ -46,6 +78,19 @@ def accepts(model: Callable, name: str) -> bool:
     return name in theirs or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in theirs.values())
 
 
+#: Options of SVI and MCMC, and what is said of them here.
+OF_OTHERS = {
+    "guide": "particles stand for the posteriors, and no guide is needed",
+    "loss": "there is no ELBO; the gradient is that of the log marginal likelihood",
+    "stable_update": "a step that would leave the finite numbers is never taken",
+    "num_warmup": "did you mean warmup, the moves before the draws that a run collects",
+    "num_chains": "did you mean num_particles, each of which is a chain",
+    "step_size": "a rate of the parameters goes to optim=, a step of the particles to kernel=",
+    "learning_rate": "pass it to an optimiser, such as optim=optax.adam(1e-3)",
+    "lr": "pass it to an optimiser, such as optim=optax.adam(1e-3)",
+}
+
+
 def check_spelling(model: Callable, method: Callable, names: Iterable[str], owner: str) -> None:
     """Raise for keyword arguments that are neither the method's nor the model's, with the name that was meant, maybe.
 
@@ -58,8 +103,8 @@ def check_spelling(model: Callable, method: Callable, names: Iterable[str], owne
             continue
         meant = difflib.get_close_matches(name, own, 1)
         hint = f": did you mean {meant[0]}?" if meant else "."
-        if name == "guide":
-            hint = ": particles stand for the posteriors, and no guide is needed."
+        if name in OF_OTHERS:
+            hint = f": {OF_OTHERS[name]}."
         raise TypeError(f"{owner} has no option '{name}', and the model takes no argument of that name{hint}")
 
 

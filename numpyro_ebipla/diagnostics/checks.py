@@ -21,6 +21,7 @@ class Check(NamedTuple):
         passed: whether it is.
         verdict: what the figure means.
         remedy: what to change if it is off.
+        slight: whether it is off by little, or by no more than its noise.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Check(NamedTuple):
     passed: bool
     verdict: str
     remedy: str
+    slight: bool = False
 
 
 class Rule(NamedTuple):
@@ -42,6 +44,7 @@ class Rule(NamedTuple):
         remedy: what to change then.
         is_least: whether the limit is the least instead.
         most_slack: how much noise is allowed for before a figure that passes says nothing.
+        slight: how many times the limit a figure may be, or what part of it, to be off by little.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Rule(NamedTuple):
     remedy: str
     is_least: bool = False
     most_slack: float = np.inf
+    slight: float = 2.0
 
     def judge(self, value: Any, site: str = "", slack: float = 0.0) -> Check:
         """Judge a figure.
@@ -69,14 +73,16 @@ class Rule(NamedTuple):
             shown += f" (+ {slack:.2g} of noise)"
         if passed and slack > self.most_slack:
             return Check(name, value, shown, False, "the particles' noise hides how much it is", MORE_DRAWS)
-        return Check(name, value, shown, bool(passed), self.good if passed else self.bad, self.remedy)
+        slight = value >= self.limit / self.slight if self.is_least else value <= self.limit * self.slight
+        slight = bool(not passed and (slight or abs(value - self.limit) <= 2 * slack))
+        return Check(name, value, shown, bool(passed), self.good if passed else self.bad, self.remedy, slight)
 
 
 @dataclass(frozen=True)
 class Diagnostics:
     """What :meth:`.Fit.diagnostics` found; printed, a table.
 
-    >>> r_hat = Rule("R-hat", 1.1, "chains agree", "chains disagree", "warmup=500")
+    >>> r_hat = Rule("R-hat", 1.1, "chains agree", "chains disagree", "warmup=500", slight=1.1)
     >>> print(Diagnostics((r_hat.judge(1.3, "x"),)))
     check      value  limit        verdict
     x: R-hat     1.3  at most 1.1  CHECK: chains disagree. Try warmup=500.
@@ -92,8 +98,14 @@ class Diagnostics:
     @property
     def warnings(self) -> list[str]:
         """A sentence for each check that failed."""
-        said = "{c.name} is {c.value:.3g}, should be {c.limit}: {c.verdict}. Try {c.remedy}."
-        return [said.format(c=check) for check in self.checks if not check.passed]
+        said = "{c.name} is {c.value:.3g}, {off}should be {c.limit}: {c.verdict}. Try {c.remedy}."
+        failed = [check for check in self.checks if not check.passed]
+        return [said.format(c=check, off="slightly off: it " if check.slight else "") for check in failed]
+
+    @property
+    def slight(self) -> bool:
+        """Whether all that is off is so by little."""
+        return all(check.passed or check.slight for check in self.checks)
 
     def __getitem__(self, name: str) -> Check:
         """Return the check of this name."""
@@ -105,7 +117,8 @@ class Diagnostics:
     def __str__(self) -> str:
         rows = [("check", "value", "limit", "verdict")]
         for c in self.checks:
-            said = f"ok: {c.verdict}" if c.passed else f"CHECK: {c.verdict}. Try {c.remedy}."
+            off = "slightly off" if c.slight else "CHECK"
+            said = f"ok: {c.verdict}" if c.passed else f"{off}: {c.verdict}. Try {c.remedy}."
             rows.append((c.name, f"{c.value:.3g}", c.limit, said))
         wide = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)

@@ -126,9 +126,9 @@ def mmd2(x: Any, y: Any) -> float:
 @jax.jit
 def _mmd2(x: Array, y: Array) -> Array:
     both = jnp.concatenate([x, y])
-    both -= both.mean(0)  # distances are differences of squares
+    both -= both.mean(0, keepdims=True)  # distances are differences of squares
     norm = jnp.sum(both**2, -1)
-    distance = jnp.maximum(norm[:, None] + norm - 2 * both @ both.T, 0.0)
+    distance = jnp.maximum(norm[:, None] + norm[None] - 2 * both @ both.T, 0.0)
     width = jnp.mean(distance) + 1e-30  # draws that are all the same are alike
     kernel = jnp.exp(-distance / width)
     n = len(x)

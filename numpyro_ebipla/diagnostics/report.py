@@ -50,9 +50,11 @@ def warn_of_run(fit: Fitted) -> None:
     checks = check_run(fit)
     if not fit.config.model.energies:
         checks += _parameters(fit, _batch(fit, random.key(0)), {})
-    if failed := Diagnostics(tuple(checks)).warnings:
-        said = "\n".join(f"- {sentence}" for sentence in failed)
-        warn(f"the fit may be wrong, see fit.diagnostics():\n{said}")
+    found = Diagnostics(tuple(checks))
+    if found.warnings:
+        said = "\n".join(f"- {sentence}" for sentence in found.warnings)
+        begin = "figures of the fit are slightly off" if found.slight else "the fit may be wrong"
+        warn(f"{begin}, see fit.diagnostics():\n{said}")
 
 
 def check_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
@@ -79,7 +81,7 @@ def check_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
 def _parameters(fit: Fitted, batch: Batch, new: dict[str, FreshDraws]) -> list[Check]:
     if fit.config.model.latents and fit.draws is None:
         return []
-    thetas = (fit.config.model.unconstrain_params(fit.params), fit.state.slow_average)
+    thetas = (fit.config.model.unconstrain_params(fit.trained_params), fit.state.slow_average)
     return check_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
 
 

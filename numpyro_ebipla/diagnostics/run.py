@@ -50,6 +50,7 @@ OF_WALKERS = {
         "the ladder reaches the prior",
         "the energy is too sharp for the ladder, and held back",
         "prior=Tempered(num_rungs=16, restraint=(4.0, 6.0))",
+        slight=1.1,
     ),
     "gap": Rule(
         "energy gap",
@@ -100,7 +101,7 @@ FINITE_DRAWS = Rule(
     "looking at fit.draws.log_density",
 )
 LONGER = "larger warmup, thinning or num_samples; where posteriors have several modes, EBIPLA.infer"
-R_HAT = Rule("R-hat", 1.1, "the particles agree", "the particles disagree", LONGER)
+R_HAT = Rule("R-hat", 1.1, "the particles agree", "the particles disagree", LONGER, slight=1.1)
 ESS = Rule("ESS", 50, "enough for means and sds", "too few for a posterior mean", LONGER, is_least=True)
 FROZEN = Rule(
     "frozen",

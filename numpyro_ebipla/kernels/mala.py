@@ -128,7 +128,9 @@ def proposal_shape(adapt: Adaptation, position: PyTree) -> Shape:
         variance = jax.tree.map(lambda c: 1 / c, adapt.curvature)
     if adapt.by_datum is not None:
         factor = jnp.exp(adapt.by_datum.log_step)
-        variance = jax.tree.map(lambda v, x: factor.reshape((-1,) + (1,) * (x.ndim - 2)) * v, variance, position)
+        of_datum = lambda a, x: a.reshape((-1,) + (1,) * (x.ndim - 2))
+        event = lambda v, x: v.reshape((1,) * (x.ndim - 1 - v.ndim) + v.shape)
+        variance = jax.tree.map(lambda v, x: of_datum(factor, x) * event(v, x), variance, position)
     return Shape(variance, None if adapt.coupling is None else invert(adapt.coupling))
 
 
@@ -140,7 +142,7 @@ def _secants(gradient: PyTree, proposal: Proposal, shape: Shape, like: PyTree) -
 
     def secant(v: Array, w: Array, g: Array, new: Array, like: Array) -> Array:
         axes = tuple(range(g.ndim - like.ndim))
-        moved, turned = v * jnp.square(w), jnp.square(new - g)
+        moved, turned = jnp.broadcast_to(v, w.shape) * jnp.square(w), jnp.square(new - g)
         known = jnp.isfinite(turned) & jnp.isfinite(moved)
         moved, turned = (jnp.sum(jnp.where(known, a, 0.0), axis=axes) for a in (moved, turned))
         return jnp.sqrt(turned / moved)

@@ -35,13 +35,13 @@ class Shape(NamedTuple):
 
     def whiten(self, gradient: Any) -> Any:
         """Return ``L⁻¹ S g`` of every chain: the gradient in white coordinates."""
-        scaled = jax.tree.map(lambda v, g: jnp.sqrt(v) * g, self.variance, gradient)
+        scaled = jax.tree.map(lambda v, g: jnp.broadcast_to(jnp.sqrt(v), g.shape) * g, self.variance, gradient)
         return scaled if self.inverse is None else rotate(scaled, self.inverse.T)
 
     def unwhiten(self, moved: Any) -> Any:
         """Return ``S L⁻ᵀ w`` of every chain: a step in white coordinates as one of the position."""
         scaled = moved if self.inverse is None else rotate(moved, self.inverse)
-        return jax.tree.map(lambda v, w: jnp.sqrt(v) * w, self.variance, scaled)
+        return jax.tree.map(lambda v, w: jnp.broadcast_to(jnp.sqrt(v), w.shape) * w, self.variance, scaled)
 
 
 class Here(NamedTuple):
@@ -149,7 +149,7 @@ def learn_coupling(factor: Array, curvature: Array, rate: Array) -> Array:
     mean = factor @ factor.T
     mean = mean + rate * (curvature - mean)
     sd = jnp.sqrt(jnp.diag(mean))
-    new = jnp.linalg.cholesky(mean / (sd[:, None] * sd))
+    new = jnp.linalg.cholesky(mean / (sd[:, None] * sd[None]))
     sound = jnp.isfinite(new).all() & (jnp.diag(new).min() > LEAST_PIVOT)
     return jnp.where(sound, new, factor)
 

@@ -63,7 +63,7 @@ def by_importance(
     dim, dtype = position.shape[-1], position.dtype
     weight = jax.vmap(normalised, 1, 1)(log_weight)
     mean = jnp.einsum("pb,pbd->bd", weight, position)
-    apart = position - mean
+    apart = position - mean[None]
     cov = jnp.einsum("pb,pbi,pbj->bij", weight, apart, apart)
     cov = cov + RIDGE * jnp.einsum("bii,ij->bij", cov, jnp.eye(dim, dtype=dtype))
     root = jnp.linalg.cholesky(cov)
@@ -82,11 +82,11 @@ def by_importance(
         """Return log weights ``[n, B]`` of one randomisation, ``shift`` ``[B, D]``."""
 
         def some(which: Array) -> Array:
-            u = jnp.clip((points[which][:, None] + shift) % 1.0, EDGE, 1 - EDGE)
+            u = jnp.clip((points[which][:, None] + shift[None]) % 1.0, EDGE, 1 - EDGE)
             of_t = (2 * u - 1) / jnp.sqrt(2 * u * (1 - u))  # the quantiles of the t law
             z = jnp.where(heavy[which][:, None, None], of_t, WIDTH * ndtri(u))
-            x = mean + jnp.einsum("bij,nbj->nbi", root, z)
-            return log_joint(x) - log_law(z) + log_det
+            x = mean[None] + jnp.einsum("bij,nbj->nbi", root, z)
+            return log_joint(x) - log_law(z) + log_det[None]
 
         parts = math.gcd(num, num_at_once)
         found = lax.map(some, jnp.arange(num).reshape(-1, parts))
@@ -100,5 +100,6 @@ def by_importance(
     log_z, share = lax.map(one, random.split(rng_key, REPETITIONS))
     value = log_mean_exp(log_z)
     # That of a t law, which few repetitions make of the error.
-    variance = jnp.var(jnp.exp(log_z - value), axis=0, ddof=1) / REPETITIONS * (REPETITIONS - 1) / (REPETITIONS - 3)
+    spread = jnp.var(jnp.exp(log_z - value[None]), axis=0, ddof=1)
+    variance = spread / REPETITIONS * (REPETITIONS - 1) / (REPETITIONS - 3)
     return Estimate(value + variance / 2, jnp.sqrt(variance)), jnp.mean(share, 0)

@@ -40,14 +40,14 @@ def normal_start(density: PosteriorDensity, draws: Array) -> TiltedDensity:
     value, vector = jnp.linalg.eigh(curvature)
     value = jnp.maximum(jnp.abs(value), LEAST_CURVATURE * jnp.max(jnp.abs(value)))
     mean = draws.mean(0) + vector @ ((vector.T @ slope) / value)
-    root, dim = vector / jnp.sqrt(value), draws.shape[-1]
+    root, dim = vector / jnp.sqrt(value)[None], draws.shape[-1]
     log_det = -0.5 * jnp.sum(jnp.log(value))
 
     def log_base(v: Array) -> Array:
         return -0.5 * jnp.sum(jnp.square(v), -1) - 0.5 * dim * math.log(2 * math.pi)
 
     def energy(v: Array) -> Array:
-        return log_base(v) - density.log_joint(mean + v @ root.T)[0] - log_det
+        return log_base(v) - density.log_joint(mean[None] + v @ root.T)[0] - log_det
 
     return TiltedDensity(log_base, energy, lambda key, num: random.normal(key, (num, dim), draws.dtype))
 

@@ -55,7 +55,7 @@ def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ..
                 raise ModelError(f"reconstruct: there is no observed site '{name}'; there are {list(observed)}.")
             site = observed[name]
             plate = model.plate
-            found[name] = plate.dim - site["fn"].event_dim if plate is not None and plate.holds(site) else None
+            found[name] = plate.dim(site) - site["fn"].event_dim if plate is not None and plate.holds(site) else None
             try:
                 _ = site["fn"].mean
             except (NotImplementedError, AttributeError) as e:

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
+from numpyro_ebipla._core.static import is_traced
 from numpyro_ebipla._core.tree import by_path
 from numpyro_ebipla.model.missing import nan_masked
 
@@ -35,23 +37,46 @@ def like_own(argument: str, given: Params, own: Params) -> Params:
     return found
 
 
-def as_arrays(init_params: Params | None) -> Params:
-    """Return initial parameters as trees of arrays.
+def without_held(argument: str, params: Params, held: Params) -> Params:
+    """Return parameters but for those that are held, which may be among them, at their values.
+
+    Raises:
+        ModelError: naming one that is given another value.
+    """
+    for name in params.keys() & held.keys():
+        given = like_own(argument, {name: params[name]}, held)[name]
+        pairs = zip(jax.tree.leaves(given), jax.tree.leaves(held[name]), strict=True)
+        if not all(is_traced(a) or np.array_equal(a, b) for a, b in pairs):
+            raise ModelError(f"{argument}: '{name}' has another value than EBIPLA(…, hold=…) holds it at.")
+    return {name: value for name, value in params.items() if name not in held}
+
+
+def as_arrays(argument: str, params: Params | None) -> Params:
+    """Return parameters that a user gives as trees of arrays.
 
     Raises:
         TypeError: naming what is not an array.
     """
-    if not isinstance(init_params, dict | None):
-        raise TypeError(f"init_params must be {{name: value}}, got {type(init_params).__name__}.")
+    if not isinstance(params, dict | None):
+        raise TypeError(f"{argument} must be {{name: value}}, got {type(params).__name__}.")
     arrays = {}
-    for name, value in (init_params or {}).items():
+    for name, value in (params or {}).items():
         try:  # JAX would read a word as the name of a type
             arrays[name] = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) if isinstance(x, str) else x), value)
         except (TypeError, ValueError) as e:
             raise TypeError(
-                f"init_params: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
+                f"{argument}: the value of '{name}' must be an array, or a tree of arrays, got {value!r}."
             ) from e
     return arrays
+
+
+def _is_nan_masked(model: Callable) -> bool:
+    """Return whether one of the handlers around a model takes NaN out."""
+    while isinstance(model, Messenger):
+        if isinstance(model, nan_masked):
+            return True
+        model = model.fn
+    return False
 
 
 def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -67,7 +92,7 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 f"argument '{name}' of the model is a masked array of NumPy, whose mask JAX would not see: pass "
                 f"{name}.filled(np.nan) and wrap the model in nan_masked, or remove these data."
             )
-    if isinstance(model, nan_masked):
+    if _is_nan_masked(model):
         bound = {}
     for name, value in bound.items():
         for leaf in jax.tree.leaves(value):
@@ -81,6 +106,15 @@ def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Non
                 )
 
 
+def steps_hint(args: tuple) -> str:
+    """Return what to say where the first argument may be meant as the number of steps, as in ``SVI.run``."""
+    if len(args) < 2 or type(args[0]) is not int:
+        return ""
+    return (
+        f" Is {args[0]} the number of steps? That is run(rng_key, …, num_steps={args[0]}): arguments are the model's."
+    )
+
+
 def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments by their names.
 
@@ -90,6 +124,6 @@ def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict
     try:
         return inspect.signature(model).bind(*args, **kwargs).arguments
     except TypeError as e:
-        raise ModelError(f"the model cannot be called with the arguments given: {e}.") from e
+        raise ModelError(f"the model cannot be called with the arguments given: {e}.{steps_hint(args)}") from e
     except ValueError:  # no signature, e.g. a callable from C
         return {**{str(i): x for i, x in enumerate(args)}, **kwargs}

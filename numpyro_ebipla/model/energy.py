@@ -118,6 +118,21 @@ class EnergyPrior(dist.Distribution):
         """Return energies ``[*sample_shape, *batch_shape]`` of ``x`` in the constrained space."""
         return self._energy(self._arrays, x)
 
+    @property
+    def function(self) -> Callable:
+        """The energy as it was given, with copies of the containers that it holds."""
+        return join_function(self._arrays, self._static)
+
+    def writes(self, u: Array) -> Array:
+        """Return whether a call of the energy changes what it holds, for walkers as :meth:`tilted` has them."""
+        x, energy = self.constrain_walkers(u), self.function
+        energy(x.reshape((-1, *self.event_shape))[0] if self._mapped else x)
+        after, _ = split_function(energy)
+        plain = lambda a: random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.asarray(a)
+        if len(after) != len(self._arrays):
+            return jnp.ones((), bool)
+        return jnp.asarray([jnp.any(plain(a) != plain(b)) for a, b in zip(self._arrays, after, strict=True)]).any()
+
     def _energy(self, arrays: Any, x: Array) -> Array:
         energy = join_function(arrays, self._static)
         if not self._mapped:
@@ -297,8 +312,8 @@ def _warn_jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Array
         warnings.warn(
             "the log density of an EnergyPrior is being differentiated with respect to parameters of its "
             "energy or its base outside EBIPLA. It lacks the normaliser −log Z, so SVI or MCMC over these "
-            "parameters is wrong: fit them with EBIPLA(model).run(...), or hold them fixed "
-            "(numpyro.handlers.substitute).",
+            "parameters is wrong: fit them with EBIPLA(model).run(...), or hide them from the inference: "
+            "numpyro.handlers.block(numpyro.handlers.substitute(model, params), hide=[*params]).",
             EBIPLAWarning,
             stacklevel=2,
         )

@@ -5,11 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import random
+from jax import Array, random
+from numpyro.distributions.transforms import biject_to
 
+from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.validate import as_count
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.smc.annealing import Annealing
+
+#: Share, and nats, by which rounding may let the same energy differ.
+SAME_SHARE, SAME_NATS = 0.01, 1e-4
 
 
 def extends(full: tuple[int, ...], batch: tuple[int, ...]) -> bool:
@@ -54,6 +59,13 @@ def check_base(energy: Any, base: Any) -> None:
             f"EnergyPrior: base {type(base).__name__} is discrete; an energy prior needs a continuous support."
         )
     try:
+        biject_to(base.support)
+    except NotImplementedError as e:
+        raise ValueError(
+            f"EnergyPrior: base {type(base).__name__} has the support {base.support}, for which NumPyro has no map "
+            "from unconstrained numbers: choose a base on another space, such as angles or what is divided by its norm."
+        ) from e
+    try:
         jax.eval_shape(lambda k: base.sample(k), random.key(0))
     except NotImplementedError as e:
         raise ValueError(
@@ -73,6 +85,43 @@ def check_real(dtype: Any) -> None:
             f"EnergyPrior: the energy returns numbers of type {dtype}; Langevin moves need its gradient, so it must "
             "return floating-point numbers that vary smoothly with x."
         )
+
+
+def is_close(alone: Array, among: Array) -> Array:
+    """Return whether energies agree as far as rounding, in half precision at worst, lets one say."""
+    return jnp.all(jnp.abs(alone - among) <= SAME_SHARE * (jnp.abs(alone) + jnp.abs(among)) + SAME_NATS)
+
+
+def check_pointwise(name: str, alone: bool, unchanged: bool) -> None:
+    """Raise unless an energy is a function of each point by itself.
+
+    Args:
+        name: of the site.
+        alone: whether a point has the same energy alone as among others.
+        unchanged: whether a call leaves what the energy holds as it is.
+
+    Raises:
+        ModelError: saying what to use instead.
+    """
+    if not alone:
+        raise ModelError(
+            f"the energy at '{name}' of a point depends on the other points that it is called with, so it is no "
+            "function of x: use a layer without batch statistics (LayerNorm, use_running_average=True), and reduce "
+            "over the event's axes only."
+        )
+    if not unchanged:
+        raise ModelError(
+            f"the energy at '{name}' writes a state that it holds (spectral norm, batch norm, dropout), which is never "
+            "updated here, as walkers and particles would each write another: compute what it needs from the "
+            "parameters in each call, or fix the state (update_stats=False, use_running_average=True, "
+            "deterministic=True)."
+        )
+
+
+def is_bare_module(energy: Any) -> bool:
+    """Return whether an energy is a module of a library, not bound by NumPyro."""
+    bases = type(energy).__mro__
+    return any(c.__module__.partition(".")[0] in ("equinox", "flax") and c.__name__ == "Module" for c in bases)
 
 
 def check_options(num_walkers: Any, annealing: Any, kernel: Any) -> None:

@@ -16,7 +16,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla._core.errors import ModelError
-from numpyro_ebipla._core.state import Sites
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.model.energy import EnergyPrior, subtracting, unwrap
 
 
@@ -75,6 +75,37 @@ class place(Messenger):
         self.log_det[msg["name"]] = transform.log_abs_det_jacobian(u, msg["value"])
 
 
+class hold_params(Messenger):
+    """Give parameters values, and hide them: what is outside sees constants."""
+
+    def __init__(self, fn: Callable, held: Params) -> None:
+        super().__init__(fn)
+        self.held = held
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a value."""
+        if msg["type"] == "param" and msg["name"] in self.held:
+            msg["value"], msg["stop"] = copy_containers(self.held[msg["name"]]), True
+
+
+class check_substituted(Messenger):
+    """Raise for parameters with a value from ``handlers.substitute``: SVI would train them all the same.
+
+    Raises:
+        ModelError: naming the parameter.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Look at a parameter."""
+        if msg["type"] == "param" and msg["value"] is not None:
+            name = msg["name"]
+            raise ModelError(
+                f"parameter '{name}' has a value from numpyro.handlers.substitute, which does not hold it: it would be "
+                f"trained from there. Take the handler off, and pass EBIPLA(model, hold={{'{name}': value}}) to hold "
+                f"it, or run(init_params={{'{name}': value}}) to start there."
+            )
+
+
 class from_base(Messenger):
     """Draw latents without a value from an energy prior's base, or spread them over improper supports."""
 
@@ -101,18 +132,62 @@ class from_base(Messenger):
             msg["value"] = transform(random.uniform(key, free, minval=-2.0, maxval=2.0))
 
 
+class check_names(Messenger):
+    """Raise for a name that two sites share: one would hide the other, or NumPyro's error would not say what they are.
+
+    Raises:
+        ModelError: naming them.
+    """
+
+    #: What has a name, and what it is called.
+    KINDS = {
+        "sample": "sample site",
+        "deterministic": "deterministic site",
+        "param": "parameter",
+        "plate": "plate",
+        "mutable": "mutable value",
+    }
+    ONCE = ("sample", "deterministic")
+
+    def __enter__(self) -> Any:
+        self.known: dict[str, str] = {}
+        return super().__enter__()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Look at a name."""
+        kind, name = msg["type"], msg.get("name", "")
+        if kind not in self.KINDS:
+            return
+        before = self.known.get(name)
+        self.known[name] = kind
+        if before is not None and (before != kind or kind in self.ONCE):
+            one, other = self.KINDS[before], self.KINDS[kind]
+            raise ModelError(
+                f"'{name}' is the name of a {one} and of a{'nother' if one == other else ''} {other}: rename one."
+            )
+
+
 class check_plates(Messenger):
-    """Raise for batch sizes that no plate can have: NumPyro goes on with them, or fails without the plate's name.
+    """Raise for sizes that a plate cannot have: NumPyro goes on with them, or fails without the plate's name.
 
     Raises:
         ModelError: naming the plate.
     """
+
+    def __enter__(self) -> Any:
+        self.sizes: dict[str, Any] = {}
+        return super().__enter__()
 
     def process_message(self, msg: dict[str, Any]) -> None:
         """Look at a plate."""
         if msg["type"] != "plate":
             return
         name, (size, batch) = msg["name"], msg["args"]
+        if self.sizes.setdefault(name, (size, batch)) != (size, batch):
+            raise ModelError(
+                f"plate '{name}' has {size} elements, and {self.sizes[name][0]} elsewhere (or another subsample_size): "
+                "plates of one name are one plate, so give it another."
+            )
         if batch is not None and (type(batch) is bool or not isinstance(batch, int | np.integer) or batch < 1):
             raise ModelError(f"plate '{name}' has subsample_size {batch!r}; it must be an integer of at least 1.")
         if batch is not None and batch > size:

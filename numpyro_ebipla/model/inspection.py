@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
@@ -17,21 +16,17 @@ from numpyro.ops.provenance import eval_provenance
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
-from numpyro_ebipla._core.static import is_array, join_static, split_static
+from numpyro_ebipla._core.static import join_static, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla.model.arguments import as_arrays, check_arguments, like_own, name_arguments
+from numpyro_ebipla.model.arguments import as_arrays, check_arguments, like_own, without_held
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.energy import unwrap
-from numpyro_ebipla.model.handlers import check_loops, check_plates, from_base, trace_model
+from numpyro_ebipla.model.energy_checks import check_pointwise, is_bare_module, is_close
+from numpyro_ebipla.model.first_trace import first_trace, needs_a_number, wants_a_number
+from numpyro_ebipla.model.handlers import from_base, hold_params, trace_model
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.model.layout import ModelLayout, constraints_of, lay_out
-
-#: JAX's errors where a number of Python is wanted and a traced array found.
-NEEDS_A_NUMBER = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.TracerArrayConversionError,
-)
+from numpyro_ebipla.model.observed import censored_at_edges, check_numbers, is_missing, is_outside
 
 #: Of objects, in the text of a program.
 ADDRESS = re.compile(r"\b0x[0-9a-f]+")
@@ -46,15 +41,19 @@ class InitialNumbers(NamedTuple):
         params: initial parameters, unconstrained.
         mutable: initial values at ``mutable`` sites.
         energies: ``{energy site: energies at some draws of its base}``.
+        pointwise: ``{energy site: (is an energy that of its point alone, does it leave what it holds as it is)}``.
         constraints: arrays in the parameters' constraints, see :func:`_param_transforms`.
         outside: ``{observed site: whether a value lies outside its distribution's support}``.
+        missing: ``{observed site: whether a value is NaN}``.
     """
 
     params: Params
     mutable: dict[str, Any]
     energies: dict[str, Array]
+    pointwise: dict[str, tuple[Array, Array]]
     constraints: Any
     outside: dict[str, Array]
+    missing: dict[str, Array]
 
 
 class Inspection(NamedTuple):
@@ -68,6 +67,7 @@ class Inspection(NamedTuple):
         energy_params: names of the parameters on which an energy depends, but no base distribution.
         deterministic: names of the deterministic sites.
         look: ``(rng_key, init_params, data) -> InitialNumbers``, compiled: for other keys and initial values.
+        note: what a run should say of the model before it begins.
         digest: of the model's log density as a program, with all numbers that it holds: see :func:`digest_of`.
     """
 
@@ -79,10 +79,12 @@ class Inspection(NamedTuple):
     deterministic: tuple[str, ...]
     look: Callable
     digest: str = ""
+    note: str = ""
 
     def for_key(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
         """Return the inspection with the initial numbers for another key."""
-        params, mutable = _checked(self.look(rng_key, as_arrays(init_params), data))
+        given = without_held("init_params", as_arrays("init_params", init_params), self.model.held)
+        params, mutable = _checked(self.look(rng_key, given, data))
         return self._replace(data=data, params=params, mutable=mutable)
 
 
@@ -92,8 +94,11 @@ def inspect_model(
     args: tuple,
     kwargs: dict[str, Any],
     init_params: Params | None = None,
+    hold: Params | None = None,
 ) -> Inspection:
     """Trace ``model(*args, **kwargs)`` once and lay out its parameters, latents, energies and data.
+
+    Those in ``hold`` are constants in what is returned.
 
     Raises:
         ModelError: naming the site or argument, for everything that cannot be fitted.
@@ -101,6 +106,9 @@ def inspect_model(
     check_arguments(model, args, kwargs)
     data, static = split_static((args, kwargs))
     data = jax.tree.map(jnp.asarray, data)
+    held = _check_held(model, rng_key, args, kwargs, as_arrays("hold", hold))
+    model = censored_at_edges(hold_params(model, held) if held else model)
+    given = without_held("init_params", as_arrays("init_params", init_params), held)
     found: list[ModelLayout] = []
 
     # One program instead of a hundred small ones, to be run once or twice: it is the compilation that costs.
@@ -108,7 +116,7 @@ def inspect_model(
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def look(rng_key: Array, init_params: Params, data: Any) -> InitialNumbers:
         args, kwargs = join_static(data, static)
-        trace = _first_trace(model, rng_key, args, kwargs)
+        trace = first_trace(model, rng_key, args, kwargs)
         if init_params:
             own = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
             init_params = like_own("init_params", init_params, own)
@@ -119,7 +127,12 @@ def inspect_model(
         found.append(layout)
         return _numbers(trace, layout)
 
-    first = look(rng_key, as_arrays(init_params), data)
+    try:
+        first = look(rng_key, given, data)
+    except Exception as e:
+        if not wants_a_number(e):
+            raise
+        raise needs_a_number(model, rng_key, args, kwargs, e) from e
     params, mutable = _checked(first)
     layout = found[0]
     latent_model = LatentModel(
@@ -129,10 +142,51 @@ def inspect_model(
         latents=layout.latents,
         energies=layout.energies,
         plate=layout.plate,
+        held=held,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
     found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
-    return found_now._replace(digest=digest_of(found_now))
+    return found_now._replace(digest=digest_of(found_now), note=_note(found_now, layout.strays))
+
+
+def _note(inspection: Inspection, strays: dict[str, tuple[str, str]]) -> str:
+    """Return what to say of latents that are global although their elements are independent given all else."""
+    model = inspection.model
+    if not strays or model.plate is None or not _separable(inspection, [*strays]):
+        return ""
+    latent, (site, plate) = next(iter(strays.items()))
+    return (
+        f"latent '{latent}' of plate '{model.plate.name}' is treated as global, all of it as one block, as '{site}' "
+        f"depends on it and lies in plate '{plate}'. If both plates run over the same data, give them one name, and "
+        f"each datum has particles of its own. If '{plate}' has some of the data only, put '{site}' into "
+        f"'{model.plate.name}', and hide the data that lack it with numpyro.handlers.mask."
+    )
+
+
+def _separable(inspection: Inspection, names: list[str]) -> bool:
+    """Return whether elements of latents along the data plate do not act on each other's gradients, all else fixed."""
+    model = inspection.model
+    batch = Batch(None, inspection.data, jax.random.key(0), inspection.mutable)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def look(params: Params, batch: Batch) -> Array:
+        params = model.constrain_params(params)
+        local, here = model.draw_latents(params, batch)
+        other = model.draw_latents(params, batch._replace(rng_key=jax.random.key(1)))[1]
+        moved = jax.random.bernoulli(jax.random.key(2), shape=(model.num_data,))
+        along = {n: jnp.expand_dims(moved, range(1, -model.latents[n].axis)) for n in names}
+        there = here | {n: jnp.where(along[n], other[n], here[n]) for n in names}
+
+        def density(shared: Any) -> Array:
+            one_local, one_shared = jax.tree.map(lambda x: x[None], (local, shared))
+            joint = model.log_joint(params, one_local, one_shared, batch, {})
+            return joint.per_datum.sum() + joint.rest.sum()
+
+        before, after = jax.grad(density)(here), jax.grad(density)(there)
+        same = [jnp.isclose(before[n], after[n], rtol=1e-3, atol=1e-4) | along[n] for n in names]
+        return jnp.all(jnp.stack([x.all() for x in same]))
+
+    return bool(look(inspection.params, batch))
 
 
 def digest_of(inspection: Inspection) -> str:
@@ -162,26 +216,30 @@ def digest_of(inspection: Inspection) -> str:
     return digest.hexdigest()
 
 
-def _first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the trace of a model that may not run at all with these arguments.
+def _check_held(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, Any], hold: Params) -> Params:
+    """Return the values to hold in the model's own types.
 
     Raises:
-        ModelError: where NumPyro's or JAX's own error would not say which argument is to blame.
+        ModelError: naming a parameter that there is not, or whose value has another shape or violates its constraint.
     """
-    try:
-        sound = check_loops(check_plates(model))
-        return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
-    except NEEDS_A_NUMBER as e:
-        raise ModelError(
-            "the model needs the value of an array argument where only a Python number will do, such as the size of a "
-            f"plate: pass it as one (int(…)), then it stays the same in all steps. JAX says: {str(e).splitlines()[0]}"
-        ) from e
-    except Exception as e:
-        named = name_arguments(model, args, kwargs)
-        empty = [n for n, value in named.items() if any(np.size(x) == 0 for x in jax.tree.leaves(value) if is_array(x))]
-        if not empty:
-            raise
-        raise ModelError(f"argument '{empty[0]}' of the model is empty, and so it cannot be run: {e}.") from e
+    if not hold:
+        return {}
+    data, static = split_static((args, kwargs))
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def look(rng_key: Array, hold: Params, data: Any) -> tuple[Params, dict[str, Array]]:
+        trace = trace_model(from_base(handlers.seed(model, rng_key)), *join_static(data, static))
+        sites = {name: site for name, site in trace.items() if site["type"] == "param"}
+        held = like_own("hold", hold, {name: site["value"] for name, site in sites.items()})
+        constraints = constraints_of(sites)
+        inside = {n: jnp.all(constraints[n](value)) for n, value in held.items() if n in constraints}
+        return held, inside | {n: all_finite(value) for n, value in held.items() if n not in constraints}
+
+    held, inside = look(rng_key, hold, jax.tree.map(jnp.asarray, data))
+    for name, sound in inside.items():
+        if not sound:
+            raise ModelError(f"hold: the value of '{name}' is not finite or violates its constraint.")
+    return held
 
 
 def _numbers(trace: dict[str, Any], layout: ModelLayout) -> InitialNumbers:
@@ -194,11 +252,14 @@ def _numbers(trace: dict[str, Any], layout: ModelLayout) -> InitialNumbers:
     mutable = {n: s["value"] for n, s in trace.items() if s["type"] == "mutable"}
     priors = {name: unwrap(trace[name]["fn"]) for name in layout.energies}
     densities = {n: prior.tilted() for n, prior in priors.items()}
-    energies = {n: d.energy(d.sample_base(jax.random.key(0), TRIED)) for n, d in densities.items()}
+    draws = {n: d.sample_base(jax.random.key(0), TRIED) for n, d in densities.items()}
+    energies = {n: d.energy(draws[n]) for n, d in densities.items()}
+    alone = {n: d.energy(draws[n][:1]) for n, d in densities.items()}
+    pointwise = {n: (is_close(alone[n], energies[n][:1]), ~p.writes(draws[n])) for n, p in priors.items()}
     observed = {n: s for n, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
-    outside = {n: _outside(s) for n, s in observed.items()}
+    outside, missing = ({n: f(s) for n, s in observed.items()} for f in (is_outside, is_missing))
     arrays = jax.tree.map(jnp.copy, split_static(constrained)[0])
-    return InitialNumbers(strong_type(params), strong_type(mutable), energies, arrays, outside)
+    return InitialNumbers(strong_type(params), strong_type(mutable), energies, pointwise, arrays, outside, missing)
 
 
 def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
@@ -207,7 +268,7 @@ def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
     Raises:
         ModelError: if something is not finite, or outside its support.
     """
-    params, mutable, energies, _, outside = numbers
+    params, mutable, energies, pointwise, _, outside, missing = numbers
     for name, value in params.items():
         if not all_finite(value):
             raise ModelError(
@@ -220,6 +281,14 @@ def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
                 f"the energy at '{name}' is not finite at draws of its base at the start: check its initial "
                 "parameters and the scale of its inputs."
             )
+    for name, (alone, unchanged) in pointwise.items():
+        check_pointwise(name, bool(alone), bool(unchanged))
+    for name, value in missing.items():
+        if bool(value):
+            raise ModelError(
+                f"observed values at '{name}' contain NaN: remove these data, or replace them and hide them with "
+                "numpyro.handlers.mask, or wrap the model in nan_masked."
+            )
     for name, value in outside.items():
         if bool(value):
             raise ModelError(
@@ -227,23 +296,6 @@ def _checked(numbers: InitialNumbers) -> tuple[Params, dict[str, Any]]:
                 "or choose a distribution that covers them."
             )
     return params, mutable
-
-
-def _outside(site: dict[str, Any]) -> Array:
-    """Return whether an observation lies outside a continuous support; masked ones do not count."""
-    fn, none = site["fn"], jnp.zeros((), bool)
-    try:
-        support = fn.support
-    except NotImplementedError:
-        return none
-    if support is None or support.is_discrete:  # fractions at a Bernoulli site are common use
-        return none
-    inside = support(site["value"])
-    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    if isinstance(fn, dist.MaskedDistribution):
-        inside = fn.support(site["value"]) | ~jnp.asarray(fn._mask)  # element by element, inside an Independent
-    return ~jnp.all(inside)
 
 
 def _check_types(trace: dict[str, Any]) -> None:
@@ -261,14 +313,7 @@ def _check_types(trace: dict[str, Any]) -> None:
                         "gradients: begin at 0.0 instead of 0, say."
                     )
         if site["type"] == "sample" and site["is_observed"]:
-            value = site["value"]
-            if not isinstance(value, int | float | np.number | np.bool_) and not is_array(value):
-                kind, remedy = f"a {type(value).__name__}", "pass jnp.asarray(…)"
-                if isinstance(value, np.ndarray):
-                    kind, remedy = f"of NumPy's type {value.dtype}", "make numbers of them first"
-                raise ModelError(f"observed values at '{name}' are {kind}, not an array of numbers: {remedy}.")
-            if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
-                raise ModelError(f"observed values at '{name}' are complex: pass real and imaginary parts.")
+            check_numbers(name, site["value"])
 
 
 def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
@@ -285,16 +330,29 @@ def _param_transforms(constrained: dict[str, Any]) -> dict[str, Any]:
 
 
 def _energy_params(model: LatentModel, params: Params, data: Any, mutable: dict[str, Any]) -> tuple[str, ...]:
-    """Return the parameters on which energies depend, but no base: a base has no walkers that must follow it."""
+    """Return the parameters on which energies depend, but no base: a base has no walkers that must follow it.
+
+    Raises:
+        ModelError: for a module that depends on none, as its weights are not parameters.
+    """
+    bare: dict[str, bool] = {}
 
     def arrays(**params: Any) -> Any:
         batch = Batch(model.blocks(joint=False)[0], data, jax.random.key(0), mutable)
         priors = model.energy_priors(model.constrain_params(params), batch)
-        densities = [prior.tilted() for prior in priors.values()]
+        bare.update({name: is_bare_module(prior.function) for name, prior in priors.items()})
+        densities = [priors[name].tilted() for name in model.energies]
         draws = [d.sample_base(jax.random.key(0), 1) for d in densities]
         at = list(zip(densities, draws, strict=True))
         return [d.log_base(x) for d, x in at], [d.energy(x) for d, x in at]
 
     base, energy = eval_provenance(arrays, **params)
     names = lambda found: set().union(*jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, frozenset)))
+    for name, found in zip(model.energies, energy, strict=True):
+        if not found and bare[name]:
+            raise ModelError(
+                f"the energy at '{name}' is a module whose weights are constants, so nothing of it would be fitted: "
+                "bind it by eqx_module(name, module) or nnx_module(name, module) inside the model; if it is to stay "
+                "as it is, pass lambda x: module(x)."
+            )
     return tuple(sorted(names(energy) - names(base)))

@@ -63,6 +63,7 @@ class LatentModel:
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
+    held: Params = field(default_factory=dict)
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:
@@ -109,6 +110,10 @@ class LatentModel:
             for name, value in unconstrained.items()
         }
 
+    def all_params(self, unconstrained: Params) -> Params:
+        """Return parameters in the space that the model declares, with those that are held."""
+        return self.constrain_params(unconstrained) | self.held
+
     def unconstrain_params(self, params: Params) -> Params:
         """Invert :meth:`constrain_params`."""
         return {
@@ -138,7 +143,7 @@ class LatentModel:
                     continue
                 value = site_log_prob(site, log_det.get(name), log_z.get(name, jnp.zeros(())))
                 if self.is_local(site):
-                    per_datum += self.by_datum(value / self.ratio(batch)).sum(-1)
+                    per_datum += self.by_datum(value / self.ratio(batch), site).sum(-1)
                 else:
                     rest += value.sum()
             state = {name: trace[name]["value"] for name in batch.mutable}
@@ -167,7 +172,7 @@ class LatentModel:
                 with base_only():
                     value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
                 if self.is_local(site):
-                    per_datum += self.by_datum(value).sum(-1)
+                    per_datum += self.by_datum(value, site).sum(-1)
                 else:
                     rest += value.sum()
             return per_datum, rest
@@ -201,7 +206,7 @@ class LatentModel:
             if site["type"] != "sample":
                 continue
             bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            result[name] = self.by_datum(bad).any(-1) if self.is_local(site) else bad.any()
+            result[name] = self.by_datum(bad, site).any(-1) if self.is_local(site) else bad.any()
         return result
 
     def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:
@@ -334,10 +339,10 @@ class LatentModel:
         """Return whether a site lies in the data plate."""
         return self.plate is not None and self.plate.holds(site)
 
-    def by_datum(self, value: Array) -> Array:
+    def by_datum(self, value: Array, site: dict[str, Any]) -> Array:
         """Return ``[B, n]`` from an array in the batch shape of a local site."""
         assert self.plate is not None, "without a plate no site is local"
-        return self.plate.by_datum(value)
+        return self.plate.by_datum(value, site)
 
     def trace(
         self, params: Params, local: Sites, shared: Sites, batch: Batch

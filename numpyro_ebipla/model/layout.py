@@ -31,38 +31,53 @@ class LatentSite(NamedTuple):
 
 
 class EnergySite(NamedTuple):
-    """An energy prior: whether it is observed, and whether every datum has a normaliser of its own."""
+    """An energy prior.
+
+    Attributes:
+        observed: whether it is.
+        per_datum: whether every datum has a normaliser of its own.
+        axis: axis of the data plate in a value, counted from the right, if it is.
+    """
 
     observed: bool
     per_datum: bool
+    axis: int | None = None
 
 
 class DataPlate(NamedTuple):
-    """The plate whose elements are the data: its name, ``M``, ``B`` and dimension (from the right)."""
+    """The plate whose elements are the data: its name, ``M`` and ``B``."""
 
     name: str
     size: int
     batch_size: int
-    dim: int
 
     def holds(self, site: dict[str, Any]) -> bool:
         """Return whether a site of a trace lies in it."""
         return any(frame.name == self.name for frame in site["cond_indep_stack"])
 
-    def by_datum(self, value: Array) -> Array:
+    def dim(self, site: dict[str, Any]) -> int:
+        """Return its dimension, from the right, in the batch shape of a site in it."""
+        return next(frame.dim for frame in site["cond_indep_stack"] if frame.name == self.name)
+
+    def by_datum(self, value: Array, site: dict[str, Any]) -> Array:
         """Return ``[B, n]`` from an array in the batch shape of a site in it."""
-        value = jnp.moveaxis(value, self.dim, 0)
+        value = jnp.moveaxis(value, self.dim(site), 0)
         return value.reshape(value.shape[0], -1)
 
 
 class ModelLayout(NamedTuple):
-    """What a trace says besides numbers: fields of :class:`LatentModel`, and names."""
+    """What a trace says besides numbers: fields of :class:`LatentModel`, and names.
+
+    ``strays`` are latents of the data plate that are global, as a site depends on them that lies in another plate of no
+    more elements: ``{latent: (site, plate)}``.
+    """
 
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
     constraints: Any
     deterministic: tuple[str, ...]
+    strays: dict[str, tuple[str, str]]
 
 
 def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> ModelLayout:
@@ -85,7 +100,10 @@ def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[st
             "nothing to do: the model has no latent site and no observed EnergyPrior. Give it a "
             "numpyro.sample site without obs=, or obs= on an EnergyPrior; parameters alone are fitted by SVI."
         )
+    for name, site in latent.items():
+        _check_support(name, site["fn"])
     plate = _data_plate(trace, sites, latent)
+    _check_batches(trace, sites)
     dependencies = _dependencies(model, trace, args, kwargs) if latent else {}
     _check_energies(energies, dependencies)
     latents = _latent_sites(latent, plate, dependencies)
@@ -101,6 +119,7 @@ def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[st
         plate,
         split_static(constraints_of(trace))[1],
         tuple(n for n, s in trace.items() if s["type"] == "deterministic"),
+        _strays(sites, latents, plate, dependencies, trace),
     )
 
 
@@ -123,11 +142,45 @@ def _check_energies(energies: dict, dependencies: dict) -> None:
             )
 
 
+def _check_support(name: str, fn: Any) -> None:
+    """Raise for a latent that particles cannot move in.
+
+    Raises:
+        ModelError: naming it.
+    """
+    try:
+        biject_to(fn.support)
+    except NotImplementedError as e:
+        raise ModelError(
+            f"latent site '{name}' ({type(unwrap(fn)).__name__}) has the support {fn.support}, for which NumPyro has "
+            "no map from unconstrained numbers: reparametrise it (for a direction, numpyro.handlers.reparam with "
+            "ProjectedNormalReparam)."
+        ) from e
+
+
+def _check_batches(trace: dict, sites: dict) -> None:
+    """Raise for observations of all data where a plate shows some of them at a time.
+
+    Raises:
+        ModelError: naming the site and the plate.
+    """
+    for name, site in sites.items():
+        shape = jnp.shape(site["value"])
+        for frame in site["cond_indep_stack"]:
+            size, axis = trace[frame.name]["args"][0], frame.dim - site["fn"].event_dim
+            if frame.size < size == (shape[axis] if -axis <= len(shape) else 0):
+                raise ModelError(
+                    f"'{name}' has values for all {size} data of the plate '{frame.name}', of which {frame.size} are "
+                    "visited at a time: give it these alone, as by obs=numpyro.subsample(y, event_dim=…) or y[idx]. "
+                    "What handlers.condition puts in is not cut: pass such data as an argument."
+                )
+
+
 def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
     """Return the plate to treat as data: the subsampled one, else the one with most latent values in it."""
     sizes = {n: (s["args"][0], len(s["value"])) for n, s in trace.items() if s["type"] == "plate"}
-    dims = {f.name: f.dim for s in sites.values() for f in s["cond_indep_stack"]}
-    subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in dims]
+    names = {f.name: None for s in sites.values() for f in s["cond_indep_stack"]}  # in order
+    subsampled = [n for n, (size, batch) in sizes.items() if batch < size and n in names]
     if len(subsampled) > 1:
         raise ModelError(
             f"plates {subsampled} are all subsampled; only one may be: pass subsample_size=None to the others."
@@ -138,12 +191,12 @@ def _data_plate(trace: dict, sites: dict, latent: dict) -> DataPlate | None:
         return sum(int(np.size(s["value"])) for s in inside)
 
     candidates = subsampled or sorted(
-        dims, key=lambda n: (count(n, latent), count(n, sites), sizes[n][0]), reverse=True
+        names, key=lambda n: (count(n, latent), count(n, sites), sizes[n][0]), reverse=True
     )
     if not candidates:
         return None
     name = candidates[0]
-    return DataPlate(name, *sizes[name], dims[name])
+    return DataPlate(name, *sizes[name])
 
 
 def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> dict[str, LatentSite]:
@@ -164,22 +217,39 @@ def _latent_sites(latent: dict, plate: DataPlate | None, dependencies: dict) -> 
         transform = biject_to(site["fn"].support)
         shrink = transform.codomain.event_dim - transform.domain.event_dim
         event_dim = site["fn"].event_dim
-        dim = plate.dim if plate else -1
+        dim = plate.dim(site) if plate and plate.holds(site) else -1
         result[name] = LatentSite(name in inside, dim - event_dim + shrink, dim - event_dim)
     return result
+
+
+def _strays(
+    sites: dict, latents: dict[str, LatentSite], plate: DataPlate | None, dependencies: dict, trace: dict
+) -> dict[str, tuple[str, str]]:
+    found = {}
+    for latent, layout in latents.items():
+        if plate is None or layout.local or not plate.holds(sites[latent]):
+            continue
+        for name, needs in dependencies["prior_dependencies"].items():
+            if name == latent or latent not in needs or plate.holds(sites[name]):
+                continue
+            for frame in sites[name]["cond_indep_stack"]:
+                if trace[frame.name]["args"][0] <= plate.size:
+                    found[latent] = (name, frame.name)
+    return found
 
 
 def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:
     shape = unwrap(site["fn"]).batch_shape
     if plate is None or not plate.holds(site):
         return EnergySite(bool(site["is_observed"]), False)
-    per_datum = len(shape) >= -plate.dim and shape[plate.dim] == plate.batch_size
+    dim = plate.dim(site)
+    per_datum = len(shape) >= -dim and shape[dim] == plate.batch_size
     if per_datum and int(np.prod(shape)) != plate.batch_size:
         raise ModelError(
             f"the energy prior at '{name}' is conditional on the data plate and on another plate at once "
             f"(batch shape {shape}): put the other plate's dimension into the event with .to_event()."
         )
-    return EnergySite(bool(site["is_observed"]), per_datum)
+    return EnergySite(bool(site["is_observed"]), per_datum, dim - site["fn"].event_dim if per_datum else None)
 
 
 def constraints_of(trace: dict[str, Any]) -> dict[str, Any]:

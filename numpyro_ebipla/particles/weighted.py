@@ -118,7 +118,7 @@ class WeightedParticles(AbstractParticles):
         else:
             moved = jax.tree.map(jnp.subtract, there, here)
             action = _action(known, moved, step_size, joint)
-        variance = memory.variance + jnp.where(low, spread, 0.0)
+        variance = memory.variance + jnp.where(low, spread, 0.0)[None]
         memory = Memory(log_weight, action, moved, step_size, variance)
         return Block(there, None, memory), adapt, info | {"resampled": jnp.mean(low * 1.0)}
 

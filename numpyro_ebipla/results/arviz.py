@@ -1,7 +1,7 @@
 """A fit as ArviZ has it, on both of its lines: 0.x (``InferenceData``) and 1.x (``DataTree``)."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +26,8 @@ from numpyro_ebipla.training.fitted import Fitted
 
 #: Tag by which the key of a conversion is derived from the state's own.
 KEY_ARVIZ = 0xA2
+#: Attribute of variables and coordinates that could not keep their name.
+NAME_IN_MODEL = "name_in_model"
 
 
 def import_arviz() -> ModuleType:
@@ -60,6 +62,10 @@ def convert(
     chosen = chosen_indices(fit, indices)
     key = fit.key(KEY_ARVIZ, rng_key)
     sites, observed = trace_sites(fit, chosen, dims)
+    if unknown := sorted({*dims} - {*sites} - {*_arguments(fit)}):
+        raise ValueError(
+            f"dims: there is no site or argument {unknown}; there are {sorted({*sites, *_arguments(fit)})}."
+        )
     key_prior, key_likelihood, key_predictive = random.split(key, 3)
     groups: dict[str, dict[str, Variable]] = {}
     if fit.draws is not None:
@@ -79,7 +85,8 @@ def convert(
     groups["observed_data"] = observed
     groups["constant_data"] = constant_data(fit, chosen, observed, dims)
     coords = check_coords(fit, chosen, coords)
-    datasets = {name: _dataset(name, group, coords) for name, group in groups.items() if group}
+    written = legal_names({name for group in groups.values() for name, v in group.items() for name in (name, *v.dims)})
+    datasets = {name: _dataset(name, group, coords, written) for name, group in groups.items() if group}
     if az.__version__.startswith("0."):
         return az.InferenceData(**datasets)
     from xarray import DataTree
@@ -133,6 +140,12 @@ def constant_data(
         if value.dtype.kind not in "biufc" or any(np.array_equal(value, known) for known in full.values()):
             continue
         names = check_dims(name, dims.get(name), value.ndim)
+        if names is not None and fit.plate_name in names:
+            size, number = value.shape[names.index(fit.plate_name)], fit.config.model.num_data
+            if size != number:
+                raise ValueError(
+                    f"dims: the axis of '{name}' named '{fit.plate_name}' has length {size}, not {number}."
+                )
         if names is None:
             names = tuple(f"{name}_dim_{i}" for i in range(value.ndim))
         elif fit.plate_name in names:
@@ -150,9 +163,9 @@ def check_coords(fit: Fitted, chosen: np.ndarray, coords: dict[str, Any]) -> dic
     if plate is None:
         return coords
     labels = np.asarray(coords.get(plate, np.arange(fit.config.model.num_data)))
-    if len(labels) != fit.config.model.num_data:
+    if labels.shape != (fit.config.model.num_data,):
         raise ValueError(
-            f"coords: '{plate}' has {len(labels)} values for {fit.config.model.num_data} data; give one "
+            f"coords: '{plate}' has {labels.size} values for {fit.config.model.num_data} data; give one "
             "for each datum, also with indices=…."
         )
     return {**coords, plate: labels[chosen]}
@@ -170,14 +183,36 @@ def _arguments(fit: Fitted) -> dict[str, Any]:
     return result
 
 
-def _dataset(group: str, variables: dict[str, Variable], coords: dict[str, Any]) -> Any:
+def legal_names(names: Iterable[str]) -> dict[str, str]:
+    """Return ``{name: name without slashes}``: they part groups in a ``DataTree`` and in a netCDF file.
+
+    >>> sorted(legal_names(["a/b", "x", "a.b"]).items())
+    [('a.b', 'a.b'), ('a/b', 'a.b_'), ('x', 'x')]
+    """
+    written: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: ("/" in name, name)):
+        legal = name.replace("/", ".")
+        while legal in written.values():
+            legal += "_"
+        written[name] = legal
+    return written
+
+
+def _dataset(group: str, variables: dict[str, Variable], coords: dict[str, Any], written: dict[str, str]) -> Any:
     import xarray as xr
 
+    own_name = lambda name: {} if written.get(name, name) == name else {NAME_IN_MODEL: name}
     lead = () if group.endswith("_data") else ("chain", "draw")
-    arrays = {name: ((*lead, *v.dims), v.values) for name, v in variables.items()}
-    labels = {}
-    for dims, values in arrays.values():
-        for dim, size in zip(dims, values.shape, strict=True):
-            labels[dim] = coords.get(dim, np.arange(size))
+    arrays, labels = {}, {}
+    for name, v in variables.items():
+        dims = (*lead, *(written[dim] for dim in v.dims))
+        arrays[written[name]] = (dims, v.values, own_name(name))
+        for dim, size in zip((*lead, *v.dims), v.values.shape, strict=True):
+            label = np.asarray(coords.get(dim, np.arange(size)))
+            if label.shape != (size,):
+                raise ValueError(
+                    f"coords: '{dim}' has shape {label.shape}, but its axis of '{name}' has length {size}."
+                )
+            labels[written.get(dim, dim)] = (written.get(dim, dim), label, own_name(dim))
     attrs = {"inference_library": "numpyro_ebipla", "group": group}
     return xr.Dataset(arrays, coords=labels, attrs=attrs)

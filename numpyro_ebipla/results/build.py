@@ -89,6 +89,6 @@ class Collection:
             except KeyboardInterrupt:
                 stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
                 warn(stopped)
-        params = config.model.constrain_params(estimate)
+        params = config.model.all_params(estimate)
         record = (params, state, history, stopped, model, args, kwargs, draws, self.plan, self.layout, config)
         return on_collected(Fit(*record))

@@ -122,13 +122,13 @@ def parameter_covariance(fit: Fitted) -> Covariance:
     lost = np.sum(np.square(to_params[:, ~known]), 1) > LEAST_SHARE * total
     half = to_params[:, known] / np.sqrt(value[known])
     half[lost] = np.nan
-    return Covariance(parameter_names(fit.params), half @ half.T)
+    return Covariance(parameter_names(fit.trained_params), half @ half.T)
 
 
 def parameter_table(fit: Fitted, prob: float) -> ParameterTable:
     """Return the estimates with standard errors and intervals; see :func:`parameter_covariance`."""
     covariance = parameter_covariance(fit)
-    estimate = np.asarray(ravel_pytree(fit.params)[0], np.float64)
+    estimate = np.asarray(ravel_pytree(fit.trained_params)[0], np.float64)
     error = np.sqrt(np.diag(covariance.value))
     reach = stats.norm.ppf(0.5 + prob / 2) * error
     return ParameterTable(covariance.names, estimate, error, estimate - reach, estimate + reach, prob)
@@ -137,7 +137,7 @@ def parameter_table(fit: Fitted, prob: float) -> ParameterTable:
 def _jacobian(fit: Fitted) -> np.ndarray:
     """Return ``[n, L]``, derivatives of the parameters by the unconstrained ones."""
     model = fit.config.model
-    free, unflatten = ravel_pytree(model.unconstrain_params(fit.params))
+    free, unflatten = ravel_pytree(model.unconstrain_params(fit.trained_params))
     return np.asarray(jax.jacfwd(lambda u: ravel_pytree(model.constrain_params(unflatten(u)))[0])(free), np.float64)
 
 

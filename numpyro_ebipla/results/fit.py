@@ -92,7 +92,8 @@ class Fit(Fitted):
         ======================  =============================================================================
 
         Axes of plates are named by the plate; its coordinates are the indices of the data. Other axes are
-        ``<site>_dim_<i>``, or as ``infer={"event_dims": […]}`` at the site says.
+        ``<site>_dim_<i>``, or as ``infer={"event_dims": […]}`` at the site says. Slashes in names, as ``scope`` and
+        ``random_flax_module`` make them, become dots; the attribute ``name_in_model`` has the name as it was.
 
         Args:
             var_names: posterior sites to keep, by default all that the run collected.
@@ -110,7 +111,8 @@ class Fit(Fitted):
 
         Raises:
             ImportError: without ArviZ.
-            ValueError: naming a variable or index that was not collected, or what would be too large.
+            ValueError: naming a variable or index that was not collected, names of axes or coordinates that do not fit,
+                or what would be too large.
         """
         return arviz.convert(
             self,
@@ -183,7 +185,7 @@ class Fit(Fitted):
         return parameter_covariance(self)
 
     def standard_errors(self) -> dict[str, Any]:
-        """Return standard errors of the parameters, a tree of arrays like ``params``; see :meth:`covariance`.
+        """Return standard errors of the parameters, a tree of arrays like ``trained_params``; see :meth:`covariance`.
 
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from jax import random
@@ -198,7 +200,7 @@ class Fit(Fitted):
         0.2
         """
         errors = np.sqrt(np.diag(self.covariance().value))
-        flat, unflatten = ravel_pytree(self.params)
+        flat, unflatten = ravel_pytree(self.trained_params)
         return jax.tree.map(np.asarray, unflatten(jnp.asarray(errors, flat.dtype)))
 
     def summary(self, prob: float = 0.95) -> ParameterTable:

@@ -87,7 +87,14 @@ def _site(fit: Fitted, name: str, site: dict[str, Any], given: list[str] | None)
         names[len(shape) + layout.axis] = fit.plate_name
     if len(events) == event_dim and events:
         names[len(shape) - event_dim :] = events
-    names = list(check_dims(name, given, len(shape)) or names)
+    given_names = check_dims(name, given, len(shape))
+    for axis, own in enumerate(names):
+        if given_names and fit.plate_name and (given_names[axis] == fit.plate_name) != (own == fit.plate_name):
+            where = f"which is axis {names.index(fit.plate_name)}" if fit.plate_name in names else "which it has not"
+            raise ValueError(
+                f"dims: '{name}' must have the plate '{fit.plate_name}' in its place, {where}; got {given}."
+            )
+    names = list(given_names or names)
     unnamed = iter(range(len(shape)))
     dims = tuple(f"{name}_dim_{next(unnamed)}" if dim is None else dim for dim in names)
     return Site(dims, event_dim, site["type"] == "sample" and simulated(site))

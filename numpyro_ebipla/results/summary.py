@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.diagnostics import summary
 
+from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.results.estimates import array_name, has_information, parameter_table
 from numpyro_ebipla.results.sites import chosen_indices, posterior_variables
@@ -44,9 +45,15 @@ def _run_lines(fit: Fitted) -> Iterator[str]:
 
 def _param_lines(fit: Fitted) -> list[str]:
     """Return the table of the parameters, if their standard errors are known, else scalars, shapes and norms."""
+    held = [f"{line} (held)" for line in _array_lines(fit.config.model.held)]
     if has_information(fit):
-        return [str(parameter_table(fit, WALD))]
-    params = fit.params
+        return [str(parameter_table(fit, WALD)), *held]
+    params = fit.trained_params
+    size = sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(params))
+    return [f"parameters ({size} scalars):", *_array_lines(params), *held]
+
+
+def _array_lines(params: Params) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines = []
     for path, leaf in leaves[:MAX_LISTED]:
@@ -57,7 +64,7 @@ def _param_lines(fit: Fitted) -> list[str]:
             lines.append(f"{name}: shape {jnp.shape(leaf)}, norm {float(jnp.linalg.norm(jnp.ravel(leaf))):.4g}")
     if len(leaves) > MAX_LISTED:
         lines.append(f"… and {len(leaves) - MAX_LISTED} more arrays")
-    return [f"parameters ({sum(int(jnp.size(leaf)) for _, leaf in leaves)} scalars):", *lines]
+    return lines
 
 
 def _site_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob: float, max_rows: int) -> list[str]:

@@ -144,7 +144,7 @@ def _reweighted(s: _Stage, annealing: Annealing) -> _Stage:
     standing = jnp.isfinite(s.walkers.energy)
     weight = normalised(jnp.where(standing, s.log_weight, -jnp.inf))
     energy = jnp.where(standing & (weight > 0), s.walkers.energy, 0.0)
-    deviation = jnp.square(energy - jnp.sum(weight * energy, 0))
+    deviation = jnp.square(energy - jnp.sum(weight * energy, 0, keepdims=True))
     spread = jnp.sqrt(jnp.sum(weight * deviation, 0))
     step = jnp.sqrt(-jnp.log(annealing.stage_ess)) / jnp.maximum(jnp.max(spread), LEAST_SPREAD)
     # Where base and target are far apart the first steps are many and tiny, the later ones grow like t itself.

@@ -116,7 +116,7 @@ def _flat(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Array, Arr
 
 def _features(x: Array, slope: Array, centre: Array, number: int) -> Array:
     """Return what has mean zero at the posterior, ``[N, number]``."""
-    return jnp.concatenate([slope, 1 + (x - centre) * slope], -1) if number > x.shape[-1] else slope
+    return jnp.concatenate([slope, 1 + (x - centre[None]) * slope], -1) if number > x.shape[-1] else slope
 
 
 def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
@@ -138,16 +138,16 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
 def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Array, Array]:
     """Return what each fold takes from the weights ``[FOLDS, N]``, and its distance ``[FOLDS]`` over what is usual."""
     fold = jnp.arange(len(x)) % FOLDS
-    inside = (fold == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
+    inside = (fold[None] == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
 
     def correction(inside: Array) -> tuple[Array, Array]:
         share = jnp.sum(inside * weight)
         mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
         features = _features(x, slope, others @ x, number)
-        centred = features - others @ features
+        centred = features - (others @ features)[None]
         scale = jnp.sqrt(others @ jnp.square(centred)) + jnp.finfo(x.dtype).tiny
-        centred, mean = centred / scale, mine @ features / scale
-        gram = (others * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
+        centred, mean = centred / scale[None], mine @ features / scale
+        gram = (others[None] * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
         coefficient = jax.scipy.linalg.solve(gram, mean, assume_a="pos")
         usual = number + 4 * (2 * number) ** 0.5  # of χ², which the distance is in equilibrium
         distance = mean @ coefficient / jnp.sum(jnp.square(mine))

@@ -100,5 +100,5 @@ def population_variance(x: Array, log_weight: Array) -> Array:
     """Return the weighted variance of a population, per coordinate (and per D), kept away from zero."""
     weight = normalised(log_weight)
     weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
-    centred = x - jnp.sum(weight * x, 0)
+    centred = x - jnp.sum(weight * x, 0, keepdims=True)
     return jnp.maximum(jnp.sum(weight * jnp.square(centred), 0), LEAST_VARIANCE)

@@ -58,7 +58,7 @@ def pooled(log_z: Array, variance: Array) -> tuple[Array, Array]:
     """
     num = log_z.shape[0]
     log_mean = logsumexp(log_z, 0) - jnp.log(num)
-    share = jnp.exp(log_z - log_mean) / num
+    share = jnp.exp(log_z - log_mean[None]) / num
     value = jnp.sum(jnp.square(share) * variance, 0)
     if num > 1:
         spread = jnp.var(share, axis=0, ddof=1) * num

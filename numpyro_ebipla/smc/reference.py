@@ -42,15 +42,16 @@ class Reference(NamedTuple):
         """Fit one to draws ``[n, *event]``, or ``[n, D, *event]`` (``chain_ndim`` 2)."""
         flat = _flat(x, chain_ndim)
         mean = flat.mean(0)
-        spread = _spread(flat - mean)
-        least = LEAST_RATIO * jnp.mean(jnp.square(flat - mean), 0) + LEAST_VARIANCE
+        spread = _spread(flat - mean[None])
+        least = LEAST_RATIO * jnp.mean(jnp.square(flat - mean[None]), 0) + LEAST_VARIANCE
         return Reference(mean, spread, least)
 
     def updated(self, x: Array, rate: Array) -> "Reference":
         """Go on with running means towards the moments of draws."""
         flat = _flat(x, self.mean.ndim)
         mean = self.mean + rate * (flat.mean(0) - self.mean)
-        return self._replace(mean=mean, covariance=self.covariance + rate * (_spread(flat - mean) - self.covariance))
+        spread = _spread(flat - mean[None])
+        return self._replace(mean=mean, covariance=self.covariance + rate * (spread - self.covariance))
 
     @property
     def variance(self) -> Array:
@@ -66,22 +67,22 @@ class Reference(NamedTuple):
             eye = jnp.eye(d, dtype=mean.dtype)
             root = jnp.linalg.cholesky(self.covariance / (sd[..., None] * sd[..., None, :]) + RIDGE * eye)
             inverse = jax.scipy.linalg.solve_triangular(root, jnp.broadcast_to(eye, root.shape), lower=True)
-            colour = lambda u: sd * jnp.einsum("...ij,...j->...i", root, u)
-            whiten = lambda x: jnp.einsum("...ij,...j->...i", inverse, x / sd)
+            colour = lambda u: sd[None] * jnp.einsum("...ij,...j->...i", root, u)
+            whiten = lambda x: jnp.einsum("...ij,...j->...i", inverse, x / sd[None])
             log_det = jnp.sum(jnp.log(sd * jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
         else:
-            colour, whiten, log_det = (lambda u: sd * u), (lambda x: x / sd), jnp.sum(jnp.log(sd), -1)
+            colour, whiten, log_det = (lambda u: sd[None] * u), (lambda x: x / sd[None]), jnp.sum(jnp.log(sd), -1)
         constant = log_det + 0.5 * d * math.log(2 * math.pi)
 
         def log_base(x: Array) -> Array:
-            white = whiten(_flat(x, mean.ndim) - mean)
+            white = whiten(_flat(x, mean.ndim) - mean[None])
             normal = -0.5 * jnp.sum(jnp.square(white), -1) - constant
             return jnp.logaddexp(density.log_base(x), normal) - math.log(2)
 
         def sample_base(rng_key: Array, num: int) -> Array:
             key_base, key_normal, key_choice = random.split(rng_key, 3)
             base = density.sample_base(key_base, num)
-            normal = mean + colour(random.normal(key_normal, (num, *mean.shape), mean.dtype))
+            normal = mean[None] + colour(random.normal(key_normal, (num, *mean.shape), mean.dtype))
             chosen = random.bernoulli(key_choice, 0.5, (num, *mean.shape[:-1]))
             flat = _flat(base, mean.ndim)
             return jnp.where(chosen[..., None], normal, flat).reshape(base.shape).astype(base.dtype)

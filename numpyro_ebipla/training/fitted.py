@@ -42,7 +42,7 @@ class Fitted:
     """The record of a run; see :class:`.Fit`, which adds what people look at.
 
     Attributes:
-        params: constrained parameters, like SVI's.
+        params: constrained parameters, like SVI's, with those that were held.
         state: the last sound :class:`.TrainState`; ``run(init_state=fit.state)`` goes on.
         history: ``{name: [K]}`` contrast, gradient norm, acceptance, step sizes; for each energy prior
             ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (over P), ``site/swap``.
@@ -73,6 +73,11 @@ class Fitted:
     def losses(self) -> np.ndarray:
         """Contrast at each step, ``[K]``, as SVI calls it. Its level means nothing without ``log_z``."""
         return self.history["contrast"]
+
+    @property
+    def trained_params(self) -> Params:
+        """Those of ``params`` that were not held."""
+        return {name: value for name, value in self.params.items() if name not in self.config.model.held}
 
     @property
     def num_chains(self) -> int:
@@ -206,10 +211,7 @@ class Fitted:
         shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         replay = model.compiled(_replay, tuple(self.config.walkers.items()))
         last = model.constrain_params(self.state.params)
-        axes: dict[str, int | None] = {
-            name: model.plate.dim - self.energy_prior(name).event_dim if own and model.plate else None
-            for name, own in conditional.items()
-        }
+        axes = {name: site.axis for name, site in model.energies.items()}
         found, log_z = model.map_blocks(
             lambda batch: replay(batch, self.params, last, self.state.prior),
             self.batch(None, self.key(KEY_WALKERS, rng_key)),

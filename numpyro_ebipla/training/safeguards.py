@@ -99,7 +99,7 @@ def measure_gap(weight: Array, walkers: Array, particles: Array) -> Gap:
     """Compare the potentials of walkers, with their weights, and of particles."""
     walkers, particles = jax.lax.stop_gradient((walkers, particles))
     middle = quantile(walkers, weight, 0.5)
-    deviation = NORMAL_DEVIATION * quantile(jnp.abs(walkers - middle), weight, 0.5)
+    deviation = NORMAL_DEVIATION * quantile(jnp.abs(walkers - middle[None]), weight, 0.5)
     floor = quantile(walkers, weight, FLOOR_QUANTILE) - deviation - FLOOR_SLACK
     mean = jnp.mean(jnp.sum(weight * walkers, 0)) - jnp.mean(particles)
     return Gap(mean, jnp.mean(middle) - jnp.median(particles), jnp.mean(deviation), floor)

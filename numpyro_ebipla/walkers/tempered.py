@@ -197,7 +197,7 @@ def _move(
     """Make one MALA move of all rungs above the base; also return the acceptance by rung."""
     x = here.position
     # A step size per rung: fold it into the proposal's variance.
-    scale = _by_rung(jnp.exp(log_step), x.ndim) * variance
+    scale = _by_rung(jnp.exp(log_step), x.ndim) * variance[None, None]
     step_size = jnp.ones((), x.dtype)
     there, prob = move_tempered(rng_key, lambda x: _evaluate(density, x), here, temperature, step_size, scale)
     return there, prob.reshape(prob.shape[0], -1).mean(1)
