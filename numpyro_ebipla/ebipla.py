@@ -227,7 +227,8 @@ class EBIPLA(NewData):
             init_state: continue from the ``state`` of an earlier fit, bit for bit as if it had not stopped.
             init_params: see :meth:`init`.
             progress_bar: whether tqdm shows contrast, acceptance and the walkers' health.
-            sites: latent or deterministic sites to collect, by default all latent ones.
+            sites: latent or deterministic sites to collect. By default all latent ones, and the deterministic ones as
+                far as ``max_bytes`` allows; name the latent ones to leave the others out.
             indices: data whose local latents to collect. By default all, or as many, evenly spaced, as ``max_bytes``
                 allows, and of minibatches' data as take half the steps' moves; ``fit.collected`` says which.
             max_bytes: of the draws; where indices are given, or global latents need more, they are refused.

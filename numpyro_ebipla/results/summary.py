@@ -72,7 +72,8 @@ def _site_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob
         flat = variable.values.reshape((*variable.values.shape[:2], -1))
         size = flat.shape[-1]
         diagnosed = spaced(size, MAX_DIAGNOSED)
-        table = summary({name: flat[..., diagnosed]}, prob)[name]
+        with np.errstate(divide="ignore", invalid="ignore"):  # of what is the same in all draws there is no R-hat
+            table = summary({name: flat[..., diagnosed]}, prob)[name]
         for i in spaced(len(diagnosed), max_rows):
             at = np.unravel_index(diagnosed[i], variable.values.shape[2:])
             label = [str(a if names is None else names[a]) for a, names in zip(at, labels, strict=True)]

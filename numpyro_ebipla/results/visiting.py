@@ -11,8 +11,8 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.model.values import SiteLayout
 from numpyro_ebipla.results.sites import trace_sites
-from numpyro_ebipla.training.collect import SiteLayout
 from numpyro_ebipla.training.fitted import Fitted
 
 

@@ -16,8 +16,9 @@ from numpyro_ebipla.likelihood.weighted import weighted_log_marginal
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.energy import EnergyPrior
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.model.values import SiteLayout
 from numpyro_ebipla.smc.normaliser import Estimate
-from numpyro_ebipla.training.collect import Draws, Plan, SiteLayout
+from numpyro_ebipla.training.collect import Draws, Plan
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.walkers.base import AbstractWalkers
 
