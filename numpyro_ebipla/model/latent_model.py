@@ -54,7 +54,7 @@ class Joint(NamedTuple):
 class LatentModel:
     """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
 
-    ``params`` are constrained except in :meth:`constrain_params`.
+    ``params`` are constrained except in :meth:`constrain_params`. ``notes`` say why latents in plates are global.
     """
 
     model: Callable
@@ -63,6 +63,7 @@ class LatentModel:
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
+    notes: tuple[str, ...] = ()
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:

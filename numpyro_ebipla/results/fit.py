@@ -1,7 +1,9 @@
 """What a run returns: plain data, and views of it for ArviZ and the terminal."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from numpyro_ebipla.results.estimates import (
     parameter_table,
     schwarz,
 )
+from numpyro_ebipla.results.saving import save_fit
 from numpyro_ebipla.results.summary import summary_lines
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
@@ -235,6 +238,25 @@ class Fit(Fitted):
         """Return Schwarz's criterion, with the elements of all observed sites for the number of data."""
         return schwarz(self, self.log_likelihood(rng_key).value)
 
+    # --- files ----------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the fit to a file, without pickle: all but the model and its data, see :meth:`.EBIPLA.load`.
+
+        It is a zip archive of NumPy arrays with a checksum, in the format of the checkpoints.
+
+        Args:
+            path: of the file, such as ``"fit.npz"``; one that exists is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileNotFoundError: if its directory does not exist.
+            OSError: if the disk is full or the like; then nothing has changed.
+        """
+        return save_fit(self, path)
+
     # --- the terminal ---------------------------------------------------------------------------------
 
     def diagnostics(self, rng_key: Array | None = None) -> Diagnostics:
@@ -311,4 +333,4 @@ class Fit(Fitted):
             text += f", {self.num_chains} particles, {self.num_samples} draws each of {sites}"
             if self.plan.indices is not None:
                 text += f" for {len(self.collected)} of {self.config.model.num_data} data"
-        return f"Fit({text}{', stopped early' if self.stopped else ''})"
+        return f"Fit({text}{', stopped early' if self.stopped else ''}{''.join(f'; {note}' for note in self.notes)})"

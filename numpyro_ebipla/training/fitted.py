@@ -96,6 +96,12 @@ class Fitted:
         """Indices of the data whose latents were collected."""
         return np.arange(self.config.model.num_data) if self.plan.indices is None else np.asarray(self.plan.indices)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what may surprise: why a latent in a plate is global, and what was not collected."""
+        left = (f"{name}: not collected, as the draws would exceed max_bytes" for name in self.plan.left_out)
+        return (*self.config.model.notes, *left)
+
     def get_samples(self, group_by_chain: bool = True) -> dict[str, np.ndarray]:
         """Return draws of the particles, constrained.
 
