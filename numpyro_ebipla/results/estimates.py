@@ -133,7 +133,8 @@ def parameter_covariance(
     meat = None
     if kind != "information":
         first, second = scores(fit, theta, cluster)
-        meat = _symmetric(first.T @ second)  # of independent halves, so that their noise adds nothing
+        # Of independent halves, so that their noise adds nothing; those of some data stand for all.
+        meat = _symmetric(first.T @ second) * (fit.config.model.num_data / len(fit.collected))
     each = meat[None] if kind == "scores" and meat is not None else _symmetric(information(fit, theta))
     value, vector = principal_directions(each.mean(0))
     along = np.einsum("il,pij,jl->pl", vector, each, vector)

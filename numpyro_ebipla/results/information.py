@@ -107,7 +107,7 @@ def scores(fit: Fitted, theta: Params, cluster: Any) -> np.ndarray:
     if fit.config.model.latents:
         _check_quiet(fit)
     model = fit.config.model
-    if cluster == fit.plate_name and not model.global_sites:
+    if isinstance(cluster, str) and cluster == fit.plate_name and not model.global_sites:
         cluster = None
     if not isinstance(cluster, str | Mapping):
         return _scores_of_data(fit, theta, cluster)
