@@ -127,6 +127,24 @@ def test_groups_of_a_mixed_model_in_long_format():
         fit.standard_errors(kind="robust")
 
 
+def test_a_plate_beside_the_datas_by_its_name():
+    """Of 30 × 12 normal data: the data are rows, the clusters columns, and each cell has a latent of its own."""
+
+    def table(y):
+        mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=dist.constraints.positive)
+        with numpyro.plate("rows", 30, dim=-2), numpyro.plate("columns", 12, dim=-1):
+            x = numpyro.sample("x", dist.Normal(mu, s))
+            numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    y = np.random.default_rng(4).normal(1, 2, (30, 12)) + np.random.default_rng(5).normal(size=12)
+    fit = fitter(table).run(random.key(0), y.astype(np.float32), num_steps=2000, progress_bar=False)
+    assert fit.plate_name == "rows"
+    density = lambda p: dist.Normal(p["mu"], jnp.sqrt(1 + p["s"] ** 2)).log_prob(jnp.asarray(y, jnp.float64)).ravel()
+    exact = covariances(density, fit.params, np.tile(np.arange(12), 30))
+    found = fit.covariance(kind="sandwich", cluster="columns")
+    np.testing.assert_allclose(errors(found.value), errors(exact["sandwich"]), rtol=0.03)
+
+
 @pytest.mark.parametrize("batch_size", [None, 60])
 def test_an_energy_of_latents(batch_size):
     """Data are N(0, 1 + 1 / (1 + a)); the curvature of log Z is that of fresh draws of the prior."""
