@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,8 @@ from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.results.build import Collection, moves_to_spend
 from numpyro_ebipla.results.fit import Fit
+from numpyro_ebipla.results.saving import read_file, restore_fit
+from numpyro_ebipla.results.visiting import bind_model
 from numpyro_ebipla.system import Settings, Systems
 from numpyro_ebipla.training.collect import Plan
 from numpyro_ebipla.training.config import parse_posterior
@@ -201,6 +204,43 @@ class EBIPLA(NewData):
         system = known or self._systems.of(self._systems.read(args, kwargs))
         return system.config.model.all_params(system.estimate(state))
 
+    def load(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Fit:
+        """Return a fit that :meth:`.Fit.save` wrote: the same parameters, draws, history and state.
+
+        The file holds neither the model nor the data, so give them as to the ``run`` of that fit, and to this object
+        the same settings.
+
+        Args:
+            path: of the file.
+            *args: of the model.
+            **kwargs: of the model.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is damaged, of another version of the format, or no fit.
+            ModelError: if it is of another model, data, precision or settings. Where only releases of JAX, NumPyro or
+                Flax differ, it cannot be told whether the model does, and there is a warning.
+
+        >>> import tempfile, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from pathlib import Path
+        >>> from jax import random
+        >>> def model(y):
+        ...     mean = numpyro.param("mean", 0.0)
+        ...     with numpyro.plate("data", len(y)):
+        ...         x = numpyro.sample("x", dist.Normal(mean, 1))
+        ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> y = jnp.arange(3.0)
+        >>> fit = EBIPLA(model).run(random.key(0), y, num_steps=10, progress_bar=False)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = fit.save(Path(directory) / "fit.npz")
+        ...     again = EBIPLA(model).load(path, y)
+        >>> again.params == fit.params and bool((again.get_samples()["x"] == fit.get_samples()["x"]).all())
+        True
+        """
+        found, call = read_file(path), self._systems.read(args, kwargs)
+        record = restore_fit(found, self._systems.inspected(call), call, self.model)
+        return bind_model(Fit(**{field.name: getattr(record, field.name) for field in fields(record)}))
+
     def run(
         self,
         rng_key: Array,
@@ -238,7 +278,8 @@ class EBIPLA(NewData):
             init_state: continue from the ``state`` of an earlier fit, bit for bit as if it had not stopped.
             init_params: see :meth:`init`.
             progress_bar: whether tqdm shows contrast, acceptance and the walkers' health.
-            sites: latent or deterministic sites to collect, by default all latent ones.
+            sites: latent or deterministic sites to collect. By default all latent ones, and the deterministic ones as
+                far as ``max_bytes`` allows; name the latent ones to leave the others out.
             indices: data whose local latents to collect. By default all, or as many, evenly spaced, as ``max_bytes``
                 allows, and of minibatches' data as take half the steps' moves; ``fit.collected`` says which.
             max_bytes: of the draws; where indices are given, or global latents need more, they are refused.

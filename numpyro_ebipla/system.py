@@ -176,7 +176,8 @@ class Systems:
         with outside_jit():
             check_arguments(self.model, call.args, call.kwargs)
             inspection = known.inspection.for_key(_some_key(rng_key), init_params, call.data)
-            same = digest_of(inspection) == inspection.digest
+            now = digest_of(inspection.model, inspection.params, inspection.mutable, call.data)
+            same = now == inspection.digest
         return known._replace(inspection=inspection) if same else self._make(call, rng_key, init_params)
 
     def of_state(self, state: Any, call: Call, argument: str = "state", again: bool = False) -> System:

@@ -39,6 +39,7 @@ class Checkpoint(NamedTuple):
         history: ``{name: [K]}`` of all steps so far.
         probes: ``{site: [K // 25, r]}`` what :mod:`numpyro_ebipla.training.stopping` goes by; may be empty.
         path: of the file.
+        fit: ``{name: array}`` what a saved fit holds beyond these; empty for a checkpoint of a run.
     """
 
     header: dict[str, Any]
@@ -46,6 +47,7 @@ class Checkpoint(NamedTuple):
     history: dict[str, np.ndarray]
     probes: dict[str, np.ndarray]
     path: Path
+    fit: dict[str, np.ndarray] = {}
 
 
 # --- one file -----------------------------------------------------------------------------------------
@@ -57,6 +59,7 @@ def save(
     history: dict[str, np.ndarray],
     meta: dict[str, Any],
     probes: dict[str, np.ndarray] | None = None,
+    fit: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint: to a temporary file beside ``path``, flushed to the disk, then renamed.
 
@@ -66,6 +69,7 @@ def save(
         history: ``{name: array}``.
         meta: more entries for the header, JSON values.
         probes: ``{name: array}``.
+        fit: likewise, what a fit holds beyond the state and the history.
 
     Returns:
         The path.
@@ -75,6 +79,8 @@ def save(
     """
     path = Path(path)
     groups = {"state": by_path(state), "history": history, "probes": probes or {}}
+    if fit is not None:
+        groups["fit"] = fit
     arrays: dict[str, np.ndarray] = {}
     header = {
         "format": FORMAT,
@@ -113,9 +119,10 @@ def load(path: str | os.PathLike) -> Checkpoint:
             with zipfile.ZipFile(file) as archive:
                 header = json.loads(archive.read("header.json"))
                 _check_version(header, path)
+                there = ("state", "history", "probes", *(["fit"] if "fit" in header else []))
                 groups = {
                     group: {name: _decode(archive, f"{group}/{name}", about) for name, about in header[group].items()}
-                    for group in ("state", "history", "probes")
+                    for group in there
                 }
         except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, OSError) as error:
             if isinstance(error, CheckpointError):
@@ -126,19 +133,26 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 def _opened(path: Path) -> Any:
     if not os.path.lexists(path):
-        raise FileNotFoundError(f"there is no checkpoint '{path}'.")
+        raise FileNotFoundError(f"there is no file '{path}'.")
     try:
         return open(path, "rb")
     except OSError as error:  # a directory or a dangling link of this name, no permission, a failing disk
         raise CheckpointError(f"'{path}' cannot be read ({error}).") from error
 
 
-def restore(checkpoint: Checkpoint, template: Any) -> Any:
+def restore(
+    checkpoint: Checkpoint,
+    template: Any,
+    what: str = "checkpoint_dir",
+    remedy: str = "Use another directory, or the model, data and EBIPLA(...) of that run",
+) -> Any:
     """Return the saved state, in the structure of ``template``.
 
     Args:
         checkpoint: from :func:`load`.
         template: a state of the same model with the same arguments and settings.
+        what: argument or method that errors name.
+        remedy: what they say to do.
 
     Raises:
         ModelError: naming the first leaf that is missing, or has another shape or dtype.
@@ -150,9 +164,8 @@ def restore(checkpoint: Checkpoint, template: Any) -> Any:
             there, here = saved.get(name), wanted.get(name)
             hint = x64_hint(there["dtype"], here["dtype"]) if there and here else ""
             raise ModelError(
-                f"checkpoint_dir: '{checkpoint.path}' is of another model, data or settings: at '{name}' it holds "
-                f"{_say(there)}, but this fit has {_say(here)}. Use another directory, or the "
-                f"model, data and EBIPLA(...) of that run{hint and f'; {hint}'}."
+                f"{what}: '{checkpoint.path}' is of another model, data or settings: at '{name}' it holds "
+                f"{_say(there)}, but this fit has {_say(here)}. {remedy}{hint and f'; {hint}'}."
             )
     leaves = [_to_jax(checkpoint.state[name], about) for name, about in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves)

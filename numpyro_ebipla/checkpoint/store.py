@@ -122,7 +122,7 @@ class Store:
             "start": fingerprint(jax.tree.leaves(given)),
             "data": fingerprint(jax.tree.leaves(data)),
             **{name: f"{zlib.crc32(text.encode()):08x}" for name, text in programs.items()},
-            "releases": _releases(),
+            "releases": releases(),
         }
         if found is None:
             return state, None
@@ -150,7 +150,7 @@ class Store:
         elif changed and updated:
             self._warn(
                 found,
-                f"releases differ ({_differing(header['releases'])}), so it cannot be told whether the "
+                f"releases differ ({differing(header['releases'])}), so it cannot be told whether the "
                 "model and settings are those of",
             )
         elif changed:
@@ -218,7 +218,7 @@ def open_store(
     return None
 
 
-def _releases() -> dict[str, str]:
+def releases() -> dict[str, str]:
     """Return the versions of the packages on which a compiled program's text depends."""
     found = {}
     for name in ("jax", "numpyro", "flax", "equinox", "numpyro_ebipla"):
@@ -227,7 +227,8 @@ def _releases() -> dict[str, str]:
     return found
 
 
-def _differing(releases: dict[str, str]) -> str:
-    ours = _releases()
-    names = [name for name in {**releases, **ours} if releases.get(name) != ours.get(name)]
-    return ", ".join(f"{name} {releases.get(name)} there, {ours.get(name)} here" for name in names)
+def differing(theirs: dict[str, str]) -> str:
+    """Say which releases differ from the ones here."""
+    ours = releases()
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} here" for name in names)

@@ -144,9 +144,9 @@ def check_history(history: dict[str, np.ndarray], diverged: bool) -> list[Check]
 
 def check_draws(draws: Draws, kernel: AbstractKernel, latents: Collection[str]) -> list[Check]:
     """Check the collected draws: finite, mixed, all of them moving, accepted at a sound rate."""
-    bad = sum(int((~np.isfinite(x)).sum()) for x in [*draws.samples.values(), draws.log_density])
-    checks = [FINITE_DRAWS.judge(bad)]
-    samples = {} if bad else {name: draws.samples[name] for name in latents if name in draws.samples}
+    samples = {name: draws.samples[name] for name in latents if name in draws.samples}
+    bad = sum(int((~np.isfinite(x)).sum()) for x in [*samples.values(), draws.log_density])
+    checks, samples = [FINITE_DRAWS.judge(bad)], {} if bad else samples
     for name, values in samples.items():
         if values.shape[1] < FEWEST_DRAWS:
             continue

@@ -143,10 +143,12 @@ def inspect_model(
         energies=layout.energies,
         plate=layout.plate,
         held=held,
+        notes=layout.notes,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
-    found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
-    return found_now._replace(digest=digest_of(found_now), note=_note(found_now, layout.strays))
+    digest = digest_of(latent_model, params, mutable, data)
+    found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look, digest)
+    return found_now._replace(note=_note(found_now, layout.strays))
 
 
 def _note(inspection: Inspection, strays: dict[str, tuple[str, str]]) -> str:
@@ -189,13 +191,12 @@ def _separable(inspection: Inspection, names: list[str]) -> bool:
     return bool(look(inspection.params, batch))
 
 
-def digest_of(inspection: Inspection) -> str:
+def digest_of(model: LatentModel, params: Params, mutable: dict[str, Any], data: Any) -> str:
     """Return a digest of the model's log density as it is now.
 
     A program once compiled keeps the numbers that the model had from closures, globals and objects. If one of these has
     changed, so has the digest, and the program must be made anew.
     """
-    model = inspection.model
 
     def log_density(params: Params, mutable: dict[str, Any], data: Any, rng_key: Array) -> Any:
         batch = Batch(model.blocks(joint=False)[0], data, rng_key, mutable)
@@ -204,9 +205,8 @@ def digest_of(inspection: Inspection) -> str:
         joint = model.log_joint(params, local, shared, batch, {})
         return joint.per_datum, joint.rest
 
-    at = (inspection.params, inspection.mutable, inspection.data, jax.random.key(0))
     try:
-        program = jax.make_jaxpr(log_density)(*at)
+        program = jax.make_jaxpr(log_density)(params, mutable, data, jax.random.key(0))
     except Exception:  # whatever it is: the first step meets it, too, and nothing is compiled that could be out of date
         return ""
     digest = hashlib.sha256(ADDRESS.sub("", str(program.jaxpr)).encode())

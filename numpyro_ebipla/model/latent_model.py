@@ -5,6 +5,7 @@
 sites; a data plate's M/B scale is divided out again, so that what belongs to one datum is never rescaled.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from numpyro_ebipla._core.state import Params, Sites
+from numpyro_ebipla._core.state import Latents, Params, Sites
 from numpyro_ebipla._core.static import join_static
 from numpyro_ebipla.model.blocks import Batch, Progress, map_blocks, silent, split_indices
 from numpyro_ebipla.model.energy import EnergyPrior, base_only, unwrap
@@ -54,7 +55,7 @@ class Joint(NamedTuple):
 class LatentModel:
     """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
 
-    ``params`` are constrained except in :meth:`constrain_params`.
+    ``params`` are constrained except in :meth:`constrain_params`. ``notes`` say why latents in plates are global.
     """
 
     model: Callable
@@ -64,6 +65,7 @@ class LatentModel:
     energies: dict[str, EnergySite]
     plate: DataPlate | None
     held: Params = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:
@@ -225,6 +227,18 @@ class LatentModel:
         trace, _ = self.trace(params, {}, {}, batch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
+    def num_elements(self, params: Params, batch: Batch) -> dict[str, float]:
+        """Return how many elements each sample site has in all data, an event counted as one."""
+        found = {}
+
+        def look() -> None:
+            for name, site in self.sites(params, batch).items():
+                whole = self.ratio(batch) if self.is_local(site) else 1.0
+                found[name] = whole * math.prod(site["fn"].batch_shape)
+
+        jax.eval_shape(look)
+        return found
+
     def means(
         self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
     ) -> dict[str, Array]:
@@ -261,6 +275,15 @@ class LatentModel:
             else:
                 shared[name] = u
         return local, shared
+
+    def unconstrain_latents(self, params: Params, values: dict[str, Array], batch: Batch) -> Latents:
+        """Return N particles from constrained values ``{site: [N, ...]}`` of all latents."""
+
+        def one(values: dict[str, Array]) -> tuple[Sites, Sites]:
+            placed = handlers.substitute(self._bound(params, batch), data=values)
+            return self._unconstrained(trace_model(placed, *join_static(batch.data, self.static_arguments)))
+
+        return Latents(*jax.vmap(one)(values))
 
     def values(
         self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]

@@ -78,6 +78,7 @@ class ModelLayout(NamedTuple):
     constraints: Any
     deterministic: tuple[str, ...]
     strays: dict[str, tuple[str, str]]
+    notes: tuple[str, ...]
 
 
 def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> ModelLayout:
@@ -120,6 +121,7 @@ def lay_out(model: Callable, trace: dict[str, Any], args: tuple, kwargs: dict[st
         split_static(constraints_of(trace))[1],
         tuple(n for n, s in trace.items() if s["type"] == "deterministic"),
         _strays(sites, latents, plate, dependencies, trace),
+        _say_why_global(latents, plate, sites, dependencies),
     )
 
 
@@ -236,6 +238,20 @@ def _strays(
                 if trace[frame.name]["args"][0] <= plate.size:
                     found[latent] = (name, frame.name)
     return found
+def _say_why_global(
+    latents: dict[str, LatentSite], plate: DataPlate | None, sites: dict, dependencies: dict
+) -> tuple[str, ...]:
+    """Return a line for each reason why latents in a plate are global all the same."""
+    prior = dependencies.get("prior_dependencies", {})
+    frames = lambda name: {frame.name for frame in sites[name]["cond_indep_stack"]}
+    found: dict[str, list[str]] = {}
+    for name in latents:
+        if plate is None or latents[name].local or not frames(name):
+            continue
+        outside = [n for n in sites if name in prior.get(n, ()) and not frames(name) <= frames(n)]
+        why = f"'{outside[0]}' lies outside its plate" if outside else f"the data plate is '{plate.name}'"
+        found.setdefault(why, []).append(name)
+    return tuple(f"{', '.join(names)}: global, as {why}" for why, names in found.items())
 
 
 def _energy_site(name: str, site: dict, plate: DataPlate | None) -> EnergySite:

@@ -76,10 +76,10 @@ def _read(
     program = model.compiled(_at_draws, reading, own, fit.num_chains * fit.num_samples)
 
     def of_block(batch: Batch) -> dict[str, Array]:
-        return program(fit.params, batch, _placed(fit, samples, batch.indices), log_z)
+        return program(fit.params, batch, placed_draws(fit, samples, batch.indices), log_z)
 
     first = fit.batch(blocks[0], rng_key)
-    shapes = jax.eval_shape(program, fit.params, first, _placed(fit, samples, first.indices), log_z)
+    shapes = jax.eval_shape(program, fit.params, first, placed_draws(fit, samples, first.indices), log_z)
     _check_memory(reading.group, shapes, len(blocks), max_bytes)
     names = {name: dims[name][len(dims[name]) - (value.ndim - 1) :] for name, value in shapes.items()}
     axes = {n: 1 + d.index(fit.plate_name) if fit.plate_name in d else None for n, d in names.items()}
@@ -158,8 +158,8 @@ def _log_densities(
     return result
 
 
-def _placed(fit: Fitted, samples: dict[str, np.ndarray], block: Array | None) -> dict[str, Any]:
-    """Return latents ``[N · S, ...]`` as the model wants them: of the block's data, or of all of them."""
+def placed_draws(fit: Fitted, samples: dict[str, np.ndarray], block: Array | None) -> dict[str, Any]:
+    """Return draws of the latents ``[n, ...]`` as the model wants them: of the block's data, or of all of them."""
     model, result = fit.config.model, {}
     for name in model.latents:
         value: Any = samples[name]

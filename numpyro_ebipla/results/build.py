@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 
 from numpyro_ebipla._core.errors import warn
 from numpyro_ebipla._core.state import TrainState
+from numpyro_ebipla.model.values import SiteLayout
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.results.visiting import on_collected
 from numpyro_ebipla.system import System
-from numpyro_ebipla.training.collect import Plan, SiteLayout, collect, with_sites
+from numpyro_ebipla.training.collect import Plan, collect, with_sites
 
 #: Of the chains' moves in the steps the draws of minibatches' data may take this share, which is about a third of the
 #: time: a step does more than move chains.

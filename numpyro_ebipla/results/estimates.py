@@ -1,29 +1,32 @@
 """Standard errors, a table of the parameters, and tests, from the observed information and annealed likelihoods."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.flatten_util import ravel_pytree
 from scipy import stats
 
-from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.handlers import simulated
+from numpyro_ebipla.results.information import chosen_params, information, scores
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
 from numpyro_ebipla.training.information import (
     ERRORS,
     LEAST_KNOWN,
-    MAX_COORDINATES,
     by_coordinate,
     principal_directions,
 )
 
+#: Ways to know the covariance of estimates.
+KINDS = ("information", "scores", "sandwich")
 #: Share of a number's own direction of which nothing is known, from which it has no standard error.
 LEAST_SHARE = 1e-3
 
@@ -101,57 +104,79 @@ def has_information(fit: Fitted) -> bool:
     return fit.draws is not None and fit.draws.newton is not None and by_coordinate(fit.state.params)
 
 
-def parameter_covariance(fit: Fitted) -> Covariance:
-    """Return the inverse of the observed information, in the space of the model's parameters (delta method).
+def parameter_covariance(
+    fit: Fitted,
+    params: Any = None,
+    kind: str = "information",
+    cluster: Any = None,
+    functions: Mapping[str, Callable[[Params], Any]] | None = None,
+) -> tuple[Covariance, np.ndarray]:
+    """Return the covariance of estimates ``[n]``, and these: parameters in their own space, or functions of them.
+
+    Args:
+        fit: a fit.
+        params: see :meth:`.Fit.covariance`.
+        kind: likewise.
+        cluster: likewise.
+        functions: see :meth:`.Fit.summary`.
 
     Raises:
         ModelError: if the information is not known, saying why.
+        ValueError: for a kind that there is not.
     """
-    if not has_information(fit):
-        raise ModelError(f"there are no standard errors: {_why_not(fit)}")
-    assert fit.draws is not None
-    curvature = np.asarray(fit.draws.newton[1], np.float64).sum(0)
-    curvature = (curvature + curvature.swapaxes(-1, -2)) / 2
-    mean = curvature.mean(0)
-    value, vector = principal_directions(mean)
-    each = np.einsum("il,pij,jl->pl", vector, curvature, vector)
-    noise = each.std(0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.zeros_like(value)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {list(KINDS)}, got {kind!r}.")
+    if cluster is not None and kind == "information":
+        raise ValueError("cluster belongs to kind='scores' or kind='sandwich'; the information has no need of it.")
+    theta = chosen_params(fit, params)
+    names, estimate, jacobian = _linearise(fit, theta, functions)
+    meat = None
+    if kind != "information":
+        first, second = scores(fit, theta, cluster)
+        # Of independent halves, so that their noise adds nothing; those of some data stand for all.
+        meat = _symmetric(first.T @ second) * (fit.config.model.num_data / len(fit.collected))
+    each = meat[None] if kind == "scores" and meat is not None else _symmetric(information(fit, theta))
+    value, vector = principal_directions(each.mean(0))
+    along = np.einsum("il,pij,jl->pl", vector, each, vector)
+    noise = along.std(0, ddof=1) / np.sqrt(len(along)) if len(along) > 1 else np.zeros_like(value)
     known = value > np.maximum(LEAST_KNOWN, ERRORS * noise)
-    to_params = _jacobian(fit) @ vector  # of the parameters, along the directions
-    total = np.sum(np.square(to_params), 1)
-    lost = np.sum(np.square(to_params[:, ~known]), 1) > LEAST_SHARE * total
-    half = to_params[:, known] / np.sqrt(value[known])
-    half[lost] = np.nan
-    return Covariance(parameter_names(fit.trained_params), half @ half.T)
+    along_each = jacobian @ vector
+    total = np.sum(np.square(along_each), 1)
+    lost = np.sum(np.square(along_each[:, ~known]), 1) > LEAST_SHARE * total
+    along_each[lost] = np.nan
+    half = along_each[:, known] / np.sqrt(value[known])
+    whiten = vector[:, known] / np.sqrt(value[known])
+    middle = whiten.T @ meat @ whiten if kind == "sandwich" and meat is not None else np.eye(len(half.T))
+    return Covariance(names, half @ middle @ half.T), estimate
 
 
-def parameter_table(fit: Fitted, prob: float) -> ParameterTable:
+def parameter_table(fit: Fitted, prob: float, *options: Any) -> ParameterTable:
     """Return the estimates with standard errors and intervals; see :func:`parameter_covariance`."""
-    covariance = parameter_covariance(fit)
-    estimate = np.asarray(ravel_pytree(fit.trained_params)[0], np.float64)
+    covariance, estimate = parameter_covariance(fit, *options)
     error = np.sqrt(np.diag(covariance.value))
     reach = stats.norm.ppf(0.5 + prob / 2) * error
     return ParameterTable(covariance.names, estimate, error, estimate - reach, estimate + reach, prob)
 
 
-def _jacobian(fit: Fitted) -> np.ndarray:
-    """Return ``[n, L]``, derivatives of the parameters by the unconstrained ones."""
-    model = fit.config.model
-    free, unflatten = ravel_pytree(model.unconstrain_params(fit.trained_params))
-    return np.asarray(jax.jacfwd(lambda u: ravel_pytree(model.constrain_params(unflatten(u)))[0])(free), np.float64)
+def _linearise(
+    fit: Fitted, theta: Params, functions: Mapping[str, Callable[[Params], Any]] | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Return names, estimates ``[n]`` and their derivatives ``[n, L]`` by unconstrained parameters."""
+    free, unflatten = ravel_pytree(theta)
+
+    def values(free: Array) -> list[Params]:
+        params = fit.config.model.constrain_params(unflatten(free))
+        if functions is None:
+            return [params]
+        return [{name: jnp.asarray(function(fit.params | params))} for name, function in functions.items()]
+
+    flat = lambda free: jnp.concatenate([ravel_pytree(value)[0] for value in values(free)])
+    names = tuple(name for value in values(free) for name in parameter_names(value))
+    return names, np.asarray(flat(free), np.float64), np.asarray(jax.jacfwd(flat)(free), np.float64)
 
 
-def _why_not(fit: Fitted) -> str:
-    config = fit.config
-    if not config.model.latents:
-        return "the model has no latents; its log density can be differentiated as it is."
-    if not by_coordinate(fit.state.params):
-        return f"there are more than {MAX_COORDINATES} parameters."
-    if config.model.energies:
-        return "the model has an energy prior, whose log Z has a curvature of its own."
-    if not config.particles.kernel.adjusted or not config.particles.quiet:
-        return "they need control variates: the default kernel, and Particles(quiet=True)."
-    return "they need more draws: a larger num_particles or num_samples."
+def _symmetric(matrix: np.ndarray) -> np.ndarray:
+    return (matrix + matrix.swapaxes(-1, -2)) / 2
 
 
 # --- tests and selection --------------------------------------------------------------------------------
@@ -196,8 +221,8 @@ class Comparison(NamedTuple):
         std_error: Monte Carlo error of the statistic.
         df: difference of the numbers of parameters.
         p_value: by χ² of ``df`` degrees of freedom.
-        p_value_at_boundary: by half χ² of ``df`` and half of ``df − 1``: if the smaller model is a variance at zero
-            (Self and Liang, 1987).
+        p_value_at_boundary: by half χ² of ``df`` and half of ``df − 1``: if the smaller model is the larger one with
+            one variance at zero, whose covariances, if any, go with it (Self and Liang, 1987; Stram and Lee, 1994).
     """
 
     statistic: float
@@ -249,14 +274,14 @@ class ComparisonTable:
         return "\n".join(lines)
 
 
-def compare(fits: Mapping[str, Any]) -> ComparisonTable:
+def compare(fits: Mapping[str, Any] | Sequence[Any]) -> ComparisonTable:
     """Compare fits of the same data by their log likelihoods.
 
     Args:
-        fits: by name.
+        fits: by name, or a list of them.
 
     Raises:
-        ValueError: for fewer than two fits.
+        ValueError: for fewer than two fits, or fits of different numbers of observations.
 
     >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
     >>> from jax import random
@@ -274,8 +299,13 @@ def compare(fits: Mapping[str, Any]) -> ComparisonTable:
     >>> list(found.rows), found.tests["mean zero", "free"].df
     (['free', 'mean zero'], 1)
     """
+    if not isinstance(fits, Mapping):
+        fits = {f"fit {i}": fit for i, fit in enumerate(fits)}
     if len(fits) < 2:
         raise ValueError("compare needs at least two fits: compare({'with': fit, 'without': other}).")
+    sizes = {name: num_observations(fit) for name, fit in fits.items()}
+    if len({*sizes.values()}) > 1:
+        raise ValueError(f"compare needs fits of the same data, and these have different numbers of them: {sizes}.")
     found = {name: fit.log_likelihood() for name, fit in fits.items()}
     number = {name: num_parameters(fit) for name, fit in fits.items()}
     rows = {}

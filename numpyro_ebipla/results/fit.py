@@ -1,7 +1,9 @@
 """What a run returns: plain data, and views of it for ArviZ and the terminal."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.diagnostics.checks import Diagnostics
 from numpyro_ebipla.diagnostics.report import check_fit
 from numpyro_ebipla.likelihood.annealed import log_likelihood
@@ -24,6 +27,8 @@ from numpyro_ebipla.results.estimates import (
     parameter_table,
     schwarz,
 )
+from numpyro_ebipla.results.information import chosen_params
+from numpyro_ebipla.results.saving import save_fit
 from numpyro_ebipla.results.summary import summary_lines
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
@@ -169,23 +174,47 @@ class Fit(Fitted):
 
     # --- estimates and tests --------------------------------------------------------------------------
 
-    def covariance(self) -> Covariance:
-        """Return the covariance of the estimates: the inverse of the observed information.
+    def covariance(
+        self, params: Sequence[str] | None = None, *, kind: str = "information", cluster: Any = None
+    ) -> Covariance:
+        """Return the covariance of the estimates.
 
-        The information is minus the second derivative of the log likelihood, which the posterior's draws know by
-        control variates (:mod:`numpyro_ebipla.training.information`); the delta method takes it to the space of the
-        model's parameters. NaN stands for numbers of which the data know nothing, such as a variance at zero.
+        ===============  ====================================================================================
+        ``kind``         covariance
+        ===============  ====================================================================================
+        ``information``  the inverse of the observed information H: minus the second derivatives of the log
+                         likelihood, which the posterior's draws know by control variates
+                         (:mod:`numpyro_ebipla.training.information`)
+        ``scores``       the inverse of B, the sum of squares of the scores of all data
+        ``sandwich``     H⁻¹ B H⁻¹, which holds where the model is wrong, or data depend on each other within
+                         clusters (Huber, 1967; White, 1982); without corrections for few clusters
+        ===============  ====================================================================================
+
+        The delta method takes it to the space of the model's parameters. NaN stands for numbers of which the data know
+        nothing, such as a variance at zero. Of energy priors fresh draws tell the curvature of log Z.
+
+        Args:
+            params: names of parameters, by default all, of which there may be 32 numbers. The others are taken as
+                known, as the weights of a network that are not identified.
+            kind: see above.
+            cluster: of scores and sandwiches: the data that may depend on each other. An array has the cluster of each
+                datum; a name is that of a plate whose elements are clusters. ``{plate: labels}`` is for global latents:
+                the cluster of each element of several plates, ``{"groups": range(12), "data": group}``.
 
         Returns:
             ``(names, value)``: of each number with its index, and ``[n, n]``.
 
         Raises:
-            ModelError: for more than 32 parameters, energy priors, unadjusted kernels, or too few draws.
+            ModelError: for more than 32 parameters, priors that are conditional on covariates, unadjusted kernels, or
+                too few draws; for clusters that are not independent.
+            ValueError: for a kind that there is not.
         """
-        return parameter_covariance(self)
+        return parameter_covariance(self, params, kind, cluster)[0]
 
-    def standard_errors(self) -> dict[str, Any]:
-        """Return standard errors of the parameters, a tree of arrays like ``trained_params``; see :meth:`covariance`.
+    def standard_errors(
+        self, params: Sequence[str] | None = None, *, kind: str = "information", cluster: Any = None
+    ) -> dict[str, Any]:
+        """Return standard errors of the parameters, a tree of arrays like ``params``; see :meth:`covariance`.
 
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
         >>> from jax import random
@@ -199,20 +228,35 @@ class Fit(Fitted):
         >>> round(float(fit.standard_errors()["mean"]), 3)  # √(2/50)
         0.2
         """
-        errors = np.sqrt(np.diag(self.covariance().value))
-        flat, unflatten = ravel_pytree(self.trained_params)
+        errors = np.sqrt(np.diag(self.covariance(params, kind=kind, cluster=cluster).value))
+        chosen = chosen_params(self, params)
+        flat, unflatten = ravel_pytree({name: value for name, value in self.trained_params.items() if name in chosen})
         return jax.tree.map(np.asarray, unflatten(jnp.asarray(errors, flat.dtype)))
 
-    def summary(self, prob: float = 0.95) -> ParameterTable:
+    def summary(
+        self,
+        prob: float = 0.95,
+        params: Sequence[str] | None = None,
+        *,
+        functions: Mapping[str, Callable[[Params], Any]] | None = None,
+        kind: str = "information",
+        cluster: Any = None,
+    ) -> ParameterTable:
         """Return the estimates with standard errors and Wald intervals in the space of the model's parameters.
 
         Args:
             prob: that an interval covers.
+            params: see :meth:`covariance`.
+            functions: ``{name: function of the parameters}`` to show instead of them, such as standard deviations of a
+                Cholesky factor, ``{"sd": lambda p: jnp.linalg.norm(p["scale_tril"], axis=-1)}``. The delta method gives
+                their errors.
+            kind: likewise.
+            cluster: likewise.
 
         Raises:
-            ModelError: see :meth:`covariance`.
+            ModelError, ValueError: see :meth:`covariance`.
         """
-        return parameter_table(self, prob)
+        return parameter_table(self, prob, params, kind, cluster, functions)
 
     def log_likelihood(self, rng_key: Array | None = None) -> Estimate:
         """Estimate the log likelihood of all data at the fitted parameters, as :meth:`.EBIPLA.log_likelihood` does.
@@ -236,6 +280,25 @@ class Fit(Fitted):
     def bic(self, rng_key: Array | None = None) -> float:
         """Return Schwarz's criterion, with the elements of all observed sites for the number of data."""
         return schwarz(self, self.log_likelihood(rng_key).value)
+
+    # --- files ----------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the fit to a file, without pickle: all but the model and its data, see :meth:`.EBIPLA.load`.
+
+        It is a zip archive of NumPy arrays with a checksum, in the format of the checkpoints.
+
+        Args:
+            path: of the file, such as ``"fit.npz"``; one that exists is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileNotFoundError: if its directory does not exist.
+            OSError: if the disk is full or the like; then nothing has changed.
+        """
+        return save_fit(self, path)
 
     # --- the terminal ---------------------------------------------------------------------------------
 
@@ -313,4 +376,4 @@ class Fit(Fitted):
             text += f", {self.num_chains} particles, {self.num_samples} draws each of {sites}"
             if self.plan.indices is not None:
                 text += f" for {len(self.collected)} of {self.config.model.num_data} data"
-        return f"Fit({text}{', stopped early' if self.stopped else ''})"
+        return f"Fit({text}{', stopped early' if self.stopped else ''}{''.join(f'; {note}' for note in self.notes)})"

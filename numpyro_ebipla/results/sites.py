@@ -52,7 +52,8 @@ def trace_sites(
     def run(batch: Batch) -> dict[str, Array]:
         trace, _ = model.trace(fit.params, {}, {}, batch)
         for name, site in trace.items():
-            if site["type"] in ("sample", "deterministic"):
+            # Deterministic sites may hold trees, which have no axes.
+            if site["type"] in ("sample", "deterministic") and jax.tree_util.all_leaves([site["value"]]):
                 found[name] = _site(fit, name, site, dims.get(name))
         return {name: trace[name]["value"] for name, site in found.items() if site.observed}
 

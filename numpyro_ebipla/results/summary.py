@@ -79,15 +79,17 @@ def _site_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, prob
         flat = variable.values.reshape((*variable.values.shape[:2], -1))
         size = flat.shape[-1]
         diagnosed = spaced(size, MAX_DIAGNOSED)
-        table = summary({name: flat[..., diagnosed]}, prob)[name]
+        with np.errstate(divide="ignore", invalid="ignore"):  # of what is the same in all draws there is no R-hat
+            table = summary({name: flat[..., diagnosed]}, prob)[name]
         for i in spaced(len(diagnosed), max_rows):
             at = np.unravel_index(diagnosed[i], variable.values.shape[2:])
             label = [str(a if names is None else names[a]) for a, names in zip(at, labels, strict=True)]
             text = f"{name}[{','.join(label)}]" if label else name
             rows.append((text, [float(column[i]) for column in table.values()]))
-        if size > max_rows:
+        varies = np.isfinite(table["r_hat"])
+        if size > max_rows and varies.any():
             which = f"all {size}" if len(diagnosed) == size else f"{len(diagnosed)} of {size}"
-            r_hat, n_eff = table["r_hat"], table["n_eff"]
+            r_hat, n_eff = table["r_hat"][varies], table["n_eff"][varies]
             notes.append(
                 f"{name}: {max_rows} of {size} scalars shown; over {which}: r_hat max {np.max(r_hat):.3f}, "
                 f"median {np.median(r_hat):.3f}; n_eff min {np.min(n_eff):.0f}, median {np.median(n_eff):.0f}"

@@ -11,8 +11,8 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.model.values import SiteLayout
 from numpyro_ebipla.results.sites import trace_sites
-from numpyro_ebipla.training.collect import SiteLayout
 from numpyro_ebipla.training.fitted import Fitted
 
 
@@ -56,11 +56,15 @@ class Visiting(Messenger):
 F = TypeVar("F", bound=Fitted)
 
 
-def on_collected(fit: F) -> F:
+def bind_model(fit: F) -> F:
     """Return the fit with its parameters put into its model, which visits the data collected."""
     fitted = handlers.substitute(fit.model, data={**fit.params, **fit.state.mutable})
-    model = Visiting(fitted, fit.config.model, fit.layout, fit.plan.indices)
-    return _cut_deterministic(replace(fit, model=model))
+    return replace(fit, model=Visiting(fitted, fit.config.model, fit.layout, fit.plan.indices))
+
+
+def on_collected(fit: F) -> F:
+    """Return the fit, its model bound, as it comes from collecting."""
+    return _cut_deterministic(bind_model(fit))
 
 
 def _cut_deterministic(fit: F) -> F:

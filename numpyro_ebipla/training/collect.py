@@ -18,6 +18,7 @@ from numpyro_ebipla.kernels.base import dtype_of
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.model.values import SiteLayout, lay_out_values, of_minibatches
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
 from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
@@ -46,6 +47,7 @@ class Plan(NamedTuple):
         indices: ``[M']`` data whose local sites are wanted, None for all.
         max_bytes: of all draws together.
         budget: moves of chains, about, to be spent on the draws of minibatches' data; None for any number.
+        left_out: deterministic sites that by default would have been collected, but for ``max_bytes``.
     """
 
     num_samples: int
@@ -55,6 +57,7 @@ class Plan(NamedTuple):
     indices: np.ndarray | None
     max_bytes: int
     budget: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Draws(NamedTuple):
@@ -84,24 +87,17 @@ class Draws(NamedTuple):
     newton: Any = None
 
 
-class SiteLayout(NamedTuple):
-    """Shape and type of one particle's value at a site, and its data axis from the right (None if global)."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    axis: int | None
-
-
 def with_sites(
     plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
 ) -> tuple[Plan, dict[str, SiteLayout]]:
-    """Return the plan for these sites (None: all latent ones) and data, and how the values are laid out.
+    """Return the plan for these sites and data, and how the values are laid out.
 
-    Without ``indices`` these are all data, or as many as ``max_bytes`` and the budget allow.
+    Without ``sites`` these are all latent ones, and the deterministic ones as far as ``max_bytes`` allows; without
+    ``indices`` all data, or as many as ``max_bytes`` and the budget allow.
 
     Raises:
-        ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
-            draws above ``plan.max_bytes``.
+        ModelError: for a name that is neither a latent nor a deterministic site, for a deterministic site of
+            minibatches, for indices of no datum, or for draws above ``plan.max_bytes``.
     """
     model = inspection.model
     known = [*model.latents, *inspection.deterministic]
@@ -115,13 +111,37 @@ def with_sites(
         if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
             raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
     plan = plan._replace(sites=chosen, indices=indices)
-    layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
+    layout = lay_out_values(inspection, plan.sites, data)
+    if trees := [name for name in chosen if name not in layout]:
+        raise ModelError(f"sites: the deterministic site '{trees[0]}' is not an array: leave it out.")
+    if mixed := [name for name in of_minibatches(inspection, layout, data) if name in chosen]:
+        raise ModelError(
+            f"sites: the deterministic site '{mixed[0]}' is of a minibatch, as it depends on the data of a subsampled "
+            "plate and has no axis for them: leave it out, or drop the batch size."
+        )
     if indices is None and _by_datum(model):
         number = _num_affordable(model, plan, num_particles, layout)
         if 0 < number < model.num_data:
             plan = plan._replace(indices=spaced(model.num_data, number))
     _check_memory(model, plan, num_particles, layout)
+    if sites is None and model.latents and plan.num_samples:
+        return _with_deterministic(plan, layout, inspection, num_particles, data)
     return plan, layout
+
+
+def _with_deterministic(
+    plan: Plan, layout: dict[str, SiteLayout], inspection: Inspection, num_particles: int, data: Any
+) -> tuple[Plan, dict[str, SiteLayout]]:
+    """Return the plan with the deterministic sites that there is memory for, beside the data of the latents."""
+    found = lay_out_values(inspection, inspection.deterministic, data)
+    mixed, left_out = of_minibatches(inspection, found, data), []
+    for name in (name for name in found if name not in mixed):
+        more = {**layout, name: found[name]}
+        if _num_bytes(inspection.model, plan, num_particles, more) > plan.max_bytes:
+            left_out.append(name)
+        else:
+            layout = more
+    return plan._replace(sites=tuple(layout), left_out=tuple(left_out)), layout
 
 
 def _num_affordable(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> int:
@@ -145,36 +165,11 @@ def _sizes(layout: dict[str, SiteLayout]) -> tuple[int, int]:
     return whole, each
 
 
-def _layouts(
-    model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
-) -> dict[str, SiteLayout]:
-    """Return how the values at latent and deterministic sites are laid out.
-
-    The data axis of a deterministic site is the one whose length follows that of the minibatch.
-    """
-
-    def shapes(width: int) -> dict[str, jax.ShapeDtypeStruct]:
-        def values(key: Array) -> dict[str, Array]:
-            constrained = model.constrain_params(params)
-            indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
-            batch = Batch(indices, data, key, mutable)
-            local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
-            return model.values(constrained, local, shared, batch, sites)
-
-        return jax.eval_shape(values, random.key(0))
-
-    here = shapes(model.batch_size)
-    ask = model.subsampled and any(name not in model.latents for name in sites)
-    wider = shapes(model.batch_size + 1) if ask else here
-    result = {}
-    for name, value in here.items():
-        shape = value.shape[1:]
-        grown = [i - len(shape) for i, (a, b) in enumerate(zip(shape, wider[name].shape[1:], strict=True)) if a != b]
-        axis = grown[0] if grown else None
-        if name in model.latents:
-            axis = model.latents[name].value_axis if model.latents[name].local else None
-        result[name] = SiteLayout(shape, value.dtype, axis)
-    return result
+def _num_bytes(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> int:
+    """Return the memory of all draws."""
+    wanted = model.num_data if plan.indices is None else len(plan.indices)
+    whole, each = _sizes(layout)
+    return (whole + each * wanted) * num_particles * plan.num_samples
 
 
 def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> None:
@@ -183,9 +178,7 @@ def _check_memory(model: LatentModel, plan: Plan, num_particles: int, layout: di
     Raises:
         ModelError: if it exceeds ``plan.max_bytes``.
     """
-    wanted = model.num_data if plan.indices is None else len(plan.indices)
-    whole, each = _sizes(layout)
-    total = (whole + each * wanted) * num_particles * plan.num_samples
+    total = _num_bytes(model, plan, num_particles, layout)
     if total > plan.max_bytes:
         raise ModelError(
             f"the draws would take {total / 2**30:.1f} GiB, above the limit of {plan.max_bytes / 2**30:.1f} GiB: "

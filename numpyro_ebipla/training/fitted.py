@@ -16,8 +16,9 @@ from numpyro_ebipla.likelihood.weighted import weighted_log_marginal
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.energy import EnergyPrior
 from numpyro_ebipla.model.latent_model import LatentModel
+from numpyro_ebipla.model.values import SiteLayout
 from numpyro_ebipla.smc.normaliser import Estimate
-from numpyro_ebipla.training.collect import Draws, Plan, SiteLayout
+from numpyro_ebipla.training.collect import Draws, Plan
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.walkers.base import AbstractWalkers
 
@@ -99,6 +100,12 @@ class Fitted:
     def collected(self) -> np.ndarray:
         """Indices of the data whose latents were collected."""
         return np.arange(self.config.model.num_data) if self.plan.indices is None else np.asarray(self.plan.indices)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines on what may surprise: why a latent in a plate is global, and what was not collected."""
+        left = (f"{name}: not collected, as the draws would exceed max_bytes" for name in self.plan.left_out)
+        return (*self.config.model.notes, *left)
 
     def get_samples(self, group_by_chain: bool = True) -> dict[str, np.ndarray]:
         """Return draws of the particles, constrained.

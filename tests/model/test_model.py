@@ -452,3 +452,32 @@ def test_a_normaliser_for_each_datum_whatever_the_batch(batch_size):
     """With one datum at a time a conditional prior was once taken for one that all data share."""
     layout = inspect_model(energy_on_covariates, random.key(0), (Y, batch_size), {}).model
     assert layout.energies["x"].per_datum
+
+
+@pytest.mark.unit
+def test_why_a_latent_in_a_plate_is_global():
+    """Observations outside a latent's plate couple it; of two plates one is the data's."""
+    group, item = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 0, 1])
+
+    def crossed(y, outside):
+        w = numpyro.sample("w", dist.Normal(0, 1))
+        with numpyro.plate("groups", 3):
+            u = numpyro.sample("u", dist.Normal(0, 1))
+        with numpyro.plate("items", 2):
+            v = numpyro.sample("v", dist.Normal(w, 1)) if outside else 0.0 * y[:2]
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", dist.Normal(u[group] + v[item], 1), obs=y)
+
+    def nested(y):
+        with numpyro.plate("items", 2, dim=-1):
+            v = numpyro.sample("v", dist.Normal(0, 1))
+        with numpyro.plate("groups", 3, dim=-2):
+            u = numpyro.sample("u", dist.Normal(0, 1).expand([3, 1]))
+            with numpyro.plate("items", 2, dim=-1):
+                numpyro.sample("y", dist.Normal(u + v, 1), obs=y.reshape(3, 2))
+
+    notes = lambda model, *args: inspect_model(model, random.key(0), args, {}).model.notes
+    assert notes(crossed, Y[:6], False) == ("u: global, as 'y' lies outside its plate",)
+    assert notes(crossed, Y[:6], True) == ("u, v: global, as 'y' lies outside its plate",)
+    assert notes(nested, Y[:6]) == ("v: global, as the data plate is 'groups'",)
+    assert notes(dictionary_and_counts, {"y": Y, "n": np.arange(M, dtype=np.int32)}) == ()

@@ -152,10 +152,11 @@ def test_the_table_comes_first_in_the_summary(capsys):
 
 
 def test_where_there_are_none_the_reason_is_said():
-    def energy(y):
+    def conditional(y):
         a = numpyro.param("a", 0.1, constraint=POSITIVE)
         with numpyro.plate("data", len(y)):
-            x = numpyro.sample("x", EnergyPrior(lambda x: a * x**2, dist.Normal(0, 1)))
+            base = dist.Normal(0, 1).expand([len(y)])
+            x = numpyro.sample("x", EnergyPrior(lambda x: a * (x - y) ** 2, base))
             numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
     def wide(y):
@@ -166,7 +167,7 @@ def test_where_there_are_none_the_reason_is_said():
 
     y = np.linspace(-1, 1, 20, dtype=np.float32)
     for ebipla, words in (
-        (EBIPLA(energy), "energy prior"),
+        (EBIPLA(conditional), "a normaliser for each datum"),
         (EBIPLA(wide), "32 parameters"),
         (EBIPLA(one_level, kernel=ULA(0.01)), "default kernel"),
         (EBIPLA(one_level, num_particles=1, num_samples=4), "num_samples"),
@@ -198,6 +199,9 @@ def test_nested_models_are_compared():
     assert free.bic() - free.aic() == pytest.approx(2 * (np.log(200) - 2), abs=0.1)
     with pytest.raises(ValueError, match="two fits"):
         compare({"free": free})
+    fewer = fitter(one_level).run(random.key(0), y[:100], num_steps=10, progress_bar=False)
+    with pytest.raises(ValueError, match="'fit 0': 200, 'fit 1': 100"):
+        compare([free, fewer])
 
 
 @pytest.mark.unit
@@ -206,3 +210,20 @@ def test_the_boundary_takes_half_of_each():
     assert found.p_value == pytest.approx(stats.chi2.sf(2.0, 1))
     assert found.p_value_at_boundary == pytest.approx(stats.chi2.sf(2.0, 1) / 2)
     assert found.std_error == pytest.approx(2 * np.hypot(0.1, 0.1))
+    two = likelihood_ratio(Estimate(-102.0, 0.0), Estimate(-100.0, 0.0), 2)
+    assert two.p_value_at_boundary == pytest.approx((stats.chi2.sf(4.0, 1) + stats.chi2.sf(4.0, 2)) / 2)
+    below = likelihood_ratio(Estimate(-100.0, 0.1), Estimate(-100.1, 0.1), 1)
+    assert below.p_value == below.p_value_at_boundary == 1
+
+
+@pytest.mark.unit
+def test_the_boundary_is_that_of_simulated_tests():
+    """A variance at zero: 100,000 data N(0, 1), by maxima in closed form, 40,000 times: within four deviations."""
+    power = np.random.default_rng(0).chisquare(100_000, 40_000) / 100_000
+    best = np.maximum(power, 1)  # 1 + s²
+    statistic = 100_000 * (power - power / best - np.log(best))
+    for level in (0.1, 0.05):
+        cut = stats.chi2.isf(2 * level, 1)
+        found = likelihood_ratio(Estimate(-cut / 2, 0.0), Estimate(0.0, 0.0), 1)
+        assert found.p_value_at_boundary == pytest.approx(level)
+        assert abs(np.mean(statistic > cut) - level) < 4 * np.sqrt(level / 40_000)

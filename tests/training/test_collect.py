@@ -91,3 +91,76 @@ def test_counts_that_are_none():
             ebipla.run(random.key(0), y, **options)
     with pytest.raises(ValueError, match="infer needs draws"):
         EBIPLA(one_level, num_samples=0).infer(random.key(0), {"mu": 0.0}, y)
+
+
+# --- deterministic sites --------------------------------------------------------------------------------
+
+
+def derived(y, batch_size=None):
+    """Deterministic sites of each datum, of the parameters, of a minibatch, and one that is a tree."""
+    mu = numpyro.param("mu", 0.5)
+    numpyro.deterministic("shifted", mu + 1)
+    with numpyro.plate("data", len(y), subsample_size=batch_size) as i:
+        x = numpyro.sample("x", dist.Normal(mu, 1))
+        numpyro.deterministic("log", jnp.log(x))
+        numpyro.deterministic("own", (x + y[i])[:, None] * jnp.arange(3.0))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y[i])
+    numpyro.deterministic("total", x.sum())
+    numpyro.deterministic("tree", {"x": x})
+
+
+def coupled(y, batch_size=None):
+    """The same with a global latent, so that all data make one block."""
+    z = numpyro.sample("z", dist.Normal(0, 1))
+    numpyro.deterministic("twice", 2 * z)
+    with numpyro.plate("data", len(y), subsample_size=batch_size) as i:
+        x = numpyro.sample("x", dist.Normal(z, 1))
+        numpyro.deterministic("own", x + z)
+        numpyro.sample("y", dist.Normal(x, 1), obs=y[i])
+    numpyro.deterministic("total", x.sum())
+
+
+FEW = dict(num_particles=3, num_samples=4, warmup=2, thinning=1)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_deterministic_sites_are_functions_of_the_draws(batch_size, capsys):
+    """Those of a minibatch, which belong to no datum and not to all, are left out, and refused by name."""
+    y = np.linspace(-1, 1, 8, dtype=np.float32)
+    ebipla, options = fitter(derived, **FEW), dict(num_steps=2, progress_bar=False, batch_size=batch_size)
+    fit = ebipla.run(random.key(0), y, **options)
+    found = fit.get_samples()
+    assert {*found} == {"x", "shifted", "log", "own"} | ({"total"} if batch_size is None else set())
+    np.testing.assert_allclose(found["own"], (found["x"] + y)[..., None] * np.arange(3.0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["shifted"], np.full((3, 4), fit.params["mu"] + 1), rtol=1e-6)
+    if batch_size is None:
+        np.testing.assert_allclose(found["total"], found["x"].sum(-1), rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(ModelError, match="'total' is of a minibatch"):
+            ebipla.run(random.key(0), y, sites=["x", "total"], **options)
+    draws = next(check for check in fit.diagnostics().checks if check.name == "non-finite draws")
+    assert draws.passed and np.isnan(found["log"]).any(), "log of a negative number is the model's own affair"
+    fit.print_summary(diagnostics=False)
+    said = capsys.readouterr().out
+    assert "own[0,0]" in said and "own: 10 of 24 scalars shown; over all 24: r_hat max" in said
+    assert "max nan" not in said, "of the scalars that vary"
+
+
+def test_deterministic_sites_beside_global_latents():
+    y = np.linspace(-1, 1, 8, dtype=np.float32)
+    fit = fitter(coupled, **FEW).run(random.key(0), y, batch_size=3, num_steps=2, progress_bar=False)
+    found = fit.get_samples()
+    np.testing.assert_allclose(found["twice"], 2 * found["z"], rtol=1e-6)
+    np.testing.assert_allclose(found["own"], found["x"] + found["z"][..., None], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["total"], found["x"].sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_deterministic_sites_do_not_push_data_out():
+    """They are left out one by one where memory ends, before there are fewer data; named latents are alone."""
+    y = np.linspace(-1, 1, 8, dtype=np.float32)
+    ebipla, options = fitter(derived, **FEW), dict(num_steps=2, progress_bar=False, batch_size=3)
+    room = 4 * FEW["num_particles"] * FEW["num_samples"] * (8 + 1 + 8)  # for x, shifted and log
+    fit = ebipla.run(random.key(0), y, max_bytes=room, **options)
+    assert {*fit.get_samples()} == {"x", "shifted", "log"} and len(fit.collected) == 8
+    assert "; own: not collected, as the draws would exceed max_bytes)" in repr(fit)
+    assert {*ebipla.run(random.key(0), y, sites=["x"], **options).get_samples()} == {"x"}
