@@ -188,7 +188,7 @@ class EBIPLA(NewData):
         check_is_state(state)
         known = None if args or kwargs else self._systems.with_params_of(state)
         system = known or self._systems.of(self._systems.read(args, kwargs))
-        return system.config.model.constrain_params(system.estimate(state))
+        return system.config.model.constrain_params(system.config.estimate(state))
 
     def run(
         self,
@@ -257,11 +257,7 @@ class EBIPLA(NewData):
         limits = parse_limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else as_count("num_steps", num_steps, least=0)
-        counts = (
-            self.num_samples if num_samples is None else as_count("num_samples", num_samples, least=0),
-            self.thinning if thinning is None else as_count("thinning", thinning),
-            self.warmup if warmup is None else as_count("warmup", warmup, least=0),
-        )
+        counts = self._counts(num_samples, thinning, warmup)
         if init_state is not None and init_params is not None:
             raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
@@ -287,6 +283,6 @@ class EBIPLA(NewData):
             state, found = store.resume_from(found, state, data, programs, given)
         run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found)
         key_draws = random.fold_in(rng_key, 1)
-        fit = collection.finish(key_draws, *run, progress_bar, self.model, args, call.kwargs)
+        fit = collection.finish(key_draws, *run, progress_bar, args, call.kwargs)
         warn_of_run(fit)
         return fit

@@ -47,6 +47,9 @@ class NewData:
         rng_key: Array,
         params: Params,
         *args: Any,
+        num_samples: int | None = None,
+        thinning: int | None = None,
+        warmup: int | None = None,
         progress_bar: bool = False,
         sites: Sequence[str] | None = None,
         indices: Any = None,
@@ -65,6 +68,10 @@ class NewData:
             params: constrained parameters, such as ``fit.params``; with ``fit.state.mutable`` merged in, if the model
                 has mutable state.
             *args: of the model, with another number of data if you like.
+            num_samples: draws of each particle, by default the constructor's; 0 for none, as before
+                :meth:`.Fit.posterior_mean`.
+            thinning: moves between two draws, likewise.
+            warmup: moves before the first draw, likewise.
             progress_bar: whether tqdm shows the collecting.
             sites: see :meth:`.EBIPLA.run`.
             indices: see :meth:`.EBIPLA.run`.
@@ -91,8 +98,10 @@ class NewData:
         ((50, 200, 2), True)
         """
         check_untraced("infer", rng_key, params, args, kwargs)
-        as_count("infer needs draws: num_samples", self.num_samples)
-        check_options(self.model, self.infer, {"sites": sites, "indices": indices, "max_bytes": max_bytes})
+        counts = self._counts(num_samples, thinning, warmup)
+        given: dict[str, Any] = {"num_samples": num_samples, "thinning": thinning, "warmup": warmup}
+        given |= {"sites": sites, "indices": indices, "max_bytes": max_bytes}
+        check_options(self.model, self.infer, given)
         populations = self._populations(self.infer, kwargs, POPULATION, 1, annealing)
         held = self._systems.hold(rng_key, params, args, kwargs)
         system, model, batch = held.system, held.model, held.batch
@@ -100,7 +109,7 @@ class NewData:
         if not model.latents:
             raise ModelError("infer: the model has no latent site, so there is no posterior.")
         check_proper(model, held.params, batch._replace(indices=model.blocks()[0]), scaled=True)
-        plan = Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
+        plan = Plan(*counts, (), None, max_bytes)
         collection = Collection(system, plan, sites, indices, batch.data)
         state = system.begin(key_state, model.unconstrain_params(held.params), batch.mutable, batch.data)
         if not system.config.particles.weighted:  # which have been annealed already
@@ -113,7 +122,7 @@ class NewData:
             state = state._replace(posterior=state.posterior._replace(local=local, shared=shared))
             _warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
         key_draws, record = random.fold_in(key_run, 1), (state, {"contrast": np.zeros(0)}, None, progress_bar)
-        return collection.finish(key_draws, *record, self.model, args, held.call.kwargs)
+        return collection.finish(key_draws, *record, args, held.call.kwargs)
 
     def log_likelihood(
         self,
@@ -287,6 +296,14 @@ class NewData:
         populations = self._populations(self.bidirectional, kwargs, num_particles, num_populations, annealing)
         held = self._systems.hold(rng_key, params, args, kwargs)
         return bidirectional(held.model, held.params, held.batch, populations)
+
+    def _counts(self, num_samples: Any, thinning: Any, warmup: Any) -> tuple[int, int, int]:
+        """Return how many draws to collect and how, checked; what is None is the constructor's."""
+        return (
+            self.num_samples if num_samples is None else as_count("num_samples", num_samples, least=0),
+            self.thinning if thinning is None else as_count("thinning", thinning),
+            self.warmup if warmup is None else as_count("warmup", warmup, least=0),
+        )
 
     def _populations(
         self, method: Callable, kwargs: dict[str, Any], num_particles: Any, num_populations: Any, annealing: Any

@@ -81,10 +81,6 @@ class System(NamedTuple):
         check_faults(faults)
         return state
 
-    def estimate(self, state: TrainState) -> Params:
-        """Return the parameters that a fit reports, unconstrained: the running average, or the last ones."""
-        return state.params if self.config.averaging is None else state.average
-
 
 class Call(NamedTuple):
     """Arguments of the model.

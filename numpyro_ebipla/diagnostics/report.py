@@ -21,7 +21,7 @@ SOME_DRAWS = Rule(
     1,
     "there are some",
     "none were collected, so the particles and the parameters cannot be judged",
-    "run(num_steps=0, init_state=fit.state)",
+    "fit.collect()",
     is_least=True,
 )
 WEIGHTS = Rule(

@@ -66,7 +66,6 @@ class Inspection(NamedTuple):
         params: initial parameters, unconstrained.
         mutable: initial values at ``mutable`` sites.
         energy_params: names of the parameters on which an energy depends, but no base distribution.
-        deterministic: names of the deterministic sites.
         look: ``(rng_key, init_params, data) -> InitialNumbers``, compiled: for other keys and initial values.
         digest: of the model's log density as a program, with all numbers that it holds: see :func:`digest_of`.
     """
@@ -76,7 +75,6 @@ class Inspection(NamedTuple):
     params: Params
     mutable: dict[str, Any]
     energy_params: tuple[str, ...]
-    deterministic: tuple[str, ...]
     look: Callable
     digest: str = ""
 
@@ -129,9 +127,10 @@ def inspect_model(
         latents=layout.latents,
         energies=layout.energies,
         plate=layout.plate,
+        deterministic=layout.deterministic,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
-    found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look)
+    found_now = Inspection(latent_model, data, params, mutable, energy_params, look)
     return found_now._replace(digest=digest_of(found_now))
 
 

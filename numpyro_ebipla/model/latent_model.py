@@ -63,6 +63,7 @@ class LatentModel:
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
+    deterministic: tuple[str, ...]
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:
@@ -227,6 +228,19 @@ class LatentModel:
         trace, _ = self.trace(params, local, shared, batch)
         fns = {name: trace[name]["fn"] for name in sites}
         return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
+
+    def expected(
+        self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, Array]:
+        """Return :meth:`values` of N particles at ``sites``, and at observed ones :meth:`means`: ``[N, ...]``."""
+
+        def one(local: Sites, shared: Sites) -> dict[str, Array]:
+            trace, _ = self.trace(params, local, shared, batch)
+            observed = {name for name in sites if trace[name]["type"] == "sample" and name not in self.latents}
+            mean = lambda fn: jnp.broadcast_to(fn.mean, fn.shape())
+            return {name: mean(trace[name]["fn"]) if name in observed else trace[name]["value"] for name in sites}
+
+        return jax.vmap(one)(local, shared)
 
     def proper(self) -> "LatentModel":
         """Return the model with masks taken off its latents, whose prior is then proper.

@@ -1,15 +1,16 @@
 """The end of a run: draws at the parameters that it reports, and the fit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
-from tqdm.auto import tqdm
+from jax import Array, random
 
 from numpyro_ebipla._core.errors import warn
 from numpyro_ebipla._core.state import TrainState
+from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.results.drawing import progress_of
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.results.visiting import on_collected
 from numpyro_ebipla.system import System
@@ -50,7 +51,8 @@ class Collection:
 
     def __init__(self, system: System, plan: Plan, sites: Sequence[str] | None, indices: Any, data: Any) -> None:
         self.system, self.data = system, data
-        self.plan, self.layout = with_sites(plan, sites, indices, system.inspection, system.config.num_particles, data)
+        at = (system.inspection.params, Batch(None, data, random.key(0), system.inspection.mutable))
+        self.plan, self.layout = with_sites(plan, sites, indices, system.config, *at)
 
     def finish(
         self,
@@ -59,7 +61,6 @@ class Collection:
         history: dict[str, np.ndarray],
         stopped: str | None,
         progress_bar: bool,
-        model: Callable,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Fit:
@@ -71,24 +72,31 @@ class Collection:
             history: ``{name: [steps]}``.
             stopped: why the run ended early, or None.
             progress_bar: whether to show one.
-            model: the user's.
             args: of the model.
             kwargs: of the model.
         """
-        config, estimate, draws = self.system.config, self.system.estimate(state), None
-        with tqdm(total=1, disable=not progress_bar, desc="collect") as bar:
-
-            def progress(done: int, of: int) -> None:
-                bar.total = of
-                bar.update(done - bar.n)
-
+        config, draws = self.system.config, None
+        estimate = config.estimate(state)
+        with progress_of("collect", progress_bar) as progress:
             try:
                 if config.model.latents and self.plan.num_samples:
                     particles, at = config.particles, (estimate, state, self.data)
                     draws = collect(config.model, particles, self.plan, self.layout, *at, rng_key, progress)
             except KeyboardInterrupt:
-                stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
+                stopped = "interrupted while collecting draws: fit.collect() collects them"
                 warn(stopped)
         params = config.model.constrain_params(estimate)
-        record = (params, state, history, stopped, model, args, kwargs, draws, self.plan, self.layout, config)
+        record = (
+            params,
+            state,
+            history,
+            stopped,
+            config.model.model,
+            args,
+            kwargs,
+            draws,
+            self.plan,
+            self.layout,
+            config,
+        )
         return on_collected(Fit(*record))

@@ -16,6 +16,7 @@ from numpyro_ebipla.diagnostics.report import check_fit
 from numpyro_ebipla.likelihood.annealed import log_likelihood
 from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.results import arviz
+from numpyro_ebipla.results.drawing import Drawing
 from numpyro_ebipla.results.estimates import (
     Covariance,
     ParameterTable,
@@ -26,14 +27,13 @@ from numpyro_ebipla.results.estimates import (
 )
 from numpyro_ebipla.results.summary import summary_lines
 from numpyro_ebipla.smc.normaliser import Estimate
-from numpyro_ebipla.training.fitted import Fitted
 
 #: Tags by which keys are derived from the state's own.
 KEY_DIAGNOSTICS, KEY_LIKELIHOOD = 0xD1A6, 0x10611
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fit(Fitted):
+class Fit(Drawing):
     """A fitted model: arrays, and the functions that were fitted.
 
     ``az.from_numpyro(fit)`` works as for an ``MCMC`` object; :meth:`to_arviz` gives more groups.

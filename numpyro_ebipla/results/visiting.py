@@ -58,7 +58,7 @@ F = TypeVar("F", bound=Fitted)
 
 def on_collected(fit: F) -> F:
     """Return the fit with its parameters put into its model, which visits the data collected."""
-    fitted = handlers.substitute(fit.model, data={**fit.params, **fit.state.mutable})
+    fitted = handlers.substitute(fit.config.model.model, data={**fit.params, **fit.state.mutable})
     model = Visiting(fitted, fit.config.model, fit.layout, fit.plan.indices)
     return _cut_deterministic(replace(fit, model=model))
 

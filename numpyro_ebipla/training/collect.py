@@ -16,19 +16,19 @@ from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla._core.validate import as_site_names, check_scalar
 from numpyro_ebipla.kernels.base import dtype_of
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
-from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.base import AbstractParticles
-from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
-from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
+from numpyro_ebipla.particles.block import Adaptations, Block, gather
+from numpyro_ebipla.particles.moves import Points
 from numpyro_ebipla.smc.control import num_features_of
+from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.held import Held
 from numpyro_ebipla.training.information import (
     by_coordinate,
     num_directions,
     slope_and_curvature,
     slopes,
 )
-from numpyro_ebipla.training.safeguards import recall
 
 #: Groups of a datum's draws, whose slopes tell the noise, and the draws of each: at least so many, and for each
 #: coordinate.
@@ -93,7 +93,7 @@ class SiteLayout(NamedTuple):
 
 
 def with_sites(
-    plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
+    plan: Plan, sites: Sequence[str] | None, indices: Any, config: Config, params: Params, batch: Batch
 ) -> tuple[Plan, dict[str, SiteLayout]]:
     """Return the plan for these sites (None: all latent ones) and data, and how the values are laid out.
 
@@ -103,25 +103,35 @@ def with_sites(
         ModelError: for a name that is neither a latent nor a deterministic site, for indices of no datum, or for
             draws above ``plan.max_bytes``.
     """
-    model = inspection.model
-    known = [*model.latents, *inspection.deterministic]
+    model, num_particles = config.model, config.num_particles
+    known = [*model.latents, *model.deterministic]
     chosen = tuple(model.latents) if sites is None else as_site_names("sites", sites)
     check_scalar("max_bytes", plan.max_bytes, lambda x: x > 0, "a number above 0")
     for name in chosen:
         if name not in known:
             raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
-    if indices is not None:
-        indices = np.atleast_1d(np.asarray(indices))
-        if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
-            raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
-    plan = plan._replace(sites=chosen, indices=indices)
-    layout = _layouts(model, plan.sites, inspection.params, data, inspection.mutable) if plan.sites else {}
-    if indices is None and _by_datum(model):
+    plan = plan._replace(sites=chosen, indices=as_indices(model, indices))
+    layout = lay_out_values(model, plan.sites, params, batch) if plan.sites else {}
+    if plan.indices is None and _by_datum(model):
         number = _num_affordable(model, plan, num_particles, layout)
         if 0 < number < model.num_data:
             plan = plan._replace(indices=spaced(model.num_data, number))
     _check_memory(model, plan, num_particles, layout)
     return plan, layout
+
+
+def as_indices(model: LatentModel, indices: Any) -> np.ndarray | None:
+    """Return indices of data as an array, None for all.
+
+    Raises:
+        ModelError: for one that is no datum's.
+    """
+    if indices is None:
+        return None
+    indices = np.atleast_1d(np.asarray(indices))
+    if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
+        raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
+    return indices
 
 
 def _num_affordable(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> int:
@@ -145,21 +155,20 @@ def _sizes(layout: dict[str, SiteLayout]) -> tuple[int, int]:
     return whole, each
 
 
-def _layouts(
-    model: LatentModel, sites: Sequence[str], params: Params, data: Any, mutable: dict[str, Any]
-) -> dict[str, SiteLayout]:
-    """Return how the values at latent and deterministic sites are laid out.
+def lay_out_values(model: LatentModel, sites: Sequence[str], params: Params, batch: Batch) -> dict[str, SiteLayout]:
+    """Return how the values at latent and deterministic sites are laid out, and the means at observed ones.
 
-    The data axis of a deterministic site is the one whose length follows that of the minibatch.
+    The data axis of a site that is not latent is the one whose length follows that of the minibatch. Of the parameters,
+    which are unconstrained, only the shapes matter.
     """
 
     def shapes(width: int) -> dict[str, jax.ShapeDtypeStruct]:
         def values(key: Array) -> dict[str, Array]:
             constrained = model.constrain_params(params)
             indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
-            batch = Batch(indices, data, key, mutable)
-            local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, batch))
-            return model.values(constrained, local, shared, batch, sites)
+            at = batch._replace(indices=indices, rng_key=key)
+            local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, at))
+            return model.expected(constrained, local, shared, at, sites)
 
         return jax.eval_shape(values, random.key(0))
 
@@ -251,23 +260,15 @@ def _run_block(
     params = model.constrain_params(theta[0])
     key_model, key_weights, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
-    chains = particles.drop_weights(key_weights, chains)
+    chains, held = particles.drop_weights(key_weights, chains), Held(particles, model, params, batch)
     by_datum = _by_datum(model)
     accepted = ["accept_local"] * bool(chains.latents.local) + ["accept_global"] * bool(chains.latents.shared)
-
-    def log_joint(latents: Latents) -> Terms:
-        joint = model.log_joint(params, *latents, batch, {})
-        return Terms(joint.per_datum, joint.rest)
 
     def log_density(latents: Latents, theta: Params) -> Array:
         joint = model.log_joint(model.constrain_params(theta), *latents, batch, {})
         if by_datum:  # a penalty of the parameters is shared by all data
             return joint.per_datum + joint.rest[:, None] / model.num_data
         return joint.per_datum.sum(-1) + joint.rest
-
-    def move(points: Points, adapt: Adaptations, key: Array, adapting: Array) -> tuple[Points, Adaptations, Info]:
-        points, learned, info = move_points(particles.kernel, 1, key, log_joint, 1.0, points, adapt)
-        return refresh(log_joint, 1.0, points), jax.tree.map(partial(jnp.where, adapting), learned, adapt), info
 
     def draw(carry: tuple[Points, Adaptations], x: tuple[Array, Array]) -> tuple[Any, Draws]:
         # Warm-up and draws share one loop, so that the model is compiled once.
@@ -276,7 +277,7 @@ def _run_block(
         points, adapt, info = lax.fori_loop(
             0,
             num_warmup + thinning,
-            lambda i, now: move(now[0], now[1], random.fold_in(key, i), i < num_warmup),
+            lambda i, now: held.move(random.fold_in(key, i), now[0], now[1], i < num_warmup),
             (*carry, accept),
         )
         at = points.latents
@@ -294,14 +295,11 @@ def _run_block(
             out = out._replace(score=jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
         return carry, (out, Latents({}, {}))
 
-    known = evaluate_at(log_joint, 1.0, chains.latents)
-    if warmup and particles.recalls:
-        chains, known, _ = recall(chains, known, jnp.ones((), bool))
     groups = _choose_groups(model, particles, chains.latents, num_samples, theta[0])
     parts = groups.parts if groups else _num_parts(num_samples, num_directions(theta[0]))
     keys = random.split(key_draws, num_samples).reshape(parts, -1)
     num_warmup = jnp.zeros(keys.shape, jnp.int32).at[0, 0].set(warmup)
-    _, (out, kept) = lax.scan(draws, (points_of(chains, known), adapt), (keys, num_warmup))
+    _, (out, kept) = lax.scan(draws, (held.start(chains, warmup > 0), adapt), (keys, num_warmup))
     out = _by_particle(out)
     if groups:
         pooled = jax.tree.map(groups.pool, kept)

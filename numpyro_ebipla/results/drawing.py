@@ -1,0 +1,164 @@
+"""What a fit can still say of its posteriors: more draws of its particles, and means without any."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from jax import Array
+from tqdm.auto import tqdm
+
+from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.validate import as_count, as_site_names
+from numpyro_ebipla.results.sites import trace_sites
+from numpyro_ebipla.results.visiting import on_collected
+from numpyro_ebipla.training.collect import Plan, as_indices, collect, lay_out_values, with_sites
+from numpyro_ebipla.training.fitted import Fitted
+from numpyro_ebipla.training.means import Moves, posterior_means
+
+#: Tags by which keys are derived from the state's own.
+KEY_DRAWS, KEY_MEANS = 0xD4A3, 0x3EA2
+
+
+@contextmanager
+def progress_of(what: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how many blocks of data are done, of how many."""
+    with tqdm(total=1, disable=not shown, desc=what) as bar:
+
+        def progress(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Drawing(Fitted):
+    """A run's record whose particles can be moved on at the fitted parameters."""
+
+    def collect(
+        self,
+        num_samples: int = 200,
+        *,
+        thinning: int | None = None,
+        warmup: int | None = None,
+        sites: Sequence[str] | None = None,
+        indices: Any = None,
+        max_bytes: int = 2 * 2**30,
+        rng_key: Array | None = None,
+        progress_bar: bool = True,
+    ) -> Self:
+        """Return the fit with draws of its particles: after ``run(num_samples=0)``, or other draws than it has.
+
+        The particles go on from where the run left them, the parameters held, as at the end of a run. The state is the
+        same, and so ``run(init_state=…)`` is not affected.
+
+        Args:
+            num_samples: draws of each particle.
+            thinning: moves between two draws, by default as in the run.
+            warmup: moves before the first draw, likewise.
+            sites: latent or deterministic sites, by default all latent ones.
+            indices: data whose local latents to collect, by default all, or as many, evenly spaced, as ``max_bytes``
+                allows.
+            max_bytes: of all draws; where indices are given, or global latents need more, they are refused.
+            rng_key: by default derived from the state's own, so that the same call gives the same draws.
+            progress_bar: whether to show one.
+
+        Raises:
+            ModelError: naming a site or datum that there is not, or draws that are too large; for models without
+                latents.
+
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from jax import random
+        >>> from numpyro_ebipla import EBIPLA
+        >>> def model(y):
+        ...     mean = numpyro.param("mean", 0.0)
+        ...     with numpyro.plate("data", len(y)):
+        ...         x = numpyro.sample("x", dist.Normal(mean, 1))
+        ...         numpyro.sample("y", dist.Normal(x, 1), obs=y)
+        >>> ebipla = EBIPLA(model, num_particles=4, num_steps=10)
+        >>> fit = ebipla.run(random.key(0), jnp.arange(3.0), num_samples=0, progress_bar=False)
+        >>> fit.collect(20, indices=[2], progress_bar=False)
+        Fit(10 steps, 4 particles, 20 draws each of 'x' for 1 of 3 data)
+        """
+        self._check_latents("collect")
+        plan = Plan(*self._moves(num_samples, thinning, warmup), (), None, max_bytes)
+        key, estimate = self.key(KEY_DRAWS, rng_key), self.config.estimate(self.state)
+        batch = self.batch(None, key)
+        plan, layout = with_sites(plan, sites, indices, self.config, estimate, batch)
+        config, at = self.config, (estimate, self.state, batch.data, key)
+        with progress_of("collect", progress_bar) as progress:
+            draws = collect(config.model, config.particles, plan, layout, *at, progress)
+        return on_collected(replace(self, draws=draws, plan=plan, layout=layout))
+
+    def posterior_mean(
+        self,
+        sites: Sequence[str] | None = None,
+        indices: Any = None,
+        *,
+        num_samples: int = 20,
+        thinning: int = 2,
+        warmup: int = 10,
+        rng_key: Array | None = None,
+        progress_bar: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Return posterior means at some sites of every datum, without keeping a draw.
+
+        The particles go on from where the run left them, the parameters held; what they say is averaged over all
+        particles and looks. The default is fifty moves of each: more, where posteriors are hard to move in. For new
+        data: ``ebipla.infer(rng_key, fit.params, y, num_samples=0).posterior_mean()``.
+
+        Args:
+            sites: latent, deterministic or observed sites, by default all latent ones. At observed ones it is the mean
+                of their distribution, so a reconstruction.
+            indices: data, by default all.
+            num_samples: looks at each particle.
+            thinning: moves between two looks.
+            warmup: moves before the first look, in which the kernel still adapts.
+            rng_key: by default derived from the state's own.
+            progress_bar: whether to show one.
+
+        Returns:
+            ``{site: array}`` in the shape of one draw over the chosen data.
+
+        Raises:
+            ModelError: naming a site that there is not, or one whose distribution has no mean; for models without
+                latents.
+        """
+        self._check_latents("posterior_mean")
+        config, moves = self.config, Moves(*self._moves(num_samples, thinning, warmup))
+        model, batch = config.model, self.batch(None, self.key(KEY_MEANS, rng_key))
+        chosen = as_indices(model, indices)
+        found, _ = trace_sites(self, np.arange(model.batch_size), {}, values=False)
+        known = [
+            name for name, site in found.items() if site.observed or name in (*model.latents, *model.deterministic)
+        ]
+        names = tuple(model.latents) if sites is None else as_site_names("sites", sites)
+        for name in names:
+            if name not in known:
+                raise ModelError(f"sites: there is no site '{name}' to average; there are {known}.")
+        try:
+            layout = lay_out_values(model, names, config.estimate(self.state), batch)
+        except (NotImplementedError, AttributeError) as e:
+            observed = [name for name in names if found[name].observed]
+            raise ModelError(f"posterior_mean: a distribution at {observed} has no mean: {e}.") from e
+        axes = {name: layout[name].axis for name in names}
+        if not model.subsampled:  # then only the plates tell where the data are
+            plate = lambda dims: dims.index(self.plate_name) - len(dims) if self.plate_name in dims else None
+            axes = {name: plate(found[name].dims) if axis is None else axis for name, axis in axes.items()}
+        with progress_of("posterior means", progress_bar) as progress:
+            at = (self.params, self.state, batch)
+            return posterior_means(model, config.particles, moves, axes, chosen, *at, progress)
+
+    def _moves(self, num_samples: int, thinning: int | None, warmup: int | None) -> tuple[int, int, int]:
+        """Return the counts, checked; those that are None are the run's."""
+        return (
+            as_count("num_samples", num_samples),
+            self.plan.thinning if thinning is None else as_count("thinning", thinning),
+            self.plan.warmup if warmup is None else as_count("warmup", warmup, least=0),
+        )
+
+    def _check_latents(self, what: str) -> None:
+        if not self.config.model.latents:
+            raise ModelError(f"{what}: the model has no latent site, so there is no posterior.")
