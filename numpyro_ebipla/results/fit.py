@@ -244,6 +244,7 @@ class Fit(Drawing):
         check                           what it looks at
         ==============================  ===================================================================
         non-finite steps, draws         how many there were
+        dead networks                   how many have weights for which no datum has a gradient any more
         nats still gained               an upper bound of what the log likelihood has gained since the
                                         average over the last third of the steps, in nats per datum
         nats to gain                    what a Newton step along the way that the run was going would gain
