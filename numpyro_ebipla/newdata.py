@@ -24,6 +24,7 @@ from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.system import Systems
 from numpyro_ebipla.training.collect import Plan
+from numpyro_ebipla.training.starting import Start
 
 #: Least size of the population from which the particles of new data are taken.
 POPULATION = 256
@@ -40,6 +41,8 @@ class NewData:
     num_samples: int
     thinning: int
     warmup: int
+    guide: Callable | None
+    guide_params: Params
     _systems: Systems
 
     def infer(
@@ -59,9 +62,10 @@ class NewData:
     ) -> Fit:
         """Return posterior particles for data never seen, the parameters held.
 
-        Particles are annealed from the prior to each datum's posterior, so that all its modes have their masses. Then
-        they are moved and collected as :meth:`.EBIPLA.run` does after its steps: ``warmup`` moves in which the kernel
-        adapts, then ``num_samples`` draws of each.
+        Particles are annealed from the prior to each datum's posterior, so that all its modes have their masses; or, by
+        the constructor's ``guide``, begin at its draws, which is faster and leaves modes with its masses. Then they are
+        moved and collected as :meth:`.EBIPLA.run` does after its steps: ``warmup`` moves in which the kernel adapts,
+        then ``num_samples`` draws of each.
 
         Args:
             rng_key: PRNG key.
@@ -108,11 +112,13 @@ class NewData:
         key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
         if not model.latents:
             raise ModelError("infer: the model has no latent site, so there is no posterior.")
-        check_proper(model, held.params, batch._replace(indices=model.blocks()[0]), scaled=True)
+        if self.guide is None:
+            check_proper(model, held.params, batch._replace(indices=model.blocks()[0]), scaled=True)
         plan = Plan(*counts, (), None, max_bytes)
         collection = Collection(system, plan, sites, indices, batch.data)
-        state = system.begin(key_state, model.unconstrain_params(held.params), batch.mutable, batch.data)
-        if not system.config.particles.weighted:  # which have been annealed already
+        begin = (key_state, model.unconstrain_params(held.params), batch.mutable, batch.data)
+        state = system.begin(*begin, self._start(None))
+        if self.guide is None and not system.config.particles.weighted:  # which have been annealed already
             anneal = model.compiled(_anneal_block, system.config.num_particles, populations)
             by_datum = None if model.global_sites else 0
             axes = ((None if model.global_sites else 1, None), by_datum)
@@ -296,6 +302,18 @@ class NewData:
         populations = self._populations(self.bidirectional, kwargs, num_particles, num_populations, annealing)
         held = self._systems.hold(rng_key, params, args, kwargs)
         return bidirectional(held.model, held.params, held.batch, populations)
+
+    def _start(self, init_particles: dict[str, Any] | None) -> Start | None:
+        """Return where particles begin, None for the prior.
+
+        Raises:
+            TypeError: if the particles are no dictionary.
+        """
+        if not isinstance(init_particles, dict | None):
+            raise TypeError(f"init_particles must be {{site: values}}, got {type(init_particles).__name__}.")
+        if not init_particles and self.guide is None:
+            return None
+        return Start(init_particles or {}, self.guide, self.guide_params)
 
     def _counts(self, num_samples: Any, thinning: Any, warmup: Any) -> tuple[int, int, int]:
         """Return how many draws to collect and how, checked; what is None is the constructor's."""

@@ -27,6 +27,7 @@ from numpyro_ebipla.training.config import Config, check_posterior, choose_walke
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
 from numpyro_ebipla.training.same_state import check_state
+from numpyro_ebipla.training.starting import Start, start_at
 from numpyro_ebipla.training.step import step
 from numpyro_ebipla.walkers.base import AbstractWalkers
 
@@ -36,6 +37,8 @@ CHAINS = 2000
 FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
 #: Particles of global latents: this many for each coordinate, so that their gradients are quiet, and no more than that.
 PARTICLES_PER_COORDINATE, MOST_SHARED_PARTICLES = 4, 256
+#: Tag of the key by which a guide is drawn from.
+KEY_START = 0x57A7
 
 
 class Settings(NamedTuple):
@@ -71,15 +74,19 @@ class System(NamedTuple):
     start: Callable
     shapes: Callable[[], TrainState]
 
-    def begin(self, rng_key: Array, params: Params, mutable: dict[str, Any], data: Any) -> TrainState:
-        """Return an initial state.
+    def begin(
+        self, rng_key: Array, params: Params, mutable: dict[str, Any], data: Any, at: Start | None = None
+    ) -> TrainState:
+        """Return an initial state, with particles drawn from the prior, or begun somewhere else.
 
         Raises:
-            ModelError: naming a site whose log density is not finite.
+            ModelError: naming a site whose log density is not finite, or values that are not its own.
         """
         state, faults = self.start(rng_key, params, mutable, data)
-        check_faults(faults)
-        return state
+        if at is None or not self.config.model.latents:
+            check_faults(faults)
+            return state
+        return start_at(self.config, at, state, Batch(None, data, random.fold_in(rng_key, KEY_START), mutable))
 
 
 class Call(NamedTuple):

@@ -59,7 +59,7 @@ def check_spelling(model: Callable, method: Callable, names: Iterable[str], owne
         meant = difflib.get_close_matches(name, own, 1)
         hint = f": did you mean {meant[0]}?" if meant else "."
         if name == "guide":
-            hint = ": particles stand for the posteriors, and no guide is needed."
+            hint = ": particles stand for the posteriors. EBIPLA(model, guide=…) lets them begin at a guide's draws."
         raise TypeError(f"{owner} has no option '{name}', and the model takes no argument of that name{hint}")
 
 

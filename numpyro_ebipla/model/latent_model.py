@@ -25,6 +25,7 @@ from numpyro_ebipla.model.handlers import (
     copy_containers,
     from_base,
     place,
+    place_constrained,
     site_log_prob,
     trace_model,
     unmask_latents,
@@ -270,6 +271,15 @@ class LatentModel:
             else:
                 shared[name] = u
         return local, shared
+
+    def unconstrain(self, params: Params, values: dict[str, Array], batch: Batch) -> tuple[Sites, Sites]:
+        """Return one particle at constrained values of some latents; the others are drawn as in :meth:`draw_latents`.
+
+        Raises:
+            ModelError: naming a latent whose value has another shape.
+        """
+        placed = place_constrained(self._bound(params, batch), values)
+        return self._unconstrained(trace_model(from_base(placed), *join_static(batch.data, self.static_arguments)))
 
     def values(
         self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
