@@ -20,6 +20,7 @@ from numpyro_ebipla.likelihood.reconstruct import reconstruct
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.build import Collection
+from numpyro_ebipla.results.drawing import progress_of
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.system import Systems
@@ -214,15 +215,20 @@ class NewData:
         *args: Any,
         num_draws: int | None = None,
         sites: Sequence[str] | None = None,
-        num_particles: int = 256,
-        annealing: Annealing = Annealing(),
+        num_particles: int | None = None,
+        annealing: Annealing | None = None,
+        progress_bar: bool = False,
         **kwargs: Any,
     ) -> dict[str, np.ndarray]:
         """Return what the model expects at its observed sites, having seen the data: ``E[mean of p(y | x) | y]``.
 
         A reconstruction of the data, and of missing values an imputation: wrap the model in
-        :class:`.nan_masked` and leave NaN in the data, or use ``obs_mask``. The expectation is over a
-        population annealed to each posterior.
+        :class:`.nan_masked` and leave NaN in the data, or use ``obs_mask``.
+
+        By default the expectation is over two chains of each datum, which take 200 gradients: they begin at the best of
+        some draws from the prior, or at draws of the constructor's ``guide``. Posteriors of several modes, and means
+        within a tenth of a posterior's width, want ``annealing=Annealing()``: a population annealed to each posterior,
+        at some hundred times the cost. It serves global latents and ``num_draws`` in any case.
 
         Args:
             rng_key: PRNG key.
@@ -231,8 +237,9 @@ class NewData:
             num_draws: instead of posterior means, this many equally weighted posterior draws of the distribution's mean
                 (not of new data: noise of the observation is not in them).
             sites: observed sites, by default all.
-            num_particles: of the population, for each datum.
-            annealing: to the posteriors.
+            num_particles: of a population, for each datum; 256 if ``annealing`` is given.
+            annealing: to the posteriors; :class:`.Annealing` if ``num_particles`` is given.
+            progress_bar: whether tqdm shows how many blocks of data are done.
             **kwargs: of the model.
 
         Returns:
@@ -242,12 +249,17 @@ class NewData:
             ModelError: naming a site whose distribution has no mean; for improper priors.
         """
         check_options(self.model, self.reconstruct, {"num_draws": num_draws, "sites": sites})
+        many = num_draws is not None or num_particles is not None or annealing is not None
         populations = self._populations(self.reconstruct, kwargs, num_particles, 1, annealing)
         num_draws = None if num_draws is None else as_count("num_draws", num_draws)
         held = self._systems.hold(rng_key, params, args, kwargs)
         chosen = None if sites is None else as_site_names("sites", sites)
-        found, left = reconstruct(held.model, held.params, held.batch, num_draws, chosen, populations)
-        _warn_of_short_ladders("reconstruct", left < TOO_SHORT, annealing, "what is said of them may be far off")
+        how = (num_draws, chosen, populations if many else None, self.guide, self.guide_params)
+        with progress_of("reconstruct", progress_bar) as progress:
+            found, left = reconstruct(held.model, held.params, held.batch, *how, progress)
+        _warn_of_short_ladders(
+            "reconstruct", left < TOO_SHORT, populations.annealing, "what is said of them may be far off"
+        )
         for name, value in found.items():
             if not is_traced(value) and not np.isfinite(value).all():
                 raise ModelError(
@@ -340,6 +352,8 @@ class NewData:
                 raise TypeError(
                     f"'{name}' is an option of Annealing: pass annealing=Annealing({name}={kwargs[name]!r})."
                 )
+        num_particles = POPULATION if num_particles is None else num_particles
+        annealing = Annealing() if annealing is None else annealing
         if not isinstance(annealing, Annealing):
             raise TypeError(f"annealing must be Annealing(…), got {annealing!r}.")
         num_particles = as_count("num_particles", num_particles, least=2)
