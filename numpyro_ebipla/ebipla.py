@@ -22,7 +22,7 @@ from numpyro_ebipla._core.validate import (
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import AbstractKernel
-from numpyro_ebipla.model.arguments import check_arguments
+from numpyro_ebipla.model.arguments import check_arguments, check_whole
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.newdata import NewData
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
@@ -180,16 +180,21 @@ class EBIPLA(NewData):
             init_particles: ``{latent: [N, …]}`` constrained values for some latents, of all data, as one draw of
                 ``fit.get_samples()``; the others are drawn from the guide or the prior.
         """
+        check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
         check_untraced("init", rng_key, args, kwargs, init_params, init_particles)
         key_params, key_state = random.split(check_key(rng_key))
-        system = self._systems.inspected(self._systems.read(args, kwargs), key_params, init_params)
-        found = system.inspection
-        return system.begin(key_state, found.params, found.mutable, found.data, self._start(init_particles))
+        call = self._systems.read(args, kwargs)
+        system = self._systems.inspected(call, key_params, init_params)
+        return self._systems.begin(system, call, key_state, self._start(init_particles))
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
         """Take one step; return the new state and the contrast. It may be jitted or scanned over.
 
         A step that would leave the finite numbers is not taken: the state stays as it was, and the contrast is NaN.
+
+        Raises:
+            ModelError: naming what differs in a state of another model, or an argument with other data than the
+                state's: its particles belong to its data. (Inside jit there is nothing to compare.)
         """
         call = self._systems.read(args, kwargs)
         state, info = self._systems.of_state(state, call).update(state, call.data)
@@ -272,6 +277,7 @@ class EBIPLA(NewData):
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
             CheckpointError: for a damaged checkpoint.
         """
+        check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
         check_untraced("run", rng_key, args, kwargs, init_state, init_params, init_particles)
         check_spelling(self.model, self.run, kwargs, "run")
         own = {"sites": sites, "indices": indices, "max_bytes": max_bytes, "max_time": max_time, "resume": resume}
@@ -291,8 +297,7 @@ class EBIPLA(NewData):
         if init_state is None:
             key_params, key_state = random.split(rng_key)
             system = self._systems.inspected(call, key_params, init_params)
-            numbers = (system.inspection.params, system.inspection.mutable, system.inspection.data)
-            begin = partial(system.begin, key_state, *numbers, start)
+            begin = partial(self._systems.begin, system, call, key_state, start)
         else:
             check_arguments(self.model, args, call.kwargs)
             system = self._systems.of_state(init_state, call, "init_state", again=True)

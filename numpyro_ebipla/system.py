@@ -16,7 +16,7 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
 from numpyro_ebipla._core.validate import check_key
-from numpyro_ebipla.model.arguments import check_arguments, like_own
+from numpyro_ebipla.model.arguments import check_arguments, check_whole, like_own, name_arguments
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, digest_of, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -26,6 +26,7 @@ from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
+from numpyro_ebipla.training.same_data import SeenData
 from numpyro_ebipla.training.same_state import check_state
 from numpyro_ebipla.training.starting import Start, start_at
 from numpyro_ebipla.training.step import step
@@ -136,14 +137,16 @@ class Systems:
     def __init__(self, model: Callable, settings: Settings, static_kwargs: dict[str, Any]) -> None:
         self.model, self.settings, self.static_kwargs = model, settings, static_kwargs
         self.made: dict[Any, System] = {}
+        self.seen = SeenData()
 
     def read(self, args: tuple, kwargs: dict[str, Any]) -> Call:
         """Return the arguments of a call, with the constructor's keywords merged in, as SVI does.
 
         Raises:
             TypeError: naming a keyword that both have.
-            ModelError: naming an argument that is a masked array.
+            ModelError: naming an argument that is a masked array, or a loader.
         """
+        check_whole(self.model, args, {**self.static_kwargs, **kwargs})
         for name in kwargs:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
@@ -194,7 +197,16 @@ class Systems:
         """
         system = self.inspected(call) if again else self.of(call)
         check_state(system.config, system.shapes(), state, argument)
+        names = partial(name_arguments, self.model, call.args, call.kwargs)
+        self.seen.check(state.rng_key, call.arrays, system.config.model.num_data, argument, names)
         return system
+
+    def begin(self, system: System, call: Call, rng_key: Array, start: Start | None) -> TrainState:
+        """Return an initial state, see :meth:`System.begin`, whose data are remembered."""
+        found = system.inspection
+        state = system.begin(rng_key, found.params, found.mutable, found.data, start)
+        self.seen.remember(state.rng_key, call.arrays, system.config.model.num_data)
+        return state
 
     def with_params_of(self, state: TrainState) -> System | None:
         """Return the latest system with parameters like those of a state, if there is one."""
