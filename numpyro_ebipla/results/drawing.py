@@ -5,15 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax, random
 from tqdm.auto import tqdm
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.validate import as_count, as_site_names
 from numpyro_ebipla.results.sites import trace_sites
 from numpyro_ebipla.results.visiting import on_collected
-from numpyro_ebipla.training.collect import Plan, as_indices, collect, lay_out_values, with_sites
+from numpyro_ebipla.training.collect import Plan, SiteLayout, as_indices, collect, lay_out_values, with_sites
 from numpyro_ebipla.training.fitted import Fitted
 from numpyro_ebipla.training.means import Moves, posterior_means
 
@@ -143,13 +145,61 @@ class Drawing(Fitted):
         except (NotImplementedError, AttributeError) as e:
             observed = [name for name in names if found[name].observed]
             raise ModelError(f"posterior_mean: a distribution at {observed} has no mean: {e}.") from e
-        axes = {name: layout[name].axis for name in names}
-        if not model.subsampled:  # then only the plates tell where the data are
-            plate = lambda dims: dims.index(self.plate_name) - len(dims) if self.plate_name in dims else None
-            axes = {name: plate(found[name].dims) if axis is None else axis for name, axis in axes.items()}
+        axes = {name: self._data_axis(found[name].dims, layout[name]) for name in names}
         with progress_of("posterior means", progress_bar) as progress:
             at = (self.params, self.state, batch)
             return posterior_means(model, config.particles, moves, axes, chosen, *at, progress)
+
+    def interpolate(
+        self, first: int, second: int, num: int = 8, *, site: str | None = None, particle: int = 0
+    ) -> np.ndarray:
+        """Return values at a site between the particles of two data, as of images from one to the other.
+
+        Latents of the data go in equal steps from one particle to the other, in unconstrained space; all else (global
+        latents, covariates) is as for the first datum.
+
+        Args:
+            first: index of a datum.
+            second: likewise.
+            num: how many values, ends included.
+            site: latent, deterministic or observed, where it is the mean of the distribution; by default the only
+                observed one.
+            particle: whose latents.
+
+        Returns:
+            ``[num, …]``.
+
+        Raises:
+            ModelError: naming a site or datum that there is not; for models without latents of the data.
+        """
+        self._check_latents("interpolate")
+        model, posterior = self.config.model, self.state.posterior
+        ends = np.asarray(as_indices(model, [first, second]))
+        found, _ = trace_sites(self, np.arange(model.batch_size), {}, values=False)
+        observed = [name for name, at in found.items() if at.observed]
+        name = observed[0] if site is None and len(observed) == 1 else site
+        if name not in found:
+            raise ModelError(f"interpolate: site must be one of {list(found)}, got {site!r}.")
+        if not model.local_sites or not 0 <= particle < self.num_chains:
+            raise ModelError(
+                f"interpolate: there must be latents in the data plate, and the particle one of {self.num_chains}."
+            )
+        t = jnp.linspace(0.0, 1.0, as_count("num", num))
+        batch = self.batch(jnp.asarray(ends[:1], jnp.int32) if model.subsampled else None, random.key(0))
+        layout = lay_out_values(model, (name,), self.config.estimate(self.state), batch)[name]
+        axis = self._data_axis(found[name].dims, layout)
+
+        def between(x: Array, t: Array) -> Array:
+            here = (1 - t) * x[particle, ends[0]] + t * x[particle, ends[1]]
+            return here[None] if model.subsampled else x[particle].at[ends[0]].set(here)
+
+        def value(t: Array) -> Array:
+            local = jax.tree.map(lambda x: between(x, t)[None], posterior.local)
+            shared = jax.tree.map(lambda x: x[particle][None], posterior.shared)
+            whole = model.expected(self.params, local, shared, batch, (name,))[name][0]
+            return whole if axis is None else jnp.take(whole, 0 if model.subsampled else ends[0], axis)
+
+        return np.asarray(jax.jit(lambda t: lax.map(value, t))(t))
 
     def _moves(self, num_samples: int, thinning: int | None, warmup: int | None) -> tuple[int, int, int]:
         """Return the counts, checked; those that are None are the run's."""
@@ -158,6 +208,12 @@ class Drawing(Fitted):
             self.plan.thinning if thinning is None else as_count("thinning", thinning),
             self.plan.warmup if warmup is None else as_count("warmup", warmup, least=0),
         )
+
+    def _data_axis(self, dims: tuple[str, ...], layout: SiteLayout) -> int | None:
+        """Return the axis of the data from the right; without subsampling only a site's plates may tell."""
+        if layout.axis is not None or self.config.model.subsampled or self.plate_name not in dims:
+            return layout.axis
+        return dims.index(self.plate_name) - len(dims)
 
     def _check_latents(self, what: str) -> None:
         if not self.config.model.latents:
