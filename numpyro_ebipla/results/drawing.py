@@ -199,7 +199,7 @@ class Drawing(Fitted):
             whole = model.expected(self.params, local, shared, batch, (name,))[name][0]
             return whole if axis is None else jnp.take(whole, 0 if model.subsampled else ends[0], axis)
 
-        return np.asarray(jax.jit(lambda t: lax.map(value, t))(t))
+        return np.asarray(lax.map(value, t))
 
     def _moves(self, num_samples: int, thinning: int | None, warmup: int | None) -> tuple[int, int, int]:
         """Return the counts, checked; those that are None are the run's."""
