@@ -24,7 +24,7 @@ from numpyro_ebipla._core.validate import (
 from numpyro_ebipla.checkpoint.store import open_store
 from numpyro_ebipla.diagnostics.report import warn_of_run
 from numpyro_ebipla.kernels.base import AbstractKernel
-from numpyro_ebipla.model.arguments import as_arrays, check_arguments
+from numpyro_ebipla.model.arguments import as_arrays, check_arguments, check_whole
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.newdata import NewData
 from numpyro_ebipla.optim.choose import as_optax, by_role, default_optimizer
@@ -77,6 +77,9 @@ class EBIPLA(NewData):
             ``1 / (1 + averaging)`` of the steps. None reports the last parameters.
         hold: ``{name: value}`` of parameters that are not to be trained: constrained values, or trees of them for
             modules (``"decoder$params"``). They are in ``fit.params``, without standard errors.
+        guide: a NumPyro guide, such as that of an SVI run, of the model's arguments. Particles begin at its draws, in
+            training and for new data (then it must be amortised), instead of at draws from the prior.
+        guide_params: its parameters, such as ``svi_result.params``; those of the model among them are left alone.
         refuse: :class:`.LatentModel` ``-> why it cannot be fitted so, or None``, see :mod:`~numpyro_ebipla.recipes`.
         max_energy: a run stops where the mean log density of the walkers exceeds this in absolute value.
         **static_kwargs: keyword arguments of the model that stay the same in all calls.
@@ -116,6 +119,8 @@ class EBIPLA(NewData):
         averaging: float | None = 8.0,
         max_energy: float = 1e6,
         hold: Params | None = None,
+        guide: Callable | None = None,
+        guide_params: Params | None = None,
         refuse: Callable[[LatentModel], str | None] | None = None,
         **static_kwargs: Any,
     ) -> None:
@@ -142,6 +147,12 @@ class EBIPLA(NewData):
         check_scalar("max_energy", max_energy, lambda x: x > 0, "a number above 0")
         if refuse is not None and not callable(refuse):
             raise TypeError(f"refuse must be a function of the LatentModel, got {refuse!r}.")
+        if guide is not None and not callable(guide):
+            raise TypeError(f"guide must be a function with NumPyro primitives, got {type(guide).__name__}.")
+        if not isinstance(guide_params, dict | None) or (guide_params and guide is None):
+            raise TypeError("guide_params must be {name: value}, such as svi_result.params, and of a guide=….")
+        self.guide = guide
+        self.guide_params = dict(guide_params or {})
         optim = default_optimizer if optim is None else optim
         if optim is not default_optimizer:
             optim = by_role(optim) if isinstance(optim, dict) else as_optax(optim)
@@ -165,7 +176,14 @@ class EBIPLA(NewData):
 
     # --- in the manner of SVI -------------------------------------------------------------------------
 
-    def init(self, rng_key: Array, *args: Any, init_params: Params | None = None, **kwargs: Any) -> TrainState:
+    def init(
+        self,
+        rng_key: Array,
+        *args: Any,
+        init_params: Params | None = None,
+        init_particles: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> TrainState:
         """Return the initial state.
 
         Args:
@@ -173,17 +191,24 @@ class EBIPLA(NewData):
             *args: of the model.
             **kwargs: of the model.
             init_params: constrained values for some ``param`` sites, instead of the model's.
+            init_particles: ``{latent: [N, …]}`` constrained values for some latents, of all data, as one draw of
+                ``fit.get_samples()``; the others are drawn from the guide or the prior.
         """
-        check_untraced("init", rng_key, args, kwargs, init_params)
+        check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
+        check_untraced("init", rng_key, args, kwargs, init_params, init_particles)
         key_params, key_state = random.split(check_key(rng_key))
-        system = self._systems.inspected(self._systems.read(args, kwargs), key_params, init_params)
-        found = system.inspection
-        return system.begin(key_state, found.params, found.mutable, found.data)
+        call = self._systems.read(args, kwargs)
+        system = self._systems.inspected(call, key_params, init_params)
+        return self._systems.begin(system, call, key_state, self._start(init_particles))
 
     def update(self, state: TrainState, *args: Any, **kwargs: Any) -> tuple[TrainState, Array]:
         """Take one step; return the new state and the contrast. It may be jitted or scanned over.
 
         A step that would leave the finite numbers is not taken: the state stays as it was, and the contrast is NaN.
+
+        Raises:
+            ModelError: naming what differs in a state of another model, or an argument with other data than the
+                state's: its particles belong to its data. (Inside jit there is nothing to compare.)
         """
         call = self._systems.read(args, kwargs)
         state, info = self._systems.of_state(state, call).update(state, call.data)
@@ -202,7 +227,7 @@ class EBIPLA(NewData):
         check_is_state(state)
         known = None if args or kwargs else self._systems.with_params_of(state)
         system = known or self._systems.of(self._systems.read(args, kwargs))
-        return system.config.model.all_params(system.estimate(state))
+        return system.config.model.all_params(system.config.estimate(state))
 
     def load(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Fit:
         """Return a fit that :meth:`.Fit.save` wrote: the same parameters, draws, history and state.
@@ -251,6 +276,7 @@ class EBIPLA(NewData):
         warmup: int | None = None,
         init_state: TrainState | None = None,
         init_params: Params | None = None,
+        init_particles: dict[str, Any] | None = None,
         progress_bar: bool = True,
         sites: Sequence[str] | None = None,
         indices: Any = None,
@@ -277,6 +303,7 @@ class EBIPLA(NewData):
             warmup: moves before the first draw, likewise.
             init_state: continue from the ``state`` of an earlier fit, bit for bit as if it had not stopped.
             init_params: see :meth:`init`.
+            init_particles: see :meth:`init`.
             progress_bar: whether tqdm shows contrast, acceptance and the walkers' health.
             sites: latent or deterministic sites to collect. By default all latent ones, and the deterministic ones as
                 far as ``max_bytes`` allows; name the latent ones to leave the others out.
@@ -298,32 +325,31 @@ class EBIPLA(NewData):
             of at least 1000 steps whose cheap diagnostics fail gives an ``EBIPLAWarning`` that says which.
 
         Raises:
-            ValueError: for both ``init_state`` and ``init_params``.
+            ValueError: for ``init_state`` together with ``init_params`` or ``init_particles``.
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
             CheckpointError: for a damaged checkpoint.
         """
-        check_untraced("run", rng_key, args, kwargs, init_state, init_params)
+        check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
+        check_untraced("run", rng_key, args, kwargs, init_state, init_params, init_particles)
         check_spelling(self.model, self.run, kwargs, "run")
         own = {"sites": sites, "indices": indices, "max_bytes": max_bytes, "max_time": max_time, "resume": resume}
         check_options(self.model, self.run, own | {"num_steps": num_steps or None, "stop_at_r_hat": stop_at_r_hat})
         limits = parse_limits(max_time, stop_at_r_hat)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else as_count("num_steps", num_steps, least=0)
-        counts = (
-            self.num_samples if num_samples is None else as_count("num_samples", num_samples, least=0),
-            self.thinning if thinning is None else as_count("thinning", thinning),
-            self.warmup if warmup is None else as_count("warmup", warmup, least=0),
-        )
-        if init_state is not None and init_params is not None:
-            raise ValueError("init_state holds parameters already: pass it or init_params, not both.")
+        counts = self._counts(num_samples, thinning, warmup)
+        if init_state is not None and (init_params is not None or init_particles is not None):
+            raise ValueError(
+                "init_state holds parameters and particles already: pass it, or init_params and init_particles."
+            )
+        start = self._start(init_particles)
         store = open_store(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
         found = store.read(rng_key, num_steps) if store else None
         call = self._systems.read(args, kwargs)
         if init_state is None:
             key_params, key_state = random.split(rng_key)
             system = self._systems.inspected(call, key_params, init_params)
-            numbers = (system.inspection.params, system.inspection.mutable, system.inspection.data)
-            begin = partial(system.begin, key_state, *numbers)
+            begin = partial(self._systems.begin, system, call, key_state, start)
         else:
             check_arguments(self.model, args, call.kwargs)
             system = self._systems.of_state(init_state, call, "init_state", again=True)
@@ -337,7 +363,7 @@ class EBIPLA(NewData):
         state = begin()
         if store:
             programs = describe_programs(system.config, system.run_chunk, state, data)
-            given = init_params if init_state is None else init_state
+            given = (init_params, start and (start.values, start.guide_params)) if init_state is None else init_state
             state, found = store.resume_from(found, state, data, programs, given)
         run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found)
         key_draws = random.fold_in(rng_key, 1)

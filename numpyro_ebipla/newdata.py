@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, random
 
-from numpyro_ebipla._core.errors import ModelError, warn
+from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_traced
 from numpyro_ebipla._core.validate import (
@@ -22,15 +22,23 @@ from numpyro_ebipla._core.validate import (
 )
 from numpyro_ebipla.likelihood.annealed import TOO_SHORT, LogLikelihood, check_proper, is_joint, log_likelihood
 from numpyro_ebipla.likelihood.bidirectional import Bounds, bidirectional
-from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
+from numpyro_ebipla.likelihood.posterior import (
+    Populations,
+    anneal_posterior,
+    check_finite,
+    draw_posterior,
+    warn_of_short_ladders,
+)
 from numpyro_ebipla.likelihood.reconstruct import reconstruct
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.build import Collection
+from numpyro_ebipla.results.drawing import progress_of
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.system import Systems
 from numpyro_ebipla.training.collect import Plan
+from numpyro_ebipla.training.starting import Start
 
 #: Least size of the population from which the particles of new data are taken.
 POPULATION = 256
@@ -47,6 +55,8 @@ class NewData:
     num_samples: int
     thinning: int
     warmup: int
+    guide: Callable | None
+    guide_params: Params
     _systems: Systems
 
     def infer(
@@ -54,6 +64,9 @@ class NewData:
         rng_key: Array,
         params: Params,
         *args: Any,
+        num_samples: int | None = None,
+        thinning: int | None = None,
+        warmup: int | None = None,
         progress_bar: bool = False,
         sites: Sequence[str] | None = None,
         indices: Any = None,
@@ -63,15 +76,20 @@ class NewData:
     ) -> Fit:
         """Return posterior particles for data never seen, the parameters held.
 
-        Particles are annealed from the prior to each datum's posterior, so that all its modes have their masses. Then
-        they are moved and collected as :meth:`.EBIPLA.run` does after its steps: ``warmup`` moves in which the kernel
-        adapts, then ``num_samples`` draws of each.
+        Particles are annealed from the prior to each datum's posterior, so that all its modes have their masses; or, by
+        the constructor's ``guide``, begin at its draws, which is faster and leaves modes with its masses. Then they are
+        moved and collected as :meth:`.EBIPLA.run` does after its steps: ``warmup`` moves in which the kernel adapts,
+        then ``num_samples`` draws of each.
 
         Args:
             rng_key: PRNG key.
             params: constrained parameters, such as ``fit.params``; with ``fit.state.mutable`` merged in, if the model
                 has mutable state.
             *args: of the model, with another number of data if you like.
+            num_samples: draws of each particle, by default the constructor's; 0 for none, as before
+                :meth:`.Fit.posterior_mean`.
+            thinning: moves between two draws, likewise.
+            warmup: moves before the first draw, likewise.
             progress_bar: whether tqdm shows the collecting.
             sites: see :meth:`.EBIPLA.run`.
             indices: see :meth:`.EBIPLA.run`.
@@ -98,19 +116,23 @@ class NewData:
         ((50, 200, 2), True)
         """
         check_untraced("infer", rng_key, params, args, kwargs)
-        as_count("infer needs draws: num_samples", self.num_samples)
-        check_options(self.model, self.infer, {"sites": sites, "indices": indices, "max_bytes": max_bytes})
+        counts = self._counts(num_samples, thinning, warmup)
+        given: dict[str, Any] = {"num_samples": num_samples, "thinning": thinning, "warmup": warmup}
+        given |= {"sites": sites, "indices": indices, "max_bytes": max_bytes}
+        check_options(self.model, self.infer, given)
         populations = self._populations(self.infer, kwargs, POPULATION, 1, annealing)
         held = self._systems.hold(rng_key, params, args, kwargs)
         system, model, batch = held.system, held.model, held.batch
         key_state, key_anneal, key_run = random.split(batch.rng_key, 3)
         if not model.latents:
             raise ModelError("infer: the model has no latent site, so there is no posterior.")
-        check_proper(model, held.params, batch._replace(indices=model.blocks()[0]), scaled=True)
-        plan = Plan(self.num_samples, self.thinning, self.warmup, (), None, max_bytes)
+        if self.guide is None:
+            check_proper(model, held.params, batch._replace(indices=model.blocks()[0]), scaled=True)
+        plan = Plan(*counts, (), None, max_bytes)
         collection = Collection(system, plan, sites, indices, batch.data)
-        state = system.begin(key_state, model.unconstrain_params(held.params), batch.mutable, batch.data)
-        if not system.config.particles.weighted:  # which have been annealed already
+        begin = (key_state, model.unconstrain_params(held.params), batch.mutable, batch.data)
+        state = system.begin(*begin, self._start(None))
+        if self.guide is None and not system.config.particles.weighted:  # which have been annealed already
             anneal = model.compiled(_anneal_block, system.config.num_particles, populations)
             by_datum = None if model.global_sites else 0
             axes = ((None if model.global_sites else 1, None), by_datum)
@@ -118,7 +140,7 @@ class NewData:
             (local, shared), left = model.map_blocks(lambda here: anneal(held.params, here), at, axes)
             local, shared = jax.tree.map(jnp.asarray, (local, shared))
             state = state._replace(posterior=state.posterior._replace(local=local, shared=shared))
-            _warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
+            warn_of_short_ladders("infer", left < TOO_SHORT, annealing, "their particles may not have arrived")
         key_draws, record = random.fold_in(key_run, 1), (state, {"contrast": np.zeros(0)}, None, progress_bar)
         return collection.finish(key_draws, *record, self.model, args, held.call.kwargs)
 
@@ -172,8 +194,8 @@ class NewData:
         found = log_likelihood(held.model, held.params, held.batch, populations)
         if is_traced(found.value):  # inside jit or vmap there are no numbers to look at
             return found
-        _check_finite("log_likelihood", found.value)
-        _warn_of_short_ladders("log_likelihood", np.isinf(found.std_error), annealing, "std_error is infinite there")
+        check_finite("log_likelihood", found.value)
+        warn_of_short_ladders("log_likelihood", np.isinf(found.std_error), annealing, "std_error is infinite there")
         return found
 
     def anomaly_score(self, rng_key: Array, params: Params, *args: Any, **kwargs: Any) -> Array:
@@ -207,15 +229,20 @@ class NewData:
         *args: Any,
         num_draws: int | None = None,
         sites: Sequence[str] | None = None,
-        num_particles: int = 256,
-        annealing: Annealing = Annealing(),
+        num_particles: int | None = None,
+        annealing: Annealing | None = None,
+        progress_bar: bool = False,
         **kwargs: Any,
     ) -> dict[str, np.ndarray]:
         """Return what the model expects at its observed sites, having seen the data: ``E[mean of p(y | x) | y]``.
 
         A reconstruction of the data, and of missing values an imputation: wrap the model in
-        :class:`.nan_masked` and leave NaN in the data, or use ``obs_mask``. The expectation is over a
-        population annealed to each posterior.
+        :class:`.nan_masked` and leave NaN in the data, or use ``obs_mask``.
+
+        By default the expectation is over two chains of each datum, which take 200 gradients: they begin at the best of
+        some draws from the prior, or at draws of the constructor's ``guide``. Posteriors of several modes, and means
+        within a tenth of a posterior's width, want ``annealing=Annealing()``: a population annealed to each posterior,
+        at some hundred times the cost. It serves global latents and ``num_draws`` in any case.
 
         Args:
             rng_key: PRNG key.
@@ -224,8 +251,9 @@ class NewData:
             num_draws: instead of posterior means, this many equally weighted posterior draws of the distribution's mean
                 (not of new data: noise of the observation is not in them).
             sites: observed sites, by default all.
-            num_particles: of the population, for each datum.
-            annealing: to the posteriors.
+            num_particles: of a population, for each datum; 256 if ``annealing`` is given.
+            annealing: to the posteriors; :class:`.Annealing` if ``num_particles`` is given.
+            progress_bar: whether tqdm shows how many blocks of data are done.
             **kwargs: of the model.
 
         Returns:
@@ -235,12 +263,17 @@ class NewData:
             ModelError: naming a site whose distribution has no mean; for improper priors.
         """
         check_options(self.model, self.reconstruct, {"num_draws": num_draws, "sites": sites})
+        many = num_draws is not None or num_particles is not None or annealing is not None
         populations = self._populations(self.reconstruct, kwargs, num_particles, 1, annealing)
         num_draws = None if num_draws is None else as_count("num_draws", num_draws)
         held = self._systems.hold(rng_key, params, args, kwargs)
         chosen = None if sites is None else as_site_names("sites", sites)
-        found, left = reconstruct(held.model, held.params, held.batch, num_draws, chosen, populations)
-        _warn_of_short_ladders("reconstruct", left < TOO_SHORT, annealing, "what is said of them may be far off")
+        how = (num_draws, chosen, populations if many else None, self.guide, self.guide_params)
+        with progress_of("reconstruct", progress_bar) as progress:
+            found, left = reconstruct(held.model, held.params, held.batch, *how, progress)
+        warn_of_short_ladders(
+            "reconstruct", left < TOO_SHORT, populations.annealing, "what is said of them may be far off"
+        )
         for name, value in found.items():
             if not is_traced(value) and not np.isfinite(value).all():
                 raise ModelError(
@@ -296,6 +329,26 @@ class NewData:
         held = self._systems.hold(rng_key, params, args, kwargs)
         return bidirectional(held.model, held.params, held.batch, populations)
 
+    def _start(self, init_particles: dict[str, Any] | None) -> Start | None:
+        """Return where particles begin, None for the prior.
+
+        Raises:
+            TypeError: if the particles are no dictionary.
+        """
+        if not isinstance(init_particles, dict | None):
+            raise TypeError(f"init_particles must be {{site: values}}, got {type(init_particles).__name__}.")
+        if not init_particles and self.guide is None:
+            return None
+        return Start(init_particles or {}, self.guide, self.guide_params)
+
+    def _counts(self, num_samples: Any, thinning: Any, warmup: Any) -> tuple[int, int, int]:
+        """Return how many draws to collect and how, checked; what is None is the constructor's."""
+        return (
+            self.num_samples if num_samples is None else as_count("num_samples", num_samples, least=0),
+            self.thinning if thinning is None else as_count("thinning", thinning),
+            self.warmup if warmup is None else as_count("warmup", warmup, least=0),
+        )
+
     def _populations(
         self, method: Callable, kwargs: dict[str, Any], num_particles: Any, num_populations: Any, annealing: Any
     ) -> Populations:
@@ -315,38 +368,12 @@ class NewData:
                 raise TypeError(
                     f"'{name}' is an option of Annealing: pass annealing=Annealing({name}={kwargs[name]!r})."
                 )
+        num_particles = POPULATION if num_particles is None else num_particles
+        annealing = Annealing() if annealing is None else annealing
         if not isinstance(annealing, Annealing):
             raise TypeError(f"annealing must be Annealing(…), got {annealing!r}.")
         num_particles = as_count("num_particles", num_particles, least=2)
         return Populations(num_particles, as_count("num_populations", num_populations), annealing)
-
-
-def _warn_of_short_ladders(what: str, short: Any, annealing: Annealing, so: str) -> None:
-    """Warn of the data, if any, that the temperatures did not reach: ``short`` is ``[M]``, or one for all."""
-    if is_traced(short):
-        return
-    lost = np.flatnonzero(short)
-    if len(lost):
-        which = f"{len(lost)} data, the first is {lost[0]}" if np.ndim(short) else "all data together"
-        warn(
-            f"{what}: {annealing.max_temps} temperatures were too few for {which}, far from where the model expects "
-            f"data; {so}. Raise max_temps of annealing=Annealing(…)."
-        )
-
-
-def _check_finite(what: str, value: Array) -> None:
-    """Raise if an estimate is not finite.
-
-    Raises:
-        ModelError: naming the first datum.
-    """
-    bad = np.flatnonzero(~np.isfinite(np.atleast_1d(value)))
-    if len(bad):
-        which = f"datum {bad[0]}" if np.ndim(value) else "the data"
-        raise ModelError(
-            f"{what}: the log density of {which} is not finite at these params (of {len(bad)} data in all): they are "
-            "too large for the arithmetic, or lie where the model gives them no density."
-        )
 
 
 def _anneal_block(

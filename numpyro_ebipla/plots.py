@@ -1,4 +1,4 @@
-"""Pictures of a fit, with Matplotlib: its history, generated data, and a two-dimensional energy landscape."""
+"""Pictures of a fit, with Matplotlib: its history, generated data, images, and a two-dimensional energy landscape."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebipla._core.tree import spaced
+from numpyro_ebipla.image_plots import plot_images, plot_interpolation, plot_reconstructions, pyplot, tiles
 from numpyro_ebipla.model.energy import EnergyPrior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from numpyro_ebipla.results.fit import Fit
+
+__all__ = [
+    "plot_energy",
+    "plot_generated",
+    "plot_history",
+    "plot_images",
+    "plot_interpolation",
+    "plot_reconstructions",
+]
 
 #: Points of a scatter plot, at most.
 MAX_POINTS = 2000
@@ -42,14 +52,6 @@ _LABELS = {
 }
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as e:
-        raise ImportError("numpyro_ebipla.plots needs Matplotlib: pip install numpyro_ebipla[plots].") from e
-    return plt
-
-
 def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> Any:
     """Plot the history of a fit, one panel for each kind of number that it has.
 
@@ -69,7 +71,7 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
         ImportError: without Matplotlib.
         ValueError: if the fit took no steps, or there are too few axes.
     """
-    plt, history = _pyplot(), fit.history
+    plt, history = pyplot(), fit.history
     num_steps = len(fit.losses)
     if not num_steps:
         raise ValueError("plot_history: the fit took no steps, so there is no history.")
@@ -136,7 +138,7 @@ def plot_generated(
     >>> [ax.get_title() for ax in figure.axes]
     ['data', 'generated']
     """
-    plt = _pyplot()
+    plt = pyplot()
     both = [np.asarray(x, dtype=float).reshape(len(x), -1) for x in (data, generated)]
     if both[0].shape[1] != both[1].shape[1]:
         raise ValueError(f"data have {both[0].shape[1]} coordinates, generated draws {both[1].shape[1]}.")
@@ -151,7 +153,7 @@ def plot_generated(
     for ax, title, x in zip(axes, ("data", "generated"), both, strict=True):
         ax.set_title(title)
         if image_shape is not None:
-            ax.imshow(_tiles(x[spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(_grid(x[spaced(len(x), num_images)], image_shape, low, high), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
             continue
         shown = x[spaced(len(x), MAX_POINTS)]
@@ -200,7 +202,7 @@ def plot_energy(
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('coordinate 0', 'coordinate 1')
     """
-    plt = _pyplot()
+    plt = pyplot()
     if isinstance(fit, EnergyPrior):
         prior, name = fit, site or "x"
         walkers = np.asarray(prior.sample(jax.random.key(0), (500,))) if walkers is None else walkers
@@ -302,15 +304,5 @@ def _frame(ax: "Axes", points: np.ndarray) -> None:
     ax.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def _tiles(x: np.ndarray, image_shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
-    """Put images side by side in a square, scaled to [0, 1], with white lines between them."""
-    height, width, *colours = image_shape
-    columns = int(np.ceil(np.sqrt(len(x))))
-    rows = -(-len(x) // columns)
-    images = np.ones((rows * columns, height + 1, width + 1, *colours))
-    images[: len(x), :height, :width] = np.clip((x - low) / max(high - low, 1e-12), 0, 1).reshape(
-        len(x), height, width, *colours
-    )
-    grid = images.reshape(rows, columns, height + 1, width + 1, *colours)
-    grid = np.moveaxis(grid, 2, 1).reshape(rows * (height + 1), columns * (width + 1), *colours)
-    return grid[:-1, :-1]
+def _grid(x: np.ndarray, image_shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
+    return tiles(x.reshape(-1, *image_shape), int(np.ceil(np.sqrt(len(x)))), low, high)

@@ -16,7 +16,7 @@ from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
 from numpyro_ebipla._core.validate import check_key, check_trees
-from numpyro_ebipla.model.arguments import check_arguments, like_own, without_held
+from numpyro_ebipla.model.arguments import check_arguments, check_whole, like_own, name_arguments, without_held
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, digest_of, inspect_model
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -26,7 +26,9 @@ from numpyro_ebipla.particles.persistent import Particles
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
+from numpyro_ebipla.training.same_data import SeenData
 from numpyro_ebipla.training.same_state import check_state
+from numpyro_ebipla.training.starting import Start, start_at
 from numpyro_ebipla.training.step import step
 from numpyro_ebipla.walkers.base import AbstractWalkers
 
@@ -36,6 +38,8 @@ CHAINS = 2000
 FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
 #: Particles of global latents: this many for each coordinate, so that their gradients are quiet, and no more than that.
 PARTICLES_PER_COORDINATE, MOST_SHARED_PARTICLES = 4, 256
+#: Tag of the key by which a guide is drawn from.
+KEY_START = 0x57A7
 
 
 class Settings(NamedTuple):
@@ -72,19 +76,19 @@ class System(NamedTuple):
     start: Callable
     shapes: Callable[[], TrainState]
 
-    def begin(self, rng_key: Array, params: Params, mutable: dict[str, Any], data: Any) -> TrainState:
-        """Return an initial state.
+    def begin(
+        self, rng_key: Array, params: Params, mutable: dict[str, Any], data: Any, at: Start | None = None
+    ) -> TrainState:
+        """Return an initial state, with particles drawn from the prior, or begun somewhere else.
 
         Raises:
-            ModelError: naming a site whose log density is not finite.
+            ModelError: naming a site whose log density is not finite, or values that are not its own.
         """
         state, faults = self.start(rng_key, params, mutable, data)
-        check_faults(faults)
-        return state
-
-    def estimate(self, state: TrainState) -> Params:
-        """Return the parameters that a fit reports, unconstrained: the running average, or the last ones."""
-        return state.params if self.config.averaging is None else state.average
+        if at is None or not self.config.model.latents:
+            check_faults(faults)
+            return state
+        return start_at(self.config, at, state, Batch(None, data, random.fold_in(rng_key, KEY_START), mutable))
 
 
 class Call(NamedTuple):
@@ -134,14 +138,17 @@ class Systems:
     def __init__(self, model: Callable, settings: Settings, static_kwargs: dict[str, Any]) -> None:
         self.model, self.settings, self.static_kwargs = model, settings, static_kwargs
         self.made: dict[Any, System] = {}
+        self.seen = SeenData()
 
     def read(self, args: tuple, kwargs: dict[str, Any]) -> Call:
         """Return the arguments of a call, with the constructor's keywords merged in, as SVI does.
 
         Raises:
             TypeError: naming a keyword that both have.
-            ModelError: naming an argument that is a masked array, or a dictionary with keys that do not compare.
+            ModelError: naming an argument that is a masked array, a loader, or a dictionary with keys that do not
+                compare.
         """
+        check_whole(self.model, args, {**self.static_kwargs, **kwargs})
         for name in kwargs:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
@@ -194,7 +201,16 @@ class Systems:
         """
         system = self.inspected(call) if again else self.of(call)
         check_state(system.config, system.shapes(), state, argument)
+        names = partial(name_arguments, self.model, call.args, call.kwargs)
+        self.seen.check(state.rng_key, call.arrays, system.config.model.num_data, argument, names)
         return system
+
+    def begin(self, system: System, call: Call, rng_key: Array, start: Start | None) -> TrainState:
+        """Return an initial state, see :meth:`System.begin`, whose data are remembered."""
+        found = system.inspection
+        state = system.begin(rng_key, found.params, found.mutable, found.data, start)
+        self.seen.remember(state.rng_key, call.arrays, system.config.model.num_data)
+        return state
 
     def with_params_of(self, state: TrainState) -> System | None:
         """Return the latest system with parameters like those of a state, if there is one."""

@@ -112,7 +112,7 @@ class Store:
             state: the state at the start of the run, with a ``step``.
             data: the model's array arguments.
             programs: ``"model"`` and ``"program"``, texts of the model's log density and of the steps.
-            given: the run's ``init_state`` or ``init_params``, if any.
+            given: the run's ``init_state``, or ``init_params`` and particles to begin at, if any.
 
         Raises:
             ModelError: if the checkpoint is of another model, shapes or start.
@@ -135,8 +135,8 @@ class Store:
             )
         if header["start"] != ours["start"]:
             raise ModelError(
-                f"checkpoint_dir: the run of '{found.path}' began with another init_state or init_params: pass that "
-                "run's, or use another directory."
+                f"checkpoint_dir: the run of '{found.path}' began with another init_state or init_params, or with "
+                "particles elsewhere: pass that run's, or use another directory."
             )
         changed = {name for name in ("data", "model", "program") if header[name] != ours[name]}
         updated = header["releases"] != ours["releases"]  # which changes the texts as well

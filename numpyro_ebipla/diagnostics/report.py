@@ -4,10 +4,13 @@ import numpy as np
 from jax import Array, random
 
 from numpyro_ebipla._core.errors import ModelError, warn
+from numpyro_ebipla._core.state import Latents
+from numpyro_ebipla._core.tree import take
 from numpyro_ebipla.diagnostics.checks import Check, Diagnostics, Rule
 from numpyro_ebipla.diagnostics.parameters import check_parameters
 from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, draw_fresh
 from numpyro_ebipla.diagnostics.run import check_draws, check_history
+from numpyro_ebipla.diagnostics.weights import check_weights
 from numpyro_ebipla.likelihood.annealed import log_likelihood
 from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.model.blocks import Batch
@@ -15,13 +18,15 @@ from numpyro_ebipla.training.fitted import Fitted
 
 #: A run of fewer steps or draws is not warned of.
 JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
+#: Steps after which a generator may be dead for good.
+STEPS_TO_DIE = 100
 
 SOME_DRAWS = Rule(
     "draws",
     1,
     "there are some",
     "none were collected, so the particles and the parameters cannot be judged",
-    "run(num_steps=0, init_state=fit.state)",
+    "fit.collect()",
     is_least=True,
 )
 WEIGHTS = Rule(
@@ -44,12 +49,14 @@ def check_run(fit: Fitted) -> list[Check]:
 
 
 def warn_of_run(fit: Fitted) -> None:
-    """Warn if the checks that cost nothing say that a whole run went wrong; short ones are left alone."""
-    if len(fit.losses) < JUDGED_STEPS or fit.num_samples < JUDGED_DRAWS:
-        return
-    checks = check_run(fit)
-    if not fit.config.model.energies:
-        checks += _parameters(fit, _batch(fit, random.key(0)), {})
+    """Warn if the checks that cost little say that a whole run went wrong; short ones are left alone."""
+    batch, checks = _batch(fit, random.key(0)), []
+    if len(fit.losses) >= STEPS_TO_DIE:
+        checks += _weights_alive(fit, batch)
+    if len(fit.losses) >= JUDGED_STEPS and fit.num_samples >= JUDGED_DRAWS:
+        checks += check_run(fit)
+        if not fit.config.model.energies:
+            checks += _parameters(fit, batch, {})
     found = Diagnostics(tuple(checks))
     if found.warnings:
         said = "\n".join(f"- {sentence}" for sentence in found.warnings)
@@ -62,7 +69,7 @@ def check_fit(fit: Fitted, rng_key: Array) -> Diagnostics:
     model, draws, batch = fit.config.model, fit.draws, _batch(fit, rng_key)
     priors = model.energy_priors(fit.params, batch)
     new = {name: draw_fresh(prior, random.fold_in(rng_key, i)) for i, (name, prior) in enumerate(priors.items())}
-    checks = [*check_run(fit), *_parameters(fit, batch, new), *_weights(fit, rng_key)]
+    checks = [*check_run(fit), *_weights_alive(fit, batch), *_parameters(fit, batch, new), *_weights(fit, rng_key)]
     walkers = fit.replay_walkers(rng_key, fit.collected[:1])
     for name, prior in priors.items():
         if model.energies[name].per_datum:
@@ -83,6 +90,12 @@ def _parameters(fit: Fitted, batch: Batch, new: dict[str, FreshDraws]) -> list[C
         return []
     thetas = (fit.config.model.unconstrain_params(fit.trained_params), fit.state.slow_average)
     return check_parameters(fit.config.model, thetas, batch, new, fit.draws, fit.num_chains, fit.collected)
+
+
+def _weights_alive(fit: Fitted, batch: Batch) -> list[Check]:
+    posterior = fit.state.posterior
+    latents = Latents(take(posterior.local, batch.indices, 1), posterior.shared)
+    return check_weights(fit.config.model, fit.params, latents, batch)
 
 
 def _weights(fit: Fitted, rng_key: Array) -> list[Check]:

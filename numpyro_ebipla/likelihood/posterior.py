@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, random
 
+from numpyro_ebipla._core.errors import ModelError, warn
 from numpyro_ebipla._core.state import Params, Sites
+from numpyro_ebipla._core.static import is_traced
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc import anneal as smc
@@ -135,3 +138,31 @@ def draw_posterior(rng_key: Array, population: PosteriorPopulation, num_draws: i
     ancestors = jax.vmap(draw, (0, 1), 1)(keys, log_weight)
     columns = jnp.arange(log_weight.shape[1])
     return jax.tree.map(lambda x: x[ancestors, columns], population.local), {}
+
+
+def warn_of_short_ladders(what: str, short: Any, annealing: Annealing, so: str) -> None:
+    """Warn of the data, if any, that the temperatures did not reach: ``short`` is ``[M]``, or one for all."""
+    if is_traced(short):
+        return
+    lost = np.flatnonzero(short)
+    if len(lost):
+        which = f"{len(lost)} data, the first is {lost[0]}" if np.ndim(short) else "all data together"
+        warn(
+            f"{what}: {annealing.max_temps} temperatures were too few for {which}, far from where the model expects "
+            f"data; {so}. Raise max_temps of annealing=Annealing(…)."
+        )
+
+
+def check_finite(what: str, value: Array) -> None:
+    """Raise if an estimate is not finite.
+
+    Raises:
+        ModelError: naming the first datum.
+    """
+    bad = np.flatnonzero(~np.isfinite(np.atleast_1d(value)))
+    if len(bad):
+        which = f"datum {bad[0]}" if np.ndim(value) else "the data"
+        raise ModelError(
+            f"{what}: the log density of {which} is not finite at these params (of {len(bad)} data in all): they are "
+            "too large for the arithmetic, or lie where the model gives them no density."
+        )

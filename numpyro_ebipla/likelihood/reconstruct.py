@@ -1,5 +1,6 @@
 """Posterior means of what the observed sites' distributions expect, given data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ from jax import Array, lax, random
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.likelihood.annealed import check_proper
+from numpyro_ebipla.likelihood.chains import chain_means, warn_of_rising
 from numpyro_ebipla.likelihood.posterior import Populations, anneal_posterior, draw_posterior
-from numpyro_ebipla.model.blocks import Batch
+from numpyro_ebipla.model.blocks import Batch, Progress, silent
 from numpyro_ebipla.model.energy import unwrap
 from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -26,18 +28,28 @@ def reconstruct(
     batch: Batch,
     num_draws: int | None,
     sites: tuple[str, ...] | None,
-    populations: Populations,
+    populations: Populations | None,
+    guide: Callable | None = None,
+    guide_params: Params | None = None,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Any], Any]:
     """Return posterior means, or draws, of the means at observed sites; see :meth:`.EBIPLA.reconstruct`.
 
+    Without populations they are those of some chains, which begin at draws of a guide if there is one.
     Also :attr:`.smc.anneal.Population.stage_ess`, ``[M]`` or a scalar: how the ladders of temperatures did.
     """
     batch = batch._replace(indices=model.blocks()[0])
     check_proper(model, params, batch, scaled=True)
     axes = _axes(model, params, batch, sites)
-    of_block = model.compiled(_of_block, tuple(axes.items()), num_draws, populations)
     by_datum = 0 if model.local_sites and not model.global_sites else None
-    return model.map_blocks(lambda here: of_block(params, here), batch, (axes, by_datum))
+    if populations is None and by_datum == 0:
+        few = model.compiled(_of_chains, tuple(axes), guide)
+        one = lambda here: few(params, guide_params or {}, here)
+        found, rising = model.map_blocks(one, batch, (axes, by_datum), progress=progress)
+        warn_of_rising(rising)
+        return found, jnp.ones(())
+    many = model.compiled(_of_block, tuple(axes.items()), num_draws, populations or Populations(256, 1))
+    return model.map_blocks(lambda here: many(params, here), batch, (axes, by_datum), progress=progress)
 
 
 def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ...] | None) -> dict[str, int | None]:
@@ -72,6 +84,17 @@ def _axes(model: LatentModel, params: Params, batch: Batch, sites: tuple[str, ..
 
     jax.eval_shape(look, batch)
     return found
+
+
+def _of_chains(
+    model: LatentModel,
+    sites: tuple[str, ...],
+    guide: Callable | None,
+    params: Params,
+    guide_params: Params,
+    batch: Batch,
+) -> tuple[dict[str, Array], Array]:
+    return chain_means(model.proper(), sites, guide, params, guide_params, batch)
 
 
 def _of_block(

@@ -1,7 +1,7 @@
 """The model's arguments and parameters as users give them, checked."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import jax
@@ -113,6 +113,31 @@ def steps_hint(args: tuple) -> str:
     return (
         f" Is {args[0]} the number of steps? That is run(rng_key, …, num_steps={args[0]}): arguments are the model's."
     )
+
+
+def check_whole(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise for iterators and data loaders, which JAX would not look into.
+
+    Raises:
+        ModelError: naming the argument.
+    """
+    given = (args, kwargs)
+    if not any(map(_gives_in_turn, jax.tree.leaves(given, is_leaf=_gives_in_turn))):
+        return
+    for name, value in name_arguments(model, args, kwargs).items():
+        if found := [x for x in jax.tree.leaves(value, is_leaf=_gives_in_turn) if _gives_in_turn(x)]:
+            kind = "an iterator" if isinstance(found[0], Iterator) else "a loader"
+            raise ModelError(
+                f"argument '{name}' of the model is {kind} ({type(found[0]).__name__}), but every datum has particles "
+                "of its own: pass all data as one array (uint8 images are fine), of which "
+                "numpyro.plate(…, subsample_size=…) draws the minibatches. For more data than fit into memory use SVI."
+            )
+
+
+def _gives_in_turn(x: Any) -> bool:
+    """Return whether it is an iterator, or a loader: something to iterate over that has no elements or values."""
+    loader = isinstance(x, Iterable) and not isinstance(x, Set) and not hasattr(x, "__getitem__")
+    return isinstance(x, Iterator) or (loader and not hasattr(x, "__array__"))
 
 
 def name_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -106,6 +106,30 @@ class check_substituted(Messenger):
             )
 
 
+class place_constrained(Messenger):
+    """Put values at latent sites as they are.
+
+    Raises:
+        ModelError: naming a site whose values have another shape.
+    """
+
+    def __init__(self, fn: Callable, values: dict[str, Array]) -> None:
+        super().__init__(fn)
+        self.values = values
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a value."""
+        if msg["type"] != "sample" or msg["name"] not in self.values:
+            return
+        value, shape = self.values[msg["name"]], msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))
+        if jnp.shape(value) != shape:
+            raise ModelError(
+                f"guide: draws of '{msg['name']}' have shape {jnp.shape(value)}, but its values in "
+                f"the model have {shape}."
+            )
+        msg["value"] = value
+
+
 class from_base(Messenger):
     """Draw latents without a value from an energy prior's base, or spread them over improper supports."""
 

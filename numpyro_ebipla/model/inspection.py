@@ -65,7 +65,6 @@ class Inspection(NamedTuple):
         params: initial parameters, unconstrained.
         mutable: initial values at ``mutable`` sites.
         energy_params: names of the parameters on which an energy depends, but no base distribution.
-        deterministic: names of the deterministic sites.
         look: ``(rng_key, init_params, data) -> InitialNumbers``, compiled: for other keys and initial values.
         note: what a run should say of the model before it begins.
         digest: of the model's log density as a program, with all numbers that it holds: see :func:`digest_of`.
@@ -76,7 +75,6 @@ class Inspection(NamedTuple):
     params: Params
     mutable: dict[str, Any]
     energy_params: tuple[str, ...]
-    deterministic: tuple[str, ...]
     look: Callable
     digest: str = ""
     note: str = ""
@@ -144,10 +142,11 @@ def inspect_model(
         plate=layout.plate,
         held=held,
         notes=layout.notes,
+        deterministic=layout.deterministic,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
     digest = digest_of(latent_model, params, mutable, data)
-    found_now = Inspection(latent_model, data, params, mutable, energy_params, layout.deterministic, look, digest)
+    found_now = Inspection(latent_model, data, params, mutable, energy_params, look, digest)
     return found_now._replace(note=_note(found_now, layout.strays))
 
 

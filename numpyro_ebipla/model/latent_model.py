@@ -5,7 +5,6 @@
 sites; a data plate's M/B scale is divided out again, so that what belongs to one datum is never rescaled.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
-from numpyro_ebipla._core.state import Latents, Params, Sites
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla._core.static import join_static
 from numpyro_ebipla.model.blocks import Batch, Progress, map_blocks, silent, split_indices
 from numpyro_ebipla.model.energy import EnergyPrior, base_only, unwrap
@@ -26,6 +25,7 @@ from numpyro_ebipla.model.handlers import (
     copy_containers,
     from_base,
     place,
+    place_constrained,
     site_log_prob,
     trace_model,
     unmask_latents,
@@ -64,6 +64,7 @@ class LatentModel:
     latents: dict[str, LatentSite]
     energies: dict[str, EnergySite]
     plate: DataPlate | None
+    deterministic: tuple[str, ...] = ()
     held: Params = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
@@ -227,18 +228,6 @@ class LatentModel:
         trace, _ = self.trace(params, {}, {}, batch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
-    def num_elements(self, params: Params, batch: Batch) -> dict[str, float]:
-        """Return how many elements each sample site has in all data, an event counted as one."""
-        found = {}
-
-        def look() -> None:
-            for name, site in self.sites(params, batch).items():
-                whole = self.ratio(batch) if self.is_local(site) else 1.0
-                found[name] = whole * math.prod(site["fn"].batch_shape)
-
-        jax.eval_shape(look)
-        return found
-
     def means(
         self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
     ) -> dict[str, Array]:
@@ -246,6 +235,19 @@ class LatentModel:
         trace, _ = self.trace(params, local, shared, batch)
         fns = {name: trace[name]["fn"] for name in sites}
         return {name: jnp.broadcast_to(fn.mean, fn.shape()) for name, fn in fns.items()}
+
+    def expected(
+        self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]
+    ) -> dict[str, Array]:
+        """Return :meth:`values` of N particles at ``sites``, and at observed ones :meth:`means`: ``[N, ...]``."""
+
+        def one(local: Sites, shared: Sites) -> dict[str, Array]:
+            trace, _ = self.trace(params, local, shared, batch)
+            observed = {name for name in sites if trace[name]["type"] == "sample" and name not in self.latents}
+            mean = lambda fn: jnp.broadcast_to(fn.mean, fn.shape())
+            return {name: mean(trace[name]["fn"]) if name in observed else trace[name]["value"] for name in sites}
+
+        return jax.vmap(one)(local, shared)
 
     def proper(self) -> "LatentModel":
         """Return the model with masks taken off its latents, whose prior is then proper.
@@ -276,14 +278,14 @@ class LatentModel:
                 shared[name] = u
         return local, shared
 
-    def unconstrain_latents(self, params: Params, values: dict[str, Array], batch: Batch) -> Latents:
-        """Return N particles from constrained values ``{site: [N, ...]}`` of all latents."""
+    def unconstrain(self, params: Params, values: dict[str, Array], batch: Batch) -> tuple[Sites, Sites]:
+        """Return one particle at constrained values of some latents; the others are drawn as in :meth:`draw_latents`.
 
-        def one(values: dict[str, Array]) -> tuple[Sites, Sites]:
-            placed = handlers.substitute(self._bound(params, batch), data=values)
-            return self._unconstrained(trace_model(placed, *join_static(batch.data, self.static_arguments)))
-
-        return Latents(*jax.vmap(one)(values))
+        Raises:
+            ModelError: naming a latent whose value has another shape.
+        """
+        placed = place_constrained(self._bound(params, batch), values)
+        return self._unconstrained(trace_model(from_base(placed), *join_static(batch.data, self.static_arguments)))
 
     def values(
         self, params: Params, local: Sites, shared: Sites, batch: Batch, sites: Sequence[str]

@@ -238,6 +238,8 @@ def _strays(
                 if trace[frame.name]["args"][0] <= plate.size:
                     found[latent] = (name, frame.name)
     return found
+
+
 def _say_why_global(
     latents: dict[str, LatentSite], plate: DataPlate | None, sites: dict, dependencies: dict
 ) -> tuple[str, ...]:

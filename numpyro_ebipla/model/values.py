@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array, random
 from numpyro.ops.provenance import eval_provenance
 
-from numpyro_ebipla._core.state import Sites
+from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla.model.blocks import Batch
-from numpyro_ebipla.model.inspection import Inspection
+from numpyro_ebipla.model.latent_model import LatentModel
 
 
 class SiteLayout(NamedTuple):
@@ -21,20 +21,20 @@ class SiteLayout(NamedTuple):
     axis: int | None
 
 
-def lay_out_values(inspection: Inspection, sites: Sequence[str], data: Any) -> dict[str, SiteLayout]:
-    """Return how the values at latent and deterministic sites are laid out; sites of other than arrays are left out.
+def lay_out_values(model: LatentModel, sites: Sequence[str], params: Params, batch: Batch) -> dict[str, SiteLayout]:
+    """Return how the values at latent and deterministic sites are laid out, and the means at observed ones.
 
-    The data axis of a deterministic site is the one whose length follows that of the minibatch.
+    Sites of other than arrays are left out. The data axis of a site that is not latent is the one whose length follows
+    that of the minibatch. Of the parameters, which are unconstrained, only the shapes matter.
     """
-    model = inspection.model
 
     def shapes(width: int) -> dict[str, jax.ShapeDtypeStruct]:
         def values(key: Array) -> dict[str, Array]:
-            params = model.constrain_params(inspection.params)
+            constrained = model.constrain_params(params)
             indices = jnp.arange(width, dtype=jnp.int32) if model.subsampled else None
-            batch = Batch(indices, data, key, inspection.mutable)
-            local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(params, batch))
-            return model.values(params, local, shared, batch, sites)
+            at = batch._replace(indices=indices, rng_key=key)
+            local, shared = jax.tree.map(lambda x: x[None], model.draw_latents(constrained, at))
+            return model.expected(constrained, local, shared, at, sites)
 
         found = jax.eval_shape(values, random.key(0))
         return {name: found[name] for name in sites if isinstance(found[name], jax.ShapeDtypeStruct)}
@@ -53,14 +53,13 @@ def lay_out_values(inspection: Inspection, sites: Sequence[str], data: Any) -> d
     return result
 
 
-def of_minibatches(inspection: Inspection, layout: dict[str, SiteLayout], data: Any) -> set[str]:
+def of_minibatches(model: LatentModel, layout: dict[str, SiteLayout], params: Params, batch: Batch) -> set[str]:
     """Return the sites that have no data axis and differ from block to block, and so are of no datum and not of all."""
-    model = inspection.model
     whole = tuple(name for name, site in layout.items() if site.axis is None and name not in model.latents)
     if not whole or not model.subsampled or model.global_sites:  # which make one block of all data
         return set()
-    params = model.constrain_params(inspection.params)
-    batch = Batch(jnp.arange(model.batch_size, dtype=jnp.int32), data, random.key(0), inspection.mutable)
+    params = model.constrain_params(params)
+    batch = batch._replace(indices=jnp.arange(model.batch_size, dtype=jnp.int32))
 
     def values(local: Sites, indices: Array) -> dict[str, Array]:
         one = jax.tree.map(lambda x: x[None], local)

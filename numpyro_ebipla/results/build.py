@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
-from tqdm.auto import tqdm
+from jax import Array, random
 
 from numpyro_ebipla._core.errors import warn
 from numpyro_ebipla._core.state import TrainState
+from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.values import SiteLayout
+from numpyro_ebipla.results.drawing import progress_of
 from numpyro_ebipla.results.fit import Fit
 from numpyro_ebipla.results.visiting import on_collected
 from numpyro_ebipla.system import System
@@ -51,7 +52,8 @@ class Collection:
 
     def __init__(self, system: System, plan: Plan, sites: Sequence[str] | None, indices: Any, data: Any) -> None:
         self.system, self.data = system, data
-        self.plan, self.layout = with_sites(plan, sites, indices, system.inspection, system.config.num_particles, data)
+        at = (system.inspection.params, Batch(None, data, random.key(0), system.inspection.mutable))
+        self.plan, self.layout = with_sites(plan, sites, indices, system.config, *at)
 
     def finish(
         self,
@@ -72,23 +74,19 @@ class Collection:
             history: ``{name: [steps]}``.
             stopped: why the run ended early, or None.
             progress_bar: whether to show one.
-            model: the user's.
+            model: of the user.
             args: of the model.
             kwargs: of the model.
         """
-        config, estimate, draws = self.system.config, self.system.estimate(state), None
-        with tqdm(total=1, disable=not progress_bar, desc="collect") as bar:
-
-            def progress(done: int, of: int) -> None:
-                bar.total = of
-                bar.update(done - bar.n)
-
+        config, draws = self.system.config, None
+        estimate = config.estimate(state)
+        with progress_of("collect", progress_bar) as progress:
             try:
                 if config.model.latents and self.plan.num_samples:
                     particles, at = config.particles, (estimate, state, self.data)
                     draws = collect(config.model, particles, self.plan, self.layout, *at, rng_key, progress)
             except KeyboardInterrupt:
-                stopped = "interrupted while collecting draws: run(num_steps=0, init_state=fit.state) collects them"
+                stopped = "interrupted while collecting draws: fit.collect() collects them"
                 warn(stopped)
         params = config.model.all_params(estimate)
         record = (params, state, history, stopped, model, args, kwargs, draws, self.plan, self.layout, config)

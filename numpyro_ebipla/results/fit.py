@@ -19,6 +19,7 @@ from numpyro_ebipla.diagnostics.report import check_fit
 from numpyro_ebipla.likelihood.annealed import log_likelihood
 from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.results import arviz
+from numpyro_ebipla.results.drawing import Drawing
 from numpyro_ebipla.results.estimates import (
     Covariance,
     ParameterTable,
@@ -31,14 +32,13 @@ from numpyro_ebipla.results.information import chosen_params
 from numpyro_ebipla.results.saving import save_fit
 from numpyro_ebipla.results.summary import summary_lines
 from numpyro_ebipla.smc.normaliser import Estimate
-from numpyro_ebipla.training.fitted import Fitted
 
 #: Tags by which keys are derived from the state's own.
 KEY_DIAGNOSTICS, KEY_LIKELIHOOD = 0xD1A6, 0x10611
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fit(Fitted):
+class Fit(Drawing):
     """A fitted model: arrays, and the functions that were fitted.
 
     ``az.from_numpyro(fit)`` works as for an ``MCMC`` object; :meth:`to_arviz` gives more groups.
@@ -309,6 +309,7 @@ class Fit(Fitted):
         check                           what it looks at
         ==============================  ===================================================================
         non-finite steps, draws         how many there were
+        dead networks                   how many have weights for which no datum has a gradient any more
         nats still gained               an upper bound of what the log likelihood has gained since the
                                         average over the last third of the steps, in nats per datum
         nats to gain                    what a Newton step along the way that the run was going would gain

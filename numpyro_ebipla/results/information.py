@@ -190,8 +190,13 @@ def _log_density(model: LatentModel, params: Params, batch: Batch, once: Array, 
     return jnp.where(once, joint.per_datum + joint.rest[:, None] / model.num_data, 0.0)
 
 
+def unconstrained(model: LatentModel, params: Params, values: Any, batch: Batch) -> Latents:
+    """Return N particles at constrained values ``{site: [N, ...]}`` of all latents."""
+    return Latents(*jax.vmap(lambda one: model.unconstrain(params, one, batch))(values))
+
+
 def _curvature(model: LatentModel, theta: Params, params: Params, values: Any, batch: Batch, once: Array) -> Array:
-    groups = _parts(model.unconstrain_latents(params, values, batch), GROUPS)
+    groups = _parts(unconstrained(model, params, values, batch), GROUPS)
     density = partial(_log_density, model, params, batch, once)
     return lax.map(lambda at: slope_and_curvature(density, at, theta, theta)[1], groups)
 
@@ -213,7 +218,7 @@ def _scores(model: LatentModel, theta: Params, params: Params, values: Any, batc
     def of_half(at: Latents) -> Array:
         return jnp.einsum("nb,nbl->bl", _weights(density, at, theta), slopes(partial(density, at), theta, theta))
 
-    return lax.map(of_half, _parts(model.unconstrain_latents(params, values, batch), 2))
+    return lax.map(of_half, _parts(unconstrained(model, params, values, batch), 2))
 
 
 def _scores_by_cluster(
@@ -239,7 +244,7 @@ def _scores_by_cluster(
         weight = weight if weight.ndim == 1 else weight.mean(1)
         return jnp.einsum("n,nkl->kl", weight, slopes(partial(by_cluster, at), theta, theta))
 
-    return lax.map(of_half, _parts(model.unconstrain_latents(params, values, batch), 2))
+    return lax.map(of_half, _parts(unconstrained(model, params, values, batch), 2))
 
 
 def _parts(at: Latents, number: int) -> Latents:
@@ -271,7 +276,7 @@ def _normalisers(fit: Fitted, theta: Params) -> dict[str, Normaliser]:
         keys = random.split(random.fold_in(batch.rng_key, i), GROUPS)
         draws = jnp.stack([prior.as_walkers(prior.sample(key, (DRAWS // GROUPS,))) for key in keys])
         program = model.compiled(_normaliser, name)
-        number = model.num_elements(fit.params, batch)[name] / math.prod(prior.batch_shape)
+        number = num_elements(model, fit.params, batch)[name] / math.prod(prior.batch_shape)
         found[name] = Normaliser(number, *(np.asarray(x, np.float64) for x in program(theta, fit.params, draws, batch)))
     return found
 
@@ -343,3 +348,16 @@ def _read_labels(fit: Fitted, given: dict[str, Any]) -> tuple[dict[str, Array], 
     ends = np.cumsum([len(value) for value in arrays.values()])[:-1]
     parts = np.split(inverse, ends)
     return {name: jnp.asarray(part) for name, part in zip(arrays, parts, strict=True)}, len(known)
+
+
+def num_elements(model: LatentModel, params: Params, batch: Batch) -> dict[str, float]:
+    """Return how many elements each sample site has in all data, an event counted as one."""
+    found = {}
+
+    def look() -> None:
+        for name, site in model.sites(params, batch).items():
+            whole = model.ratio(batch) if model.is_local(site) else 1.0
+            found[name] = whole * math.prod(site["fn"].batch_shape)
+
+    jax.eval_shape(look)
+    return found

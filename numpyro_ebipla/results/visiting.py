@@ -58,7 +58,8 @@ F = TypeVar("F", bound=Fitted)
 
 def bind_model(fit: F) -> F:
     """Return the fit with its parameters put into its model, which visits the data collected."""
-    fitted = handlers.substitute(fit.model, data={**fit.params, **fit.state.mutable})
+    own = fit.model.fn.fn if isinstance(fit.model, Visiting) else fit.model
+    fitted = handlers.substitute(own, data={**fit.params, **fit.state.mutable})
     return replace(fit, model=Visiting(fitted, fit.config.model, fit.layout, fit.plan.indices))
 
 

@@ -16,20 +16,20 @@ from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla._core.validate import as_site_names, check_scalar
 from numpyro_ebipla.kernels.base import dtype_of
 from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
-from numpyro_ebipla.model.inspection import Inspection
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.model.values import SiteLayout, lay_out_values, of_minibatches
 from numpyro_ebipla.particles.base import AbstractParticles
-from numpyro_ebipla.particles.block import Adaptations, Block, Info, Terms, gather
-from numpyro_ebipla.particles.moves import Points, evaluate_at, move_points, points_of, refresh
+from numpyro_ebipla.particles.block import Adaptations, Block, gather
+from numpyro_ebipla.particles.moves import Points
 from numpyro_ebipla.smc.control import num_features_of
+from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.held import Held
 from numpyro_ebipla.training.information import (
     by_coordinate,
     num_directions,
     slope_and_curvature,
     slopes,
 )
-from numpyro_ebipla.training.safeguards import recall
 
 #: Groups of a datum's draws, whose slopes tell the noise, and the draws of each: at least so many, and for each
 #: coordinate.
@@ -88,7 +88,7 @@ class Draws(NamedTuple):
 
 
 def with_sites(
-    plan: Plan, sites: Sequence[str] | None, indices: Any, inspection: Inspection, num_particles: int, data: Any
+    plan: Plan, sites: Sequence[str] | None, indices: Any, config: Config, params: Params, batch: Batch
 ) -> tuple[Plan, dict[str, SiteLayout]]:
     """Return the plan for these sites and data, and how the values are laid out.
 
@@ -99,49 +99,60 @@ def with_sites(
         ModelError: for a name that is neither a latent nor a deterministic site, for a deterministic site of
             minibatches, for indices of no datum, or for draws above ``plan.max_bytes``.
     """
-    model = inspection.model
-    known = [*model.latents, *inspection.deterministic]
+    model, num_particles = config.model, config.num_particles
+    known = [*model.latents, *model.deterministic]
     chosen = tuple(model.latents) if sites is None else as_site_names("sites", sites)
     check_scalar("max_bytes", plan.max_bytes, lambda x: x > 0, "a number above 0")
     for name in chosen:
         if name not in known:
             raise ModelError(f"sites: there is no latent or deterministic site '{name}'; there are {known}.")
-    if indices is not None:
-        indices = np.atleast_1d(np.asarray(indices))
-        if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
-            raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
-    plan = plan._replace(sites=chosen, indices=indices)
-    layout = lay_out_values(inspection, plan.sites, data)
+    plan = plan._replace(sites=chosen, indices=as_indices(model, indices))
+    layout = lay_out_values(model, plan.sites, params, batch)
     if trees := [name for name in chosen if name not in layout]:
         raise ModelError(f"sites: the deterministic site '{trees[0]}' is not an array: leave it out.")
-    if mixed := [name for name in of_minibatches(inspection, layout, data) if name in chosen]:
+    if mixed := [name for name in of_minibatches(model, layout, params, batch) if name in chosen]:
         raise ModelError(
             f"sites: the deterministic site '{mixed[0]}' is of a minibatch, as it depends on the data of a subsampled "
             "plate and has no axis for them: leave it out, or drop the batch size."
         )
-    if indices is None and _by_datum(model):
+    if plan.indices is None and _by_datum(model):
         number = _num_affordable(model, plan, num_particles, layout)
         if 0 < number < model.num_data:
             plan = plan._replace(indices=spaced(model.num_data, number))
     _check_memory(model, plan, num_particles, layout)
     if sites is None and model.latents and plan.num_samples:
-        return _with_deterministic(plan, layout, inspection, num_particles, data)
+        return _with_deterministic(plan, layout, config, params, batch)
     return plan, layout
 
 
 def _with_deterministic(
-    plan: Plan, layout: dict[str, SiteLayout], inspection: Inspection, num_particles: int, data: Any
+    plan: Plan, layout: dict[str, SiteLayout], config: Config, params: Params, batch: Batch
 ) -> tuple[Plan, dict[str, SiteLayout]]:
     """Return the plan with the deterministic sites that there is memory for, beside the data of the latents."""
-    found = lay_out_values(inspection, inspection.deterministic, data)
-    mixed, left_out = of_minibatches(inspection, found, data), []
+    model, left_out = config.model, []
+    found = lay_out_values(model, model.deterministic, params, batch)
+    mixed = of_minibatches(model, found, params, batch)
     for name in (name for name in found if name not in mixed):
         more = {**layout, name: found[name]}
-        if _num_bytes(inspection.model, plan, num_particles, more) > plan.max_bytes:
+        if _num_bytes(model, plan, config.num_particles, more) > plan.max_bytes:
             left_out.append(name)
         else:
             layout = more
     return plan._replace(sites=tuple(layout), left_out=tuple(left_out)), layout
+
+
+def as_indices(model: LatentModel, indices: Any) -> np.ndarray | None:
+    """Return indices of data as an array, None for all.
+
+    Raises:
+        ModelError: for one that is no datum's.
+    """
+    if indices is None:
+        return None
+    indices = np.atleast_1d(np.asarray(indices))
+    if not np.issubdtype(indices.dtype, np.integer) or np.any((indices < 0) | (indices >= model.num_data)):
+        raise ModelError(f"indices must be integers from 0 to {model.num_data - 1}, got {indices}.")
+    return indices
 
 
 def _num_affordable(model: LatentModel, plan: Plan, num_particles: int, layout: dict[str, SiteLayout]) -> int:
@@ -244,23 +255,15 @@ def _run_block(
     params = model.constrain_params(theta[0])
     key_model, key_weights, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
-    chains = particles.drop_weights(key_weights, chains)
+    chains, held = particles.drop_weights(key_weights, chains), Held(particles, model, params, batch)
     by_datum = _by_datum(model)
     accepted = ["accept_local"] * bool(chains.latents.local) + ["accept_global"] * bool(chains.latents.shared)
-
-    def log_joint(latents: Latents) -> Terms:
-        joint = model.log_joint(params, *latents, batch, {})
-        return Terms(joint.per_datum, joint.rest)
 
     def log_density(latents: Latents, theta: Params) -> Array:
         joint = model.log_joint(model.constrain_params(theta), *latents, batch, {})
         if by_datum:  # a penalty of the parameters is shared by all data
             return joint.per_datum + joint.rest[:, None] / model.num_data
         return joint.per_datum.sum(-1) + joint.rest
-
-    def move(points: Points, adapt: Adaptations, key: Array, adapting: Array) -> tuple[Points, Adaptations, Info]:
-        points, learned, info = move_points(particles.kernel, 1, key, log_joint, 1.0, points, adapt)
-        return refresh(log_joint, 1.0, points), jax.tree.map(partial(jnp.where, adapting), learned, adapt), info
 
     def draw(carry: tuple[Points, Adaptations], x: tuple[Array, Array]) -> tuple[Any, Draws]:
         # Warm-up and draws share one loop, so that the model is compiled once.
@@ -269,7 +272,7 @@ def _run_block(
         points, adapt, info = lax.fori_loop(
             0,
             num_warmup + thinning,
-            lambda i, now: move(now[0], now[1], random.fold_in(key, i), i < num_warmup),
+            lambda i, now: held.move(random.fold_in(key, i), now[0], now[1], i < num_warmup),
             (*carry, accept),
         )
         at = points.latents
@@ -287,14 +290,11 @@ def _run_block(
             out = out._replace(score=jnp.stack([half.mean(0) for half in jnp.array_split(score, min(2, len(score)))]))
         return carry, (out, Latents({}, {}))
 
-    known = evaluate_at(log_joint, 1.0, chains.latents)
-    if warmup and particles.recalls:
-        chains, known, _ = recall(chains, known, jnp.ones((), bool))
     groups = _choose_groups(model, particles, chains.latents, num_samples, theta[0])
     parts = groups.parts if groups else _num_parts(num_samples, num_directions(theta[0]))
     keys = random.split(key_draws, num_samples).reshape(parts, -1)
     num_warmup = jnp.zeros(keys.shape, jnp.int32).at[0, 0].set(warmup)
-    _, (out, kept) = lax.scan(draws, (points_of(chains, known), adapt), (keys, num_warmup))
+    _, (out, kept) = lax.scan(draws, (held.start(chains, warmup > 0), adapt), (keys, num_warmup))
     out = _by_particle(out)
     if groups:
         pooled = jax.tree.map(groups.pool, kept)

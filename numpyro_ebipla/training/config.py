@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from numpyro_ebipla._core.errors import ModelError
+from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.validate import as_count
 from numpyro_ebipla.kernels.base import AbstractKernel
 from numpyro_ebipla.kernels.mala import MALA
@@ -31,6 +32,10 @@ class Config(NamedTuple):
     num_particles: int
     averaging: float | None
     max_energy: float
+
+    def estimate(self, state: TrainState) -> Params:
+        """Return the parameters that a fit reports, unconstrained: the running average, or the last ones."""
+        return state.params if self.averaging is None else state.average
 
 
 def parse_posterior(posterior: Any, kernel: Any, num_moves: Any) -> AbstractParticles:

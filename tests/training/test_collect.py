@@ -89,8 +89,8 @@ def test_counts_that_are_none():
     ):
         with pytest.raises(ValueError, match=words):
             ebipla.run(random.key(0), y, **options)
-    with pytest.raises(ValueError, match="infer needs draws"):
-        EBIPLA(one_level, num_samples=0).infer(random.key(0), {"mu": 0.0}, y)
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 0"):
+        ebipla.infer(random.key(0), {"mu": 0.0}, y, num_samples=0.5)
 
 
 # --- deterministic sites --------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_faults_old_data_are_not_fitted_again(made):
     ("call", "words"),
     [
         (lambda: EBIPLA(normal_data, n_particles=5), "did you mean num_particles"),
-        (lambda: EBIPLA(normal_data, guide=normal_data), "no guide is needed"),
+        (lambda: EBIPLA(normal_data).run(random.key(0), Y, guide=normal_data), r"EBIPLA\(model, guide="),
         (lambda: EBIPLA(normal_data).run(random.key(0), Y, num_step=5), "did you mean num_steps"),
         (lambda: EBIPLA(normal_data).run(random.key(0), Y, nonsense=5), "has no option 'nonsense'"),
     ],

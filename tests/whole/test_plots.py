@@ -5,11 +5,20 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
+from jax import random
 
-from numpyro_ebipla import EnergyPrior
-from numpyro_ebipla.plots import plot_energy, plot_generated, plot_history
+from numpyro_ebipla import EBIPLA, EnergyPrior, ModelError
+from numpyro_ebipla.plots import (
+    plot_energy,
+    plot_generated,
+    plot_history,
+    plot_images,
+    plot_interpolation,
+    plot_reconstructions,
+)
 
 plt = pytest.importorskip("matplotlib.pyplot")
 plt.switch_backend("Agg")
@@ -107,6 +116,61 @@ def test_generated_refuses_what_does_not_fit():
         plot_generated(np.zeros((2, 5)), np.zeros((2, 5)), image_shape=(2, 2))
     with pytest.raises(ValueError, match="components"):
         plot_generated(np.zeros((2, 1)), np.zeros((2, 1)))
+
+
+@pytest.mark.unit
+def test_images_and_reconstructions_keep_their_pixels():
+    images = np.random.default_rng(0).uniform(size=(5, 2, 3, 1))
+    grid = plot_images(images, columns=3, vmin=0, vmax=1).images[0].get_array()
+    assert grid.shape == (2 * 3 - 1, 3 * 4 - 1)
+    np.testing.assert_allclose(grid[3:, 4:7], images[4, ..., 0])
+    grid = plot_reconstructions(images, images / 2, columns=4, vmin=0, vmax=1).images[0].get_array()
+    np.testing.assert_allclose(grid[:2, 8:11], images[1, ..., 0])
+    np.testing.assert_allclose(grid[:2, 12:], images[1, ..., 0] / 2)
+    coloured = plot_images(np.ones((4, 12)), image_shape=(2, 2, 3)).images[0].get_array()
+    assert coloured.shape == (5, 5, 3)
+
+
+@pytest.mark.unit
+def test_images_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"must have shape \[n, height, width\].*got \(5, 12\)"):
+        plot_images(np.zeros((5, 12)))
+    with pytest.raises(ValueError, match="does not hold 12 values"):
+        plot_images(np.zeros((5, 12)), image_shape=(3, 3))
+    with pytest.raises(ValueError, match="those of the same data"):
+        plot_reconstructions(np.zeros((5, 2, 2)), np.zeros((4, 2, 2)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_interpolations_are_the_generators_values_between_two_particles(batch_size):
+    """y = exp(x) outer a ramp, so that the images between are geometric means."""
+
+    def model(y, batch_size=None):
+        with numpyro.plate("data", len(y), subsample_size=batch_size):
+            x = numpyro.sample("x", dist.Normal(numpyro.param("mean", 0.0), 1))
+            image = jnp.exp(x)[:, None, None] * jnp.arange(1.0, 7.0).reshape(2, 3)
+            numpyro.deterministic("image", image)
+            numpyro.sample("y", dist.Normal(image, 0.1).to_event(2), obs=numpyro.subsample(y, event_dim=2))
+
+    y = np.exp(np.random.default_rng(0).normal(size=(9, 1, 1))) * np.arange(1.0, 7.0).reshape(2, 3)
+    fit = EBIPLA(model, num_particles=4, num_samples=0).run(
+        random.key(0), y, num_steps=20, batch_size=batch_size, progress_bar=False
+    )
+    x = np.asarray(fit.state.posterior.local["x"])[0]
+    between = np.exp(np.linspace(x[7], x[2], 5))[:, None, None] * np.arange(1.0, 7.0).reshape(2, 3)
+    for site in (None, "image"):
+        np.testing.assert_allclose(fit.interpolate(7, 2, 5, site=site), between, rtol=1e-5)
+    np.testing.assert_allclose(fit.interpolate(7, 2, 5, site="x"), np.linspace(x[7], x[2], 5), rtol=1e-5)
+    grid = plot_interpolation(fit, [(7, 2), (0, 8)], num=5, vmin=0, vmax=10).images[0].get_array()
+    assert grid.shape == (5, 19)
+    np.testing.assert_allclose(grid[:2, 4:7], np.clip(between[1] / 10, 0, 1), rtol=1e-5)
+    for call, words in (
+        (lambda: fit.interpolate(0, 9), "indices must be integers from 0 to 8"),
+        (lambda: fit.interpolate(0, 1, site="z"), "site must be one of .*, got 'z'"),
+        (lambda: fit.interpolate(0, 1, particle=4), "the particle one of 4"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            call()
 
 
 @pytest.mark.unit
