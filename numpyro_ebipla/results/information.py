@@ -81,7 +81,9 @@ def information(fit: Fitted, theta: Params) -> np.ndarray:
         ModelError: if it is not known, saying why.
     """
     model, draws = fit.config.model, fit.draws
-    if draws is not None and draws.newton is not None and len(theta) == len(fit.trained_params):
+    # A last block that is filled up counts some data twice in what was collected.
+    filled_up = model.subsampled and not model.global_sites and len(fit.collected) % model.batch_size
+    if draws is not None and draws.newton is not None and len(theta) == len(fit.trained_params) and not filled_up:
         return np.asarray(draws.newton[1], np.float64).sum(0)
     if model.latents:
         _check_quiet(fit)

@@ -28,7 +28,8 @@ RIDGE = 1e-5
 #: A correction is bounded where the particles' mean features are this many times as far from zero as four standard
 #: deviations of equilibrium: they lag behind their posterior then, and the regression extrapolates.
 FAR = 30.0
-#: Particles are taken along, see :func:`recentring`, where their mean slope is this many times as far: before that.
+#: Particles are taken along, see :func:`recentring`, where their mean slope is this many times as far: before that, but
+#: of 400 data with eight particles none is in 5000 steps of equilibrium (a p-value of 1e-7).
 BEHIND = 5.0
 
 
@@ -71,10 +72,17 @@ def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites
         The shifts that would take the particles to the mean, and ``[*data]`` whether they are far behind.
     """
     x, slope = _flat(position, gradient, chain_ndim)
+    num, size = len(x), x.shape[-1]
 
     def one(x: Array, slope: Array) -> tuple[Array, Array]:
-        corrections, ratio = _corrections(jnp.full(len(x), 1 / len(x), x.dtype), x, slope, x.shape[-1])
-        return -jnp.sum(corrections, 0) @ (x - x.mean(0)), jnp.any(ratio > BEHIND)
+        centred = slope - slope.mean(0)
+        scale = jnp.sqrt(jnp.mean(jnp.square(centred), 0)) + jnp.finfo(x.dtype).tiny
+        centred, mean = centred / scale, slope.mean(0) / scale
+        gram = centred.T @ centred / num + RIDGE * jnp.eye(size, dtype=x.dtype)
+        coefficient = jax.scipy.linalg.solve(gram, mean, assume_a="pos")
+        # Hotelling's T² over N − 1, of which minus twice the log p-value is about this, however few the particles.
+        surprise = (num - size) * jnp.log1p(mean @ coefficient)
+        return -(centred @ coefficient) @ (x - x.mean(0)) / num, surprise > BEHIND * _usual(size)
 
     shift, far = one(x, slope) if chain_ndim == 1 else jax.vmap(one, 1)(x, slope)
     parts, start = {}, 0
@@ -135,6 +143,11 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
     return weight - jnp.where(jnp.isfinite(total).all(), total, 0.0)
 
 
+def _usual(number: int) -> float:
+    """Return the mean of χ² and four of its standard deviations: equilibrium is seldom as far."""
+    return number + 4 * (2 * number) ** 0.5
+
+
 def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Array, Array]:
     """Return what each fold takes from the weights ``[FOLDS, N]``, and its distance ``[FOLDS]`` over what is usual."""
     fold = jnp.arange(len(x)) % FOLDS
@@ -149,8 +162,7 @@ def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Ar
         centred, mean = centred / scale[None], mine @ features / scale
         gram = (others[None] * centred.T) @ centred + RIDGE * jnp.eye(number, dtype=x.dtype)
         coefficient = jax.scipy.linalg.solve(gram, mean, assume_a="pos")
-        usual = number + 4 * (2 * number) ** 0.5  # of χ², which the distance is in equilibrium
         distance = mean @ coefficient / jnp.sum(jnp.square(mine))
-        return share * others * (centred @ coefficient), distance / usual
+        return share * others * (centred @ coefficient), distance / _usual(number)
 
     return jax.vmap(correction)(inside)
