@@ -23,7 +23,9 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.choose import check_optimiser
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.persistent import Particles
+from numpyro_ebipla.smc.control import num_features
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
+from numpyro_ebipla.training.information import by_coordinate
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
 from numpyro_ebipla.training.same_data import SeenData
@@ -38,6 +40,9 @@ CHAINS = 2000
 FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
 #: Particles of global latents: this many for each coordinate, so that their gradients are quiet, and no more than that.
 PARTICLES_PER_COORDINATE, MOST_SHARED_PARTICLES = 4, 256
+#: Local latents have as many as make the gradients of up to 32 parameters quiet, where particles times numbers of data
+#: are no more than this: a step then takes a millisecond or two.
+QUIET_ELEMENTS = 200_000
 #: Tag of the key by which a guide is drawn from.
 KEY_START = 0x57A7
 
@@ -303,12 +308,18 @@ def _choose_num_particles(inspection: Inspection) -> int:
     model = inspection.model
     chains = model.batch_size if model.local_sites else 1
     number = int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
-    if model.subsampled or not model.global_sites:
+    if model.subsampled or not model.latents:
         return number
     params, batch = inspection.params, Batch(None, inspection.data, random.key(0), inspection.mutable)
-    shared = jax.eval_shape(lambda: model.draw_latents(model.constrain_params(params), batch)[1])
-    size = sum(math.prod(x.shape) for x in shared.values())
-    return max(number, min(PARTICLES_PER_COORDINATE * size, MOST_SHARED_PARTICLES))
+    local, shared = jax.eval_shape(lambda: model.draw_latents(model.constrain_params(params), batch))
+    if model.global_sites:
+        size = sum(math.prod(x.shape) for x in shared.values())
+        return max(number, min(PARTICLES_PER_COORDINATE * size, MOST_SHARED_PARTICLES))
+    size = sum(math.prod(x.shape) for x in local.values()) // model.num_data
+    quiet = next((n for n in range(number, MOST_PARTICLES) if num_features(n, size) == 2 * size), number)
+    elements = sum(np.size(x) for x in jax.tree.leaves(inspection.data))
+    few = by_coordinate(params) and not model.energies and quiet * max(elements, model.num_data) <= QUIET_ELEMENTS
+    return quiet if few else number
 
 
 def _some_key(rng_key: Array | None) -> Array:
