@@ -28,7 +28,8 @@ class Particles(AbstractUnweighted):
     a tenth of that of the chain (stochastic-gradient Langevin; Welling and Teh, 2011).
 
     With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, where they are
-    enough: a dozen, and twice as many as coordinates, or four times for the full effect. Particles of a datum count by themselves;
+    enough: a dozen, and twice as many as coordinates, or four times for the full effect. Particles of a datum count by
+    themselves;
     of models with global latents only these count, and not under subsampling. See
     :mod:`~numpyro_ebipla.smc.control`. The same particles are taken along where a parameter leaves them far behind.
 
