@@ -118,9 +118,9 @@ def read(path):
     raw = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise SystemExit(f"{path}: neither .npz, .npy nor an idx file of bytes.")
-    shape = np.frombuffer(raw, ">i4", raw[3], 4)
+    shape = tuple(np.frombuffer(raw, ">i4", raw[3], 4).tolist())
     if len(raw) != 4 + 4 * raw[3] + np.prod(shape):
-        raise SystemExit(f"{path}: cut off, or not the images that its head says: {tuple(shape)}.")
+        raise SystemExit(f"{path}: cut off, or not the images that its head says: {shape}.")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 

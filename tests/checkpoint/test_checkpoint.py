@@ -260,8 +260,17 @@ def test_from_initial_parameters(tmp_path):
     for other in (None, run(num_steps=2).params):
         with pytest.raises(ModelError, match="another init_state or init_params"):
             run(tmp_path, init_params=other, num_steps=12)
-    with pytest.raises(ValueError, match="init_params, not both"):
+    with pytest.raises(ValueError, match="init_state holds parameters and particles already"):
         run(init_state=first.state, init_params=params)
+
+
+def test_from_given_particles(tmp_path):
+    particles = {"x": run(num_steps=1).get_samples()["x"][:, -1]}
+    first = run(tmp_path, init_particles=particles, num_steps=12)
+    same(run(tmp_path, init_particles=particles, num_steps=12), first)
+    for other in (None, {"x": particles["x"] + 0.1}):
+        with pytest.raises(ModelError, match="or with particles elsewhere"):
+            run(tmp_path, init_particles=other, num_steps=12)
 
 
 def test_another_system(tmp_path):
