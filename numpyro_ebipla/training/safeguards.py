@@ -32,6 +32,10 @@ safeguard            watches                    does                         whe
 \                    the same, when draws are   the same                     once, before their  as above: it serves
                      collected                                               warm-up             ``infer``, which takes
                                                                                                  no steps
+:func:`.follow`       particles whose mean slope takes them to the mean of  every step, where   a location of 300 sds
+                     no equilibrium has, of     their posterior, if their   control variates    waited for its effects:
+                     models small enough for    log density rises           are on              33 nats short; then
+                     control variates                                                           1e-4 [quiet]
 ``MAX_DRIFT``        the drift of a proposal of cuts it off at four standard every move          ``poisson_50000``: a
                      :class:`.MALA`             deviations of its noise                          dozen frozen particles
                                                                                                  of 200,000; then none
@@ -42,9 +46,10 @@ safeguard            watches                    does                         whe
 ==================== ========================== ============================ =================== =======================
 
 Figures are in the docs: [brakes] algorithm, "What holds the energy back"; [history] ibid., "How it came to this", and
-the tables above it; [suite] suite, "What the suite changed"; [unseen] suite, "What unseen models changed"; and [bounds]
-in tests/whole/test_bad_input.py. The tests of each are in tests/training/test_step.py, tests/particles and
-tests/kernels. The first and the third do not act where walkers and particles agree.
+the tables above it; [quiet] ibid., "Quiet gradients"; [suite] suite, "What the suite changed"; [unseen] suite, "What
+unseen models changed"; and [bounds] in tests/whole/test_bad_input.py. The tests of each are in
+tests/training/test_step.py, tests/particles, tests/smc and tests/kernels. The first and the third do not act where
+walkers and particles agree.
 """
 
 from typing import Any, NamedTuple
