@@ -66,6 +66,15 @@ LEFT_IN_ALL = Rule(
 )
 
 
+SILENT = Rule(
+    "parameters without effect",
+    0,
+    "the likelihood depends on every parameter",
+    "the likelihood is level in {} where the run ended, so that nothing moves them",
+    "a start nearer to the data (init_params=…), data in other units, or a model without them",
+)
+
+
 class Climb(NamedTuple):
     """What is known of the way up from where a run ended, along L directions, in nats of all data.
 
@@ -122,7 +131,9 @@ def check_parameters(
         chosen: ``[M']`` the data of the draws.
     """
     if draws is not None and draws.newton is not None:
-        return check_newton(climb_of_newton(*draws.newton), thetas[0], model.num_data if model.subsampled else None)
+        climb = climb_of_newton(*draws.newton)
+        found = check_newton(climb, thetas[0], model.num_data if model.subsampled else None)
+        return found + check_effects(climb, thetas[0], model)
     if draws is None:
         score = np.asarray(model.map_blocks(partial(model.compiled(data_score), thetas), batch, 1, chosen))
     else:
@@ -185,6 +196,28 @@ def check_newton(climb: Climb, params: Params, num_data: int | None) -> list[Che
         gained = abs(climb.slopes.mean(0).sum()) + 0.5 * max(climb.information.sum(), 0.0)
         checks.insert(0, GAINED_IN_ALL.judge(gained, slack=ERRORS * float(np.sqrt(climb.noise.sum()))))
     return checks
+
+
+def check_effects(climb: Climb, params: Params, model: LatentModel) -> list[Check]:
+    """Name parameters that no slope and no curvature knows, such as the middle of a curve that lies beyond all data.
+
+    Scales and other constrained ones may vanish at their boundary and are left out.
+
+    Args:
+        climb: see :func:`climb_of_newton`.
+        params: unconstrained.
+        model: the model.
+    """
+    if not by_coordinate(params):
+        return []
+    known = np.any(climb.slopes != 0, 0) | (np.diag(climb.information) != 0)
+    silent, start = [], 0
+    for name in sorted(params):  # the order of JAX
+        end = start + sum(np.size(leaf) for leaf in jax.tree.leaves(params[name]))
+        if name not in model.param_transforms and not known[start:end].any():
+            silent.append(name)
+        start = end
+    return [SILENT._replace(bad=SILENT.bad.format(silent)).judge(len(silent))] if silent else []
 
 
 def climb_of_newton(slope: np.ndarray, curvature: np.ndarray) -> Climb:

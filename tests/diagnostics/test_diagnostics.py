@@ -447,3 +447,22 @@ def test_weight_that_was_lost_on_the_way_is_found_by_fresh_populations(weighted,
     assert found.passed == passed == (abs(float(value) - exact) < 4 * float(error))
     assert found.value == pytest.approx(abs(float(value) - exact), abs=0.2)
     assert fit.diagnostics()["particles' ESS / N"].passed
+
+
+def test_a_plateau_is_named():
+    """From ones, a logistic curve over hundreds of days is over before the first: no gradient ever moved its middle."""
+    t = np.tile(np.linspace(100, 1600, 6, dtype=np.float32), 8)
+    g = np.repeat(np.arange(8), 6)
+    y = (190 / (1 + np.exp(-(t - 720) / 350))).astype(np.float32)
+
+    def growth(t, y):
+        end, middle = numpyro.param("end", 1.0), numpyro.param("middle", 1.0)
+        rate, s, e = (numpyro.param(k, 1.0, constraint=dist.constraints.positive) for k in ("rate", "s", "e"))
+        with numpyro.plate("trees", 8):
+            u = numpyro.sample("u", dist.Normal(0, s))
+        with numpyro.plate("obs", len(y)):
+            numpyro.sample("y", dist.Normal((end + u[g]) / (1 + jnp.exp(-(t - middle) / rate)), e), obs=y)
+
+    fit = EBIPLA(growth, num_samples=20, warmup=10).run(random.key(0), t, y, num_steps=60, progress_bar=False)
+    check = fit.diagnostics()["parameters without effect"]
+    assert check.value == 1 and "['middle']" in check.verdict
