@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from numpyro_ebipla.optim.reach import GAIN, root_mean_square, with_reach
+from numpyro_ebipla.optim.reach import GAIN, MOST, root_mean_square, with_reach
 from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
 from numpyro_ebipla.optim.transforms import (
     fan_in_factor,
@@ -31,6 +31,8 @@ EPS = 1e-16
 ENERGY_EPS = 1e-5
 #: For an energy's parameters, whose gradients are differences of two noisy means, see :func:`with_reach`.
 ENERGY_SLACK = 2.0
+#: For the same reason: steps up to the parameters' own size are enough where nothing has a unit.
+ENERGY_MOST = 1.0
 
 
 def reaching_adam(
@@ -52,7 +54,7 @@ def reaching_adam(
         orthogonal: whether matrices move so.
     """
     if orthogonal:
-        moves = {"matrix": _matrix_moves(gain), "other": _adam_moves(gain, ENERGY_EPS, ENERGY_SLACK)}
+        moves = {"matrix": _matrix_moves(gain), "other": _adam_moves(gain, ENERGY_EPS, ENERGY_SLACK, ENERGY_MOST)}
         direction = optax.partition(moves, _kinds)
     else:
         direction = _adam_moves(gain)
@@ -68,10 +70,10 @@ def _kinds(params: Any) -> Any:
     return jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
 
 
-def _adam_moves(gain: float, eps: float = EPS, slack: float = 1.0) -> optax.GradientTransformation:
+def _adam_moves(gain: float, eps: float = EPS, slack: float = 1.0, most: float = MOST) -> optax.GradientTransformation:
     inner = optax.chain(scale_by_capped_adam(eps=eps), scale_by_fan_in())
     size = lambda weights: root_mean_square(weights) / fan_in_factor(weights)
-    return with_reach(inner, mean_of=lambda state: state[0].mean, gain=gain, slack=slack, size=size)
+    return with_reach(inner, mean_of=lambda state: state[0].mean, gain=gain, slack=slack, most=most, size=size)
 
 
 def _matrix_moves(gain: float) -> optax.GradientTransformation:
@@ -81,4 +83,4 @@ def _matrix_moves(gain: float) -> optax.GradientTransformation:
 
     inner = optax.chain(nesterov_mean(MATRIX_DECAY), orthogonalise(), scale_by_width())
     mean_of = lambda state: state[0].mean
-    return with_reach(inner, MATRIX_DECAY, mean_of=mean_of, gain=gain, slack=ENERGY_SLACK, size=size)
+    return with_reach(inner, MATRIX_DECAY, mean_of=mean_of, gain=gain, slack=ENERGY_SLACK, most=ENERGY_MOST, size=size)

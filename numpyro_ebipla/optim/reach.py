@@ -41,6 +41,7 @@ def with_reach(
     mean_of: Callable[[Any], Any] = attrgetter("mean"),
     gain: float = GAIN,
     slack: float = 1.0,
+    most: float = MOST,
     size: Callable[[Array], Array] = root_mean_square,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiply the updates of each array by a factor that grows while its gradients keep their direction.
@@ -60,8 +61,8 @@ def with_reach(
         slack: where noise prevails, as in a network's gradients, ``r`` should neither fall nor grow for noise alone:
             it is raised above one for ``s`` above ``slack · w`` only, and lowered below one for ``s`` below
             ``w / slack``.
-        size: maps an array to its size in updates of the inner transformation: ``r`` is at most :data:`MOST` times
-            that, or its square, or one.
+        most: of an array's size that the steps reach: ``r`` is at most this times the size, or its square, or one.
+        size: maps an array to its size in updates of the inner transformation.
 
     Returns:
         A transformation that needs the parameters, and passes extra arguments on to the inner one. Its ``update``
@@ -73,7 +74,7 @@ def with_reach(
     def grown(log_reach: Array, mean: Array, square: Array, param: Array) -> Array:
         steadiness = jnp.sum(jnp.square(mean)) / (square + TINY)
         pivot = jnp.where(log_reach > 0, slack * white, white / slack)
-        furthest = jnp.log(jnp.maximum(jnp.minimum(MOST * size(param), jnp.square(size(param))), 1.0))
+        furthest = jnp.log(jnp.maximum(jnp.minimum(most * size(param), jnp.square(size(param))), 1.0))
         return jnp.minimum(log_reach + gain * (steadiness - pivot), furthest).astype(log_reach.dtype)
 
     def init(params: Any) -> ReachState:

@@ -486,8 +486,9 @@ def default_rule(gradients, path, energy):
     if is_matrix:
         direction, decay, size = orthogonal_moves(gradients), 0.95, rms * np.sqrt(path.shape[1])
     else:
-        direction, decay, size = capped_adam(gradients, 1e-5 if energy else 1e-8)[0], 0.9, rms
-    log_reach = log_reaches(gradients, np.log(np.minimum(10 * size, size**2)), decay, slack=2.0 if energy else 1.0)
+        direction, decay, size = capped_adam(gradients, 1e-5 if energy else 1e-16)[0], 0.9, rms
+    furthest = np.log(np.minimum((1 if energy else 10) * size, size**2))
+    log_reach = log_reaches(gradients, furthest, decay, slack=2.0 if energy else 1.0)
     rate = 1e-2 / np.sqrt(1 + np.arange(len(gradients)) / 1000)
     return -(rate * np.exp(log_reach)).reshape((-1,) + (1,) * (gradients.ndim - 1)) * direction
 
