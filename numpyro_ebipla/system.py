@@ -153,12 +153,12 @@ class Systems:
             ModelError: naming an argument that is a masked array, a loader, or a dictionary with keys that do not
                 compare.
         """
-        check_whole(self.model, args, {**self.static_kwargs, **kwargs})
         for name in kwargs:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
         kwargs = {**kwargs, **self.static_kwargs}
         check_trees(args, kwargs)
+        check_whole(self.model, args, kwargs)
         arrays, static = split_static((args, kwargs))
         if any(isinstance(x, np.ma.MaskedArray) for x in arrays):
             check_arguments(self.model, args, kwargs)

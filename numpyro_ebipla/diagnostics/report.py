@@ -50,13 +50,13 @@ def check_run(fit: Fitted) -> list[Check]:
 
 def warn_of_run(fit: Fitted) -> None:
     """Warn if the checks that cost little say that a whole run went wrong; short ones are left alone."""
-    batch, checks = _batch(fit, random.key(0)), []
+    key, checks = random.key(0), []
     if len(fit.losses) >= STEPS_TO_DIE:
-        checks += _weights_alive(fit, batch)
+        checks += _weights_alive(fit, _batch(fit, key))
     if len(fit.losses) >= JUDGED_STEPS and fit.num_samples >= JUDGED_DRAWS:
         checks += check_run(fit)
         if not fit.config.model.energies:
-            checks += _parameters(fit, batch, {})
+            checks += _parameters(fit, _batch(fit, key), {})
     found = Diagnostics(tuple(checks))
     if found.warnings:
         said = "\n".join(f"- {sentence}" for sentence in found.warnings)

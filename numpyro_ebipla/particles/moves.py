@@ -68,7 +68,7 @@ def follow(log_joint: LogJoint, ratio: float, latents: Latents) -> tuple[Latents
         position, here = chain_select(taken, (tried, after), (getattr(carry.latents, block), before))
         shift, far = recentring(position, here.gradient, chain_ndim)
         shift = chain_select(far & better, shift, jax.tree.map(jnp.zeros_like, shift))
-        tries = jnp.where(jnp.any(far) & (carry.tries == 0), 1, 2)
+        tries = jnp.where(jnp.any(far) & (carry.tries == 0), 1, 2).astype(carry.tries.dtype)
         return _Followed(carry.latents._replace(**{block: position}), there._replace(**{block: here}), shift, tries)
 
     shapes = jax.eval_shape(lambda: evaluate_at(log_joint, ratio, latents))

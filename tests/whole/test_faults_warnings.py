@@ -50,6 +50,8 @@ def test_faults_figures_off_by_little(rule: Rule, value, slack, passed, slight):
 )
 def test_faults_warnings_in_proportion(monkeypatch, values, begins):
     monkeypatch.setattr(report, "check_run", lambda fit: [LEFT.judge(value) for value in values])
+    monkeypatch.setattr(report, "_weights_alive", lambda fit, batch: [])
+    monkeypatch.setattr(report, "_batch", lambda fit, key: None)
     config = SimpleNamespace(model=SimpleNamespace(energies={"x": None}))
     with pytest.warns(EBIPLAWarning, match=f"^{begins}, see fit.diagnostics"):
         report.warn_of_run(SimpleNamespace(losses=np.zeros(1000), num_samples=100, config=config))
