@@ -60,7 +60,7 @@ def follow(log_joint: LogJoint, ratio: float, latents: Latents) -> tuple[Latents
     block, chain_ndim = ("shared", 1) if latents.shared else ("local", 2)
 
     def look(carry: _Followed) -> _Followed:
-        tried = jax.tree.map(jnp.add, getattr(carry.latents, block), carry.shift)
+        tried = jax.tree.map(lambda x, shift: x + shift[None], getattr(carry.latents, block), carry.shift)
         there = evaluate_at(log_joint, ratio, carry.latents._replace(**{block: tried}))
         before, after = getattr(carry.known, block), getattr(there, block)
         better = (carry.tries == 0) | (after.log_density.mean(0) > before.log_density.mean(0))
