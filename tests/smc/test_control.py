@@ -51,6 +51,14 @@ def test_a_skewed_posterior_has_no_bias():
     assert estimates.std() < 0.6 * float(x.mean(0).std())
 
 
+def test_nothing_is_cut_off_in_equilibrium():
+    """A bound on what features say, which are skewed, was met by 0.7 % of such data, and the mean of x² 0.16 % off."""
+    x = random.normal(random.key(5), (14, 40_000, 1))
+    weight = control_weights({"x": x}, {"x": -x}, 2)
+    off = np.asarray(jnp.sum(weight[..., None] * jnp.square(x), 0), np.float64) - 1
+    assert np.abs(off).max() < 2e-3 and abs(off.mean()) < 1e-6, "but for the ridge and rounding"
+
+
 def test_gradients_that_are_not_finite_leave_equal_weights():
     x = random.normal(random.key(2), (16, 1))
     weight = control_weights({"x": x}, {"x": -x.at[3].set(jnp.nan)}, 1)
