@@ -29,6 +29,8 @@ RIDGE = 1e-5
 #: Where particles lag behind their posterior the regression extrapolates, and a correction is bounded where the mean
 #: features are this many times as far from zero as four standard deviations of equilibrium.
 FAR = 30.0
+#: Elsewhere the bound is out of equilibrium's reach: of 400,000 folds of 14 normal particles one was at 915.
+BEYOND = 1000.0
 #: They lag, and are taken along, see :func:`recentring`, where the p-value of their mean slope says so: this times as
 #: far as equilibrium is seldom, 1e-7 for one coordinate. In equilibrium no bound may act: that of features, which are
 #: skewed, was met by one datum of 140 with 14 particles, and left a variance at zero 0.2 nats short.
@@ -136,8 +138,8 @@ def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
     if weight.ndim > 1:
         return jax.vmap(reweighted, (1, 1, 1, None), 1)(weight, x, slope, number)
     corrections, ratio = _corrections(weight, x, slope, number)
-    bound = jnp.where(_towards_level(weight, slope)[1], jnp.maximum(ratio / FAR, 1.0), 1.0)
-    total = jnp.sum(corrections / bound[:, None], 0)
+    bound = ratio / jnp.where(_towards_level(weight, slope)[1], FAR, BEYOND)
+    total = jnp.sum(corrections / jnp.maximum(bound, 1.0)[:, None], 0)
     return weight - jnp.where(jnp.isfinite(total).all(), total, 0.0)
 
 
