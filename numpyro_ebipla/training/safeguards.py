@@ -32,10 +32,10 @@ safeguard            watches                    does                         whe
 \                    the same, when draws are   the same                     once, before their  as above: it serves
                      collected                                               warm-up             ``infer``, which takes
                                                                                                  no steps
-:func:`.follow`       particles whose mean slope takes them to the mean of  every step, where   a location of 300 sds
-                     no equilibrium has, of     their posterior, if their   control variates    waited for its effects:
-                     models small enough for    log density rises           are on              33 nats short; then
-                     control variates                                                           1e-4 [quiet]
+:func:`.follow`      particles whose mean slope takes them to the mean of    every step, where   a location of 300 sds
+                     no equilibrium has, of     their posterior, if their    control variates    waited for its effects:
+                     models small enough for    log density rises            are on              33 nats short; then
+                     control variates                                                            1e-4 [quiet]
 ``MAX_DRIFT``        the drift of a proposal of cuts it off at four standard every move          ``poisson_50000``: a
                      :class:`.MALA`             deviations of its noise                          dozen frozen particles
                                                                                                  of 200,000; then none
