@@ -19,7 +19,6 @@ from numpyro_ebipla._core.validate import (
     check_options,
     check_scalar,
     check_spelling,
-    check_trees,
     check_untraced,
 )
 from numpyro_ebipla.checkpoint.store import open_store
@@ -196,7 +195,6 @@ class EBIPLA(NewData):
             init_particles: ``{latent: [N, …]}`` constrained values for some latents, of all data, as one draw of
                 ``fit.get_samples()``; the others are drawn from the guide or the prior.
         """
-        check_trees(args, kwargs)
         check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
         check_untraced("init", rng_key, args, kwargs, init_params, init_particles)
         key_params, key_state = random.split(check_key(rng_key))
@@ -332,7 +330,6 @@ class EBIPLA(NewData):
             ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
             CheckpointError: for a damaged checkpoint.
         """
-        check_trees(args, kwargs)
         check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
         check_untraced("run", rng_key, args, kwargs, init_state, init_params, init_particles)
         check_spelling(self.model, self.run, kwargs, "run")

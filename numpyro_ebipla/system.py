@@ -15,7 +15,7 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params, TrainState
 from numpyro_ebipla._core.static import is_array, is_traced, outside_jit, split_static
 from numpyro_ebipla._core.tree import all_finite, strong_type
-from numpyro_ebipla._core.validate import check_key, check_trees
+from numpyro_ebipla._core.validate import check_key
 from numpyro_ebipla.model.arguments import check_arguments, check_whole, like_own, name_arguments, without_held
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, digest_of, inspect_model
@@ -157,7 +157,6 @@ class Systems:
             if name in self.static_kwargs:
                 raise TypeError(f"multiple values for keyword argument '{name}', which EBIPLA(…, {name}=…) has fixed.")
         kwargs = {**kwargs, **self.static_kwargs}
-        check_trees(args, kwargs)
         check_whole(self.model, args, kwargs)
         arrays, static = split_static((args, kwargs))
         if any(isinstance(x, np.ma.MaskedArray) for x in arrays):

@@ -36,7 +36,7 @@ def check_trees(*values: Any) -> None:
         ModelError: with the keys.
     """
     try:
-        jax.tree.structure(values)
+        jax.tree.structure(values, is_leaf=lambda x: isinstance(x, Iterator))  # of which JAX warns
     except (TypeError, ValueError) as e:
         keys = next((list(keys) for keys in _keys(values) if len({type(key) for key in keys}) > 1), None)
         if keys is None:

@@ -13,6 +13,7 @@ from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import is_traced
 from numpyro_ebipla._core.tree import by_path
+from numpyro_ebipla._core.validate import check_trees
 from numpyro_ebipla.model.missing import nan_masked
 
 
@@ -116,11 +117,12 @@ def steps_hint(args: tuple) -> str:
 
 
 def check_whole(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Raise for iterators and data loaders, which JAX would not look into.
+    """Raise for iterators and data loaders, which JAX would not look into, and for what has no order.
 
     Raises:
         ModelError: naming the argument.
     """
+    check_trees(args, kwargs)
     given = (args, kwargs)
     if not any(map(_gives_in_turn, jax.tree.leaves(given, is_leaf=_gives_in_turn))):
         return
