@@ -80,7 +80,7 @@ def accepts(model: Callable, name: str) -> bool:
 
 #: Options of SVI and MCMC, and what is said of them here.
 OF_OTHERS = {
-    "guide": "particles stand for the posteriors, and no guide is needed",
+    "guide": "particles stand for the posteriors; EBIPLA(model, guide=…) lets them begin at the draws of a guide",
     "loss": "there is no ELBO; the gradient is that of the log marginal likelihood",
     "stable_update": "a step that would leave the finite numbers is never taken",
     "num_warmup": "did you mean warmup, the moves before the draws that a run collects",
