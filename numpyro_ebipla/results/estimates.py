@@ -136,18 +136,20 @@ def parameter_covariance(
         # Of independent halves, so that their noise adds nothing; those of some data stand for all.
         meat = _symmetric(first.T @ second) * (fit.config.model.num_data / len(fit.collected))
     each = meat[None] if kind == "scores" and meat is not None else _symmetric(information(fit, theta))
-    value, vector = principal_directions(each.mean(0))
-    along = np.einsum("il,pij,jl->pl", vector, each, vector)
-    noise = along.std(0, ddof=1) / np.sqrt(len(along)) if len(along) > 1 else np.zeros_like(value)
-    known = value > np.maximum(LEAST_KNOWN, ERRORS * noise)
+    told = _above_noise(each.diagonal(axis1=1, axis2=2))
+    value, vector = principal_directions(each.mean(0)[np.ix_(told, told)])
+    vector = np.eye(len(told))[:, told] @ vector
+    known = _above_noise(np.einsum("il,pij,jl->pl", vector, each, vector), LEAST_KNOWN)
     along_each = jacobian @ vector
     total = np.sum(np.square(along_each), 1)
     lost = np.sum(np.square(along_each[:, ~known]), 1) > LEAST_SHARE * total
-    along_each[lost] = np.nan
+    lost |= (jacobian[:, ~told] != 0).any(1)
     half = along_each[:, known] / np.sqrt(value[known])
     whiten = vector[:, known] / np.sqrt(value[known])
     middle = whiten.T @ meat @ whiten if kind == "sandwich" and meat is not None else np.eye(len(half.T))
-    return Covariance(names, half @ middle @ half.T), estimate
+    covariance = half @ middle @ half.T
+    covariance[lost] = covariance[:, lost] = np.nan
+    return Covariance(names, covariance), estimate
 
 
 def parameter_table(fit: Fitted, prob: float, *options: Any) -> ParameterTable:
@@ -173,6 +175,16 @@ def _linearise(
     flat = lambda free: jnp.concatenate([ravel_pytree(value)[0] for value in values(free)])
     names = tuple(name for value in values(free) for name in parameter_names(value))
     return names, np.asarray(flat(free), np.float64), np.asarray(jax.jacfwd(flat)(free), np.float64)
+
+
+def _above_noise(each: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """Return of which of L curvatures ``[P, L]``, from P groups of draws, more is known than that they are above zero.
+
+    A coordinate of which the data know nothing, such as the logarithm of a variance at zero, is told apart first: in
+    units of its own noise it would hide all others. They are then known as if it stood still.
+    """
+    noise = each.std(0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0
+    return each.mean(0) > np.maximum(least, ERRORS * noise)
 
 
 def _symmetric(matrix: np.ndarray) -> np.ndarray:
