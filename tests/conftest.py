@@ -25,6 +25,15 @@ _YOUNG = 50_000
 gc.set_threshold(_YOUNG, 20, 50)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the cases of ``@pytest.mark.slow_but(…)`` as slow, but for those whose names contain one of the words."""
+    for item in items:
+        fast = item.get_closest_marker("slow_but")
+        if fast and not any(word in item.callspec.id for word in fast.args):
+            item.add_marker("slow")
+
+
 def pytest_collection_finish():
     """Modules and tests stay to the end: no collection need look at them."""
     gc.freeze()

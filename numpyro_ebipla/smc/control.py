@@ -12,11 +12,13 @@ variances, nothing of the noise is left. The density must be continuous in the l
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_ebipla._core.few import apply, cross, solver, weigh
 from numpyro_ebipla._core.state import Sites
 
 #: Parts of the particles: each gets its coefficients from the others, so that the weighted mean has no bias.
@@ -81,44 +83,65 @@ def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites
     def one(x: Array, slope: Array) -> tuple[Array, Array]:
         equal = jnp.full(len(x), 1 / len(x), x.dtype)
         change, behind = _towards_level(equal, slope)
-        return change @ (x - x.mean(0, keepdims=True)), behind
+        return weigh(change, x - x.mean(0, keepdims=True)), behind
 
     shift, far = one(x, slope) if chain_ndim == 1 else jax.vmap(one, 1)(x, slope)
-    parts, start = {}, 0
-    for name, value in position.items():
-        event = value.shape[chain_ndim:]
-        part = shift[..., start : start + math.prod(event)]
-        parts[name], start = part.reshape((*part.shape[:-1], *event)), start + math.prod(event)
-    return parts, far
+    return _sites(shift, position, chain_ndim), far
 
 
-def unexplained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) -> Array:
-    """Return the covariance ``[L, L]`` of ``values`` ``[*C, L]`` that control variates leave, summed over data.
+def explained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) -> tuple[Sites, Array]:
+    """Regress ``values`` ``[*C, L]`` on the control variates of each datum.
+
+    What is explained of one is ``h · ∂ log p + div h``, of a field ``h`` linear in each coordinate.
 
     Args:
         position: see :func:`control_weights`.
         gradient: likewise.
         values: of each chain.
         chain_ndim: likewise.
+
+    Returns:
+        The fields ``{site: [L, *C, *event]}``, and the covariance ``[L, L]`` of what is left, summed over data.
     """
     x, slope = _flat(position, gradient, chain_ndim)
-    number = num_features(len(x), x.shape[-1])
+    size = x.shape[-1]
+    number = num_features(len(x), size)
 
-    def left(x: Array, slope: Array, values: Array) -> Array:
+    def one(x: Array, slope: Array, values: Array) -> tuple[Array, Array]:
         features = _features(x, slope, x.mean(0), number)
         features, values = features - features.mean(0), values - values.mean(0)
-        features = features / (jnp.sqrt(jnp.mean(jnp.square(features), 0)) + jnp.finfo(x.dtype).tiny)
-        gram = features.T @ features + RIDGE * len(x) * jnp.eye(number, dtype=x.dtype)
-        rest = values - features @ jax.scipy.linalg.solve(gram, features.T @ values, assume_a="pos")
-        return rest.T @ rest / (len(x) - number - 1)
+        scale = jnp.sqrt(jnp.mean(jnp.square(features), 0)) + jnp.finfo(x.dtype).tiny
+        features = features / scale
+        solve = _solver(cross(features, features) / len(x))
+        coefficient = jax.vmap(solve, 1, 1)(cross(features, values) / len(x))
+        rest = values - features @ coefficient
+        level, steep = jnp.split(coefficient / scale[:, None], [size])
+        field = jnp.broadcast_to(level.T[:, None], (level.shape[1], *x.shape))
+        if number > size:
+            field = field + steep.T[:, None] * (x - x.mean(0))
+        return field, cross(rest, rest) / (len(x) - number - 1)
 
-    return left(x, slope, values) if chain_ndim == 1 else jax.vmap(left, (1, 1, 1))(x, slope, values).sum(0)
+    if chain_ndim == 1:
+        field, left = one(x, slope, values)
+        return _sites(field, position, 1), left
+    field, left = jax.vmap(one, 1, (2, 0))(x, slope, values)
+    return _sites(field, position, 2), left.sum(0)
 
 
 def _flat(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Array, Array]:
     """Return both as ``[*C, d]``, with the sites in one order: JAX sorts the keys of what it differentiates."""
     flat = lambda sites: jnp.concatenate([sites[k].reshape((*sites[k].shape[:chain_ndim], -1)) for k in position], -1)
     return flat(position), flat(gradient)
+
+
+def _sites(flat: Array, like: Sites, chain_ndim: int) -> Sites:
+    """Return ``{site: […, *event]}`` from ``[…, d]``."""
+    parts, start = {}, 0
+    for name, value in like.items():
+        event = value.shape[chain_ndim:]
+        part = flat[..., start : start + math.prod(event)]
+        parts[name], start = part.reshape((*part.shape[:-1], *event)), start + math.prod(event)
+    return parts
 
 
 def _features(x: Array, slope: Array, centre: Array, number: int) -> Array:
@@ -150,23 +173,29 @@ def _towards_level(weight: Array, slope: Array) -> tuple[Array, Array]:
     particles are.
     """
     size = slope.shape[-1]
-    mean = weight @ slope
+    mean = weigh(weight, slope)
     centred = slope - mean[None]
-    scale = jnp.sqrt(weight @ jnp.square(centred)) + jnp.finfo(slope.dtype).tiny
+    scale = jnp.sqrt(weigh(weight, jnp.square(centred))) + jnp.finfo(slope.dtype).tiny
     centred, mean = centred / scale[None], mean / scale
-    coefficient = _solve((weight[None] * centred.T) @ centred, mean)
+    coefficient = _solver(cross(weight[:, None] * centred, centred))(mean)
     freedom = jnp.maximum(1 / jnp.sum(jnp.square(weight)) - size, 1.0)
-    return -weight * (centred @ coefficient), freedom * jnp.log1p(mean @ coefficient) > BEHIND * _usual(size)
+    return -weight * apply(centred, coefficient), freedom * jnp.log1p(jnp.sum(mean * coefficient)) > BEHIND * _usual(
+        size
+    )
 
 
-def _solve(gram: Array, mean: Array) -> Array:
+def _solver(gram: Array) -> Callable[[Array], Array]:
     """Solve by a ridge, and once more for what it leaves: small directions stay out, of the others nothing is left.
 
     Where a scale is near zero, complete-data information is millions of times the observed, and 1e-5 of it too much.
     """
-    factor = jax.scipy.linalg.cho_factor(gram + RIDGE * jnp.eye(len(gram), dtype=gram.dtype))
-    first = jax.scipy.linalg.cho_solve(factor, mean)
-    return first + jax.scipy.linalg.cho_solve(factor, mean - gram @ first)
+    solve = solver(gram + RIDGE * jnp.eye(len(gram), dtype=gram.dtype))
+
+    def twice(b: Array) -> Array:
+        first = solve(b)
+        return first + solve(b - apply(gram, first))
+
+    return twice
 
 
 def _usual(number: int) -> float:
@@ -182,12 +211,12 @@ def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Ar
     def correction(inside: Array) -> tuple[Array, Array]:
         share = jnp.sum(inside * weight)
         mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
-        features = _features(x, slope, others @ x, number)
-        centred = features - (others @ features)[None]
-        scale = jnp.sqrt(others @ jnp.square(centred)) + jnp.finfo(x.dtype).tiny
-        centred, mean = centred / scale[None], mine @ features / scale
-        coefficient = _solve((others[None] * centred.T) @ centred, mean)
-        distance = mean @ coefficient / jnp.sum(jnp.square(mine))
-        return share * others * (centred @ coefficient), distance / _usual(number)
+        features = _features(x, slope, weigh(others, x), number)
+        centred = features - weigh(others, features)[None]
+        scale = jnp.sqrt(weigh(others, jnp.square(centred))) + jnp.finfo(x.dtype).tiny
+        centred, mean = centred / scale[None], weigh(mine, features) / scale
+        coefficient = _solver(cross(others[:, None] * centred, centred))(mean)
+        distance = jnp.sum(mean * coefficient) / jnp.sum(jnp.square(mine))
+        return share * others * apply(centred, coefficient), distance / _usual(number)
 
     return jax.vmap(correction)(inside)

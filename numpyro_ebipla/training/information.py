@@ -1,8 +1,7 @@
 """Slope and curvature of the log likelihood at the parameters reached, from particles of the posterior.
 
 By Fisher's identity the slope is the posterior mean of the slope of ``log p(x, y)``. Its derivative, the observed
-information, is known to Louis (1982) as ``−E[∂²] − Var[∂]``; here a mean with control variates is differentiated, which
-is the same with less noise.
+information, is known to Louis (1982) as ``−E[∂²] − Var[∂]``; control variates take the noise of both.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.state import Latents, Params, Sites
-from numpyro_ebipla.smc.control import control_weights, unexplained
+from numpyro_ebipla.smc.control import control_weights, explained
 
 #: Parameters up to which each is a direction of its own.
 MAX_COORDINATES = 32
@@ -74,9 +73,11 @@ def slope_and_curvature(
 ) -> tuple[Array, Array]:
     """Estimate slope and curvature of the log likelihood.
 
-    With control variates (:mod:`numpyro_ebipla.smc.control`) the weighted mean of the particles' scores is the
-    slope at parameters nearby, too, as the weights extrapolate to the posterior there; so its derivative is the second
-    one of the log likelihood, but for the covariance of what the regression leaves of the scores (Louis, 1982).
+    The slope is a mean of the particles' scores with control variates (:mod:`numpyro_ebipla.smc.control`). What these
+    explain of a score is ``h · ∇ log p + div h``, of a field ``h`` linear in the latents: particles that move by ``−h``
+    follow their posterior. So minus the second derivatives are ``−E[(∂ − h · ∇) ∂] − Var[left]``, of what the
+    regression leaves (Louis, 1982, where ``h = 0``). Where scores are linear in the control variates that is exact for
+    any draws; and each datum's complete information, which may be a million times the observed, cancels by itself.
 
     Args:
         log_joint: ``(latents, params) -> [N]``, or ``[N, B]`` where data are independent.
@@ -90,17 +91,15 @@ def slope_and_curvature(
     moved, origin = go_along(params, before), jnp.zeros(num_directions(params))
     quiet, chain_ndim = (at.shared, 1) if at.shared else (at.local, 2)
 
-    def place(quiet: Sites) -> Latents:
-        return at._replace(shared=quiet) if at.shared else at._replace(local=quiet)
+    def density(quiet: Sites, along: Array) -> Array:
+        return log_joint(at._replace(shared=quiet) if at.shared else at._replace(local=quiet), moved(along))
 
-    def slope(along: Array) -> Array:
-        theta = moved(along)
-        gradient = jax.grad(lambda quiet: log_joint(place(quiet), theta).sum())(quiet)
-        weight = control_weights(quiet, gradient, chain_ndim)
-        return jax.grad(lambda a: jnp.sum(weight * log_joint(at, moved(a))))(along)
+    gradient = jax.grad(lambda quiet: density(quiet, origin).sum())(quiet)
+    score = slopes(lambda params: log_joint(at, params), params, before)
+    weight = control_weights(quiet, gradient, chain_ndim)
+    field, left = explained(quiet, gradient, score, chain_ndim)
+    slope = lambda quiet, along: jax.grad(lambda a: jnp.sum(weight * density(quiet, a)))(along)
 
-    bend = lambda tangent: jax.jvp(slope, (origin,), (tangent,))[1]
-    score = slopes(lambda theta: log_joint(at, theta), params, before)
-    gradient = jax.grad(lambda quiet: log_joint(place(quiet), params).sum())(quiet)
-    left = unexplained(quiet, gradient, score, chain_ndim)
-    return slope(origin), -lax.map(bend, jnp.eye(len(origin))) - left
+    ways = jax.tree.map(jnp.negative, field), jnp.eye(len(origin))
+    bend = lax.map(lambda way: jax.jvp(slope, (quiet, origin), way)[1], ways)
+    return jnp.tensordot(weight, score, weight.ndim), -bend - left

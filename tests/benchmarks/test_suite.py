@@ -26,11 +26,6 @@ LINEAR = [name for name in MIXED if name.split("_")[1] in ("intercepts", "slopes
 OTHERS = [name for name in MIXED if name not in LINEAR]
 
 
-def slow_but(names, *quick):
-    """Parameters of a test that takes ten seconds with each of these."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
 def initial_params(case):
     trace = handlers.trace(handlers.seed(case.model, random.key(0))).get_trace(*case.args)
     return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
@@ -145,6 +140,7 @@ def test_density_of_a_family_is_that_of_its_draws(name):
         assert abs(drawn.mean() - (density * f(*np.meshgrid(axis, axis))).sum() * width**2) < 4 * drawn.std() / num**0.5
 
 
+@pytest.mark.slow
 def test_grid_of_a_fitted_energy():
     """Against a closed form without the energy, and against the model's own joint density with it."""
     case = cases.make("two_moons")
@@ -205,7 +201,8 @@ def joint_of_all(case):
     return jax.jit(model), flat
 
 
-@pytest.mark.parametrize("name", slow_but(LINEAR, "mixed_slopes"))
+@pytest.mark.slow_but("mixed_slopes")
+@pytest.mark.parametrize("name", LINEAR)
 def test_linear_mixed_models_are_those_of_the_model(name):
     """One Newton step ends at the mode of a quadratic, whose Hessian gives the marginal and the posterior."""
     with jax.enable_x64(True):
@@ -220,7 +217,8 @@ def test_linear_mixed_models_are_those_of_the_model(name):
         np.testing.assert_allclose(jnp.sqrt(jnp.diag(jnp.linalg.inv(-hessian)))[: mean.size], sd.ravel(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", slow_but(OTHERS, "mixed_binomial", "mixed_survival"))
+@pytest.mark.slow_but("mixed_binomial", "mixed_survival")
+@pytest.mark.parametrize("name", OTHERS)
 def test_quadrature_of_mixed_models_is_that_of_the_model(name):
     """With all effects equal, the gradient holds each group's slope: its integral, and one value, are the marginal."""
     with jax.enable_x64(True):
@@ -240,7 +238,8 @@ def test_quadrature_of_mixed_models_is_that_of_the_model(name):
         np.testing.assert_allclose((axis @ weight - mean) / sd, 0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", slow_but(MIXED, "mixed_slopes", "mixed_ordinal"))
+@pytest.mark.slow_but("mixed_slopes", "mixed_ordinal")
+@pytest.mark.parametrize("name", MIXED)
 def test_no_step_along_a_parameter_gains(name):
     case = cases.make(name)
     assert case.off(case.best) < 1e-6

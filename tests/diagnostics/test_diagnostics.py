@@ -42,6 +42,7 @@ def mixture_energy(shift):
 # --- what the draws show ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_constants_by_construction_are_not_frozen_particles():
     """The first element of a Cholesky factor of correlations is one, in every particle."""
 
@@ -65,6 +66,7 @@ def beta_binomial(y):
         numpyro.sample("y", dist.Binomial(20, p), obs=y)
 
 
+@pytest.mark.slow_but("False")
 @pytest.mark.parametrize(("shape", "passes"), [(2.0, True), (0.1, False)])
 def test_values_beyond_single_precision_are_told(shape, passes):
     """Of Beta(0.1, 0.1) a tenth lies closer to one than single precision resolves: a and b came out 40 % too large."""
@@ -111,6 +113,7 @@ def test_control_variates_know_the_closed_form_to_a_thousandth(num_steps):
     assert left.passed == (num_steps > 50)
 
 
+@pytest.mark.slow_but("900")
 @pytest.mark.parametrize("num_steps", [900, 5000])
 def test_a_variance_at_its_boundary_has_nothing_to_gain(num_steps):
     """``log s`` falls for ever; the scores' covariance for a curvature gave it nats to gain that are not there."""
@@ -126,6 +129,7 @@ def test_a_variance_at_its_boundary_has_nothing_to_gain(num_steps):
     assert left.passed == (short < 0.1)
 
 
+@pytest.mark.slow
 def test_with_an_energy_prior_they_have_its_log_z():
     """Without it the slope in ``a`` would be the mean of −x²/2 instead of nearly zero."""
     y = random.normal(random.key(4), (1000,)) * (0.25 + 0.09) ** 0.5
@@ -208,6 +212,7 @@ def non_centred(y):
         numpyro.sample("y", dist.Normal((mu + s * z)[..., None], sig).to_event(1), obs=y)
 
 
+@pytest.mark.slow_but("60.0-True-True")
 @pytest.mark.parametrize(("far", "quiet", "passes"), [(60.0, False, False), (60.0, True, True), (0.0, False, True)])
 def test_a_fit_that_creeps_is_noticed(far, quiet, passes):
     """Means known to a fiftieth of their spread, not centred: EM's rate is 1 − 10⁻³, and μ is 50 off when steps end.
@@ -223,6 +228,7 @@ def test_a_fit_that_creeps_is_noticed(far, quiet, passes):
     assert fit.diagnostics()["nats to gain, in all" if quiet else "nats still gained"].passed == passes
 
 
+@pytest.mark.slow
 def test_global_latents_and_observed_energies_have_their_gain():
     def shared(y):
         scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
@@ -261,6 +267,7 @@ def intercepts(g, y):
         numpyro.sample("y", dist.Normal(mu + u[g], jnp.exp(sigma)), obs=y)
 
 
+@pytest.mark.slow_but("3000")
 @pytest.mark.parametrize(("num_steps", "passes"), [(600, False), (3000, True)])
 def test_global_latents_have_a_newton_step(num_steps, passes):
     """Slope and curvature of random intercepts are those of the exact likelihood, at the maximum and far from it.
@@ -340,6 +347,7 @@ def fitted_mixture(prior):
     return EBIPLA(model, num_steps=300, prior=prior).run(random.key(0), y, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_walkers_of_one_mode_are_found_where_fresh_draws_have_both():
     """Persistent walkers put into one mode stay there; tempered ones go between both."""
     fit = fitted_mixture(Persistent(num_walkers=200))

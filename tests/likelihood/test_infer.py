@@ -224,6 +224,7 @@ def masses(x):
     return np.bincount(np.argmin(distance, -1), minlength=8), np.mean(distance.min(-1) > 5 * 0.25)
 
 
+@pytest.mark.slow
 def test_fresh_draws_have_all_modes_with_their_masses():
     """χ² of the counts; draws of one call share their resampling, so 20 calls of 1000 give the counts' spread.
 

@@ -107,6 +107,7 @@ def estimates(case, repetitions, **options):
     return *(np.asarray(x, np.float64) for x in repeat(random.split(random.key(0), repetitions))), truth
 
 
+@pytest.mark.slow_but("linear")
 @pytest.mark.parametrize("case", SOME)
 def test_bias_and_coverage(case):
     """100 repetitions: bias below 0.02 nats for each datum, 90 % intervals of data and of totals cover at 90 %.
@@ -122,6 +123,7 @@ def test_bias_and_coverage(case):
     assert abs(covered - 0.9) < 3 * np.sqrt(0.09 / 100)
 
 
+@pytest.mark.slow
 def test_a_thousand_data_are_known_to_a_hundredth():
     """A likelihood-ratio statistic needs that: populations alone are off by half a nat."""
     y = np.random.default_rng(0).poisson(np.exp(np.random.default_rng(1).normal(0.5, 1.2, 1000)))
@@ -179,6 +181,7 @@ def test_bounds_of_simulated_data_close(case):
     assert coarse.gap.mean() > gap.mean() + 2 * error
 
 
+@pytest.mark.slow
 def test_errors_of_log_z_are_shared():
     model, params, args, truth = energy()
     out = EBIPLA(model).log_likelihood(random.key(0), params, *args)
@@ -345,6 +348,7 @@ def test_refusals():
         ebipla.log_likelihood(random.key(0), params, *args, annealing=Annealing(stage_ess=1.5))
 
 
+@pytest.mark.slow
 def test_one_log_z_for_all():
     """There were three formulas: those of fit.log_normalizer and of log_likelihood differed by half a variance."""
 

@@ -101,6 +101,7 @@ def normal_gamma(y, mask):
         numpyro.sample("y", dist.Normal(x[..., None], sd).mask(mask).to_event(1), obs=y)
 
 
+@pytest.mark.slow
 def test_no_particle_is_lost_in_a_heavy_tail():
     """With two of these seeds one particle in 2000 stayed at x = 60, and α was 10 % off for it."""
     ebipla, data, found = EBIPLA(normal_gamma), heavy_tails(), []

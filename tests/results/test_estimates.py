@@ -76,6 +76,7 @@ def cases():
     }
 
 
+@pytest.mark.slow_but("one level")
 @pytest.mark.parametrize("name", ["one level", "slopes", "counts"])
 def test_standard_errors_are_those_of_the_exact_hessian(name):
     """Within 3 %, in the space of the parameters: the delta method is the Hessian there, at the maximum."""
@@ -97,6 +98,7 @@ def test_standard_errors_are_those_of_the_exact_hessian(name):
     assert abs(float(value) - float(exact(fit.params, *args))) < 4 * float(error) + 0.02
 
 
+@pytest.mark.slow
 def test_minibatches_have_those_of_all_data():
     """Blocks of 30 for 200 data: the last one is filled up, and no datum counts twice."""
     _, _, (y,) = cases()["one level"]
@@ -168,6 +170,7 @@ def test_the_table_comes_first_in_the_summary(capsys):
     assert columns["names"] == ["mu", "s"] and len(columns["lower"]) == 2
 
 
+@pytest.mark.slow
 def test_where_there_are_none_the_reason_is_said():
     def conditional(y):
         a = numpyro.param("a", 0.1, constraint=POSITIVE)

@@ -127,6 +127,7 @@ def test_groups_of_a_mixed_model_in_long_format():
         fit.standard_errors(kind="robust")
 
 
+@pytest.mark.slow
 def test_a_plate_beside_the_datas_by_its_name():
     """Of 30 × 12 normal data: the data are rows, the clusters columns, and each cell has a latent of its own."""
 
@@ -145,6 +146,7 @@ def test_a_plate_beside_the_datas_by_its_name():
     np.testing.assert_allclose(errors(found.value), errors(exact["sandwich"]), rtol=0.03)
 
 
+@pytest.mark.slow_but("None")
 @pytest.mark.parametrize("batch_size", [None, 60])
 def test_an_energy_of_latents(batch_size):
     """Data are N(0, 1 + 1 / (1 + a)); the curvature of log Z is that of fresh draws of the prior."""

@@ -143,6 +143,7 @@ def grouped(which, far=23.0):
     return model, (g, features.astype(np.float32), y.astype(np.float32)), loss
 
 
+@pytest.mark.slow_but("intercepts")
 @pytest.mark.parametrize("which", ["intercepts", "slopes"])
 def test_mixed_models_from_naive_starts(which):
     """From zeros and ones s swallowed the mean, which then crept: 20 nats short after 5000 steps, and after 30,000."""

@@ -64,6 +64,7 @@ def test_elements_with_a_normaliser_of_their_own():
     np.testing.assert_allclose(draws.mean(0), [0.5, -25.0], atol=1.5)
 
 
+@pytest.mark.slow_but("30.0-5.0", "0.0-0.2")
 @pytest.mark.parametrize("scale", [0.2, 5.0, 100.0])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 def test_tempered_walkers_know_log_z_however_far_the_base_is(scale, offset):

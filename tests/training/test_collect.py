@@ -35,6 +35,7 @@ def images():
     return np.zeros((NUM_DATA, 28), np.float32)
 
 
+@pytest.mark.slow
 def test_draws_of_minibatches_data_take_half_the_moves_of_the_steps():
     """They cost forty times as much: a thousand moves for each of all data."""
     options = dict(batch_size=10, num_samples=4, thinning=15, warmup=20, progress_bar=False)

@@ -83,6 +83,7 @@ def test_new_data_begin_at_the_guides_draws():
     np.testing.assert_allclose(x.mean((0, 1)), 10 + y / 2, atol=4 * np.sqrt(0.5 / 300))
 
 
+@pytest.mark.slow_but("16")
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_particles_begin_at_given_values_in_the_models_space(batch_size):
     def positive(y, batch_size=None):

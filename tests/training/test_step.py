@@ -137,6 +137,7 @@ def test_no_step_changes_the_energy_by_more_than_the_trust_region_which_falls():
         assert abs(float(after.params["a"])) == pytest.approx(bound, rel=5 / np.sqrt(2 * 512))
 
 
+@pytest.mark.slow
 def test_a_constant_in_the_energy_does_not_drift():
     """Its gradient is rounding, and Adam's step has the size of its rate: −22 after 5,000 steps of the roll."""
 

@@ -267,6 +267,7 @@ def test_tempered_moves_leave_every_rung_invariant():
     assert float(info["log_z"]) == pytest.approx(-0.5 * np.log(5), abs=5 * 2 / np.sqrt(P))
 
 
+@pytest.mark.slow
 def test_passive_walkers_estimate_log_z_without_having_chosen_the_parameters():
     """Walkers that move the parameter by their own mean find log Z low by Σ rate · Var / P; passive ones do not.
 

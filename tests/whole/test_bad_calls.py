@@ -71,13 +71,14 @@ HELD = {
 }
 
 
+@pytest.mark.slow_but("anomaly_score-batch1")
 @pytest.mark.parametrize(
     "name, batch",
     [
         *((name, {}) for name in HELD),
         ("log_likelihood", {"batch_size": 4}),
-        pytest.param("anomaly_score", {"batch_size": 4}, marks=pytest.mark.slow),
-        pytest.param("reconstruct", {"batch_size": 4}, marks=pytest.mark.slow),
+        ("anomaly_score", {"batch_size": 4}),
+        ("reconstruct", {"batch_size": 4}),
     ],
 )
 def test_held_parameters_inside_jit(name, batch):

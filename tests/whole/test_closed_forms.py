@@ -239,6 +239,7 @@ def posterior_moments(name, y, first, second):
     return mean, weight @ grid**2 - mean**2
 
 
+@pytest.mark.slow_but("gaussian_model")
 @pytest.mark.parametrize(
     ("name", "model", "names", "y"),
     [
@@ -274,6 +275,7 @@ def test_normalised_priors_with_default_settings(name, model, names, y):
 # --- conditional on covariates ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_energy_prior_conditional_on_covariates_of_another_plate():
     """It used to end in JAX's error on a reshape. Here p(w_j) = N(b c_j, 1) and z_j ~ N(w_j, 1)."""
     c, z = jnp.array([[1.0], [-0.5], [2.0]]), jnp.array([[1.5], [0.5], [1.0]])
@@ -306,6 +308,7 @@ def rested_model(y, batch_size=None):
         numpyro.sample("y", dist.Normal(x, 0.5), obs=y[i])
 
 
+@pytest.mark.slow_but("ULA")
 @pytest.mark.parametrize("kernel", [ULA(0.05), MALA()], ids=["ULA", "MALA"])
 def test_stationary_variance_of_a_local_latent_whatever_the_batch(kernel):
     """A plate's M/B scale must not reach the particles: at B = M/10 it would cool them tenfold."""

@@ -107,6 +107,7 @@ def test_few_moves_leave_the_masses_wrong(y, mle, prior, side):
     assert cross_entropy(theta, y) - cross_entropy(mle, y) > 0.03
 
 
+@pytest.mark.slow
 def test_a_minibatch_does_not_hide_what_is_left_to_gain(y):
     """The check saw one minibatch, of 8 data; what is left was 0.6 nats, and passed."""
 

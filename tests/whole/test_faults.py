@@ -63,6 +63,7 @@ def by_cell():
     return lambda: normal_data(y), change
 
 
+@pytest.mark.slow_but("by_object")
 @pytest.mark.parametrize("made", [by_object, by_array, by_method, by_global, by_cell])
 def test_faults_old_data_are_not_fitted_again(made):
     """A compiled program keeps the numbers that a model holds: the second fit was that of the first data."""

@@ -141,6 +141,7 @@ def toy(y):
         numpyro.sample("y", dist.Normal(x.sum(-1) + w, 1), obs=y)
 
 
+@pytest.mark.slow_but("rank_promotion")
 @pytest.mark.parametrize("setting", ["debug_nans", "rank_promotion"])
 def test_faults_strict_settings_of_jax(setting):
     """Ranks were promoted at thirty places, which a user who forbids it met as errors of theirs."""

@@ -85,6 +85,7 @@ def test_parameters_of_fewer_bits_than_the_rest(dtype, x64):
     assert abs(float(fit.params["mean"]) - Y.mean()) < 0.1 * np.sqrt(2 / len(Y))
 
 
+@pytest.mark.slow
 def test_an_energys_parameters_of_fewer_bits_than_the_rest():
     def tilted(y):
         a = numpyro.param("a", jnp.zeros((), jnp.float32))

@@ -56,6 +56,7 @@ def constrained(y):
         numpyro.sample("y", dist.Poisson(3 * r[..., None] * p).to_event(1), obs=y)
 
 
+@pytest.mark.slow_but("global_-labels")
 @pytest.mark.parametrize(
     "model, data", [(local, counts), (global_, labels), (constrained, table)], ids=lambda x: x.__name__
 )
