@@ -10,6 +10,9 @@ from tests.quick import FLAGS
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
+# SciPy's LAPACK, which JAX calls: its threads wait for each other, a hundred times as long as small matrices take.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("NPROC", "1")  # XLA's threads: the processes are parallel enough
 
