@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 # These need no display. (The docs are left out: their notebooks draw inline.)
 example test test-unit test-slow bench papers suite: export MPLBACKEND ?= Agg
 # LAPACK's matrices are small here: its threads would wait for each other, a hundred times as long where cores are busy.
-example test test-unit test-slow docs bench papers suite: export OPENBLAS_NUM_THREADS ?= 1
+# (Tests and the suite say so themselves: tests/conftest.py, benchmarks/suite.)
+example docs bench papers: export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help example test test-unit test-slow lint format docs bench papers suite clean

@@ -16,6 +16,14 @@ def hierarchy(y, batch_size=None):
         numpyro.sample("y", dist.Normal(x, 1), obs=numpyro.subsample(y, event_dim=0))
 
 
+def one_level(y, batch_size=None):
+    """Latents N(mu, s²), data N(x, 1): each datum is N(mu, 1 + s²)."""
+    mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("data", len(y), subsample_size=batch_size):
+        x = numpyro.sample("x", dist.Normal(mu, s))
+        numpyro.sample("y", dist.Normal(x, 1), obs=numpyro.subsample(y, event_dim=0))
+
+
 def global_latent(y, batch_size=None):
     """One latent N(mean, 1) for all data: they are N(mean, I + 11ᵀ)."""
     mean = numpyro.param("mean", 0.0)

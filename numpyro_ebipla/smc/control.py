@@ -179,13 +179,12 @@ def _towards_level(weight: Array, slope: Array) -> tuple[Array, Array]:
     centred, mean = centred / scale[None], mean / scale
     coefficient = _solver(cross(weight[:, None] * centred, centred))(mean)
     freedom = jnp.maximum(1 / jnp.sum(jnp.square(weight)) - size, 1.0)
-    return -weight * apply(centred, coefficient), freedom * jnp.log1p(jnp.sum(mean * coefficient)) > BEHIND * _usual(
-        size
-    )
+    distance = freedom * jnp.log1p(jnp.sum(mean * coefficient))
+    return -weight * apply(centred, coefficient), distance > BEHIND * _usual(size)
 
 
 def _solver(gram: Array) -> Callable[[Array], Array]:
-    """Solve by a ridge, and once more for what it leaves: small directions stay out, of the others nothing is left.
+    """Return :func:`.solver` with a ridge, and once more for what it leaves: only small directions stay out.
 
     Where a scale is near zero, complete-data information is millions of times the observed, and 1e-5 of it too much.
     """

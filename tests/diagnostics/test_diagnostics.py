@@ -19,7 +19,7 @@ from numpyro_ebipla.diagnostics.prior import FreshDraws, check_prior, mmd2
 from numpyro_ebipla.diagnostics.run import _frozen, check_history
 from numpyro_ebipla.smc.control import RIDGE
 from numpyro_ebipla.smc.normaliser import Estimate, pooled
-from tests.models import fitter, hierarchy
+from tests.models import fitter, hierarchy, one_level
 
 Y = (1.0 + 2**0.5 * np.random.default_rng(1).normal(size=400)).astype(np.float32)
 #: Five moves at each temperature are enough for one dimension.
@@ -195,13 +195,6 @@ def test_noise_that_hides_all_is_said():
     score = 0.05 + 3.0 * rng.normal(size=(2, 200, 1))
     gained, _ = judge(score, 10)
     assert not gained.passed and "num_particles" in gained.remedy and "noise" in gained.limit
-
-
-def one_level(y):
-    mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=dist.constraints.positive)
-    with numpyro.plate("data", len(y)):
-        x = numpyro.sample("x", dist.Normal(mu, s))
-        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
 
 def non_centred(y):

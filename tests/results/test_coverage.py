@@ -7,20 +7,13 @@ import numpyro.distributions as dist
 import pytest
 from jax import random
 
-from tests.models import fitter
+from tests.models import fitter, one_level
 
 #: See tests/conftest.py.
 RUNS_LONG = True
 SIMULATIONS = 200
 POSITIVE = dist.constraints.positive
 COVARIATE = np.linspace(-1, 1, 200).astype(np.float32)
-
-
-def one_level(y):
-    mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=POSITIVE)
-    with numpyro.plate("data", len(y)):
-        x = numpyro.sample("x", dist.Normal(mu, s))
-        numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
 
 def intercepts(y):

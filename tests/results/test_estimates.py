@@ -12,7 +12,7 @@ from scipy import stats
 from numpyro_ebipla import EBIPLA, ULA, EnergyPrior, ModelError, compare
 from numpyro_ebipla.results.estimates import likelihood_ratio, num_observations
 from numpyro_ebipla.smc.normaliser import Estimate
-from tests.models import fitter
+from tests.models import fitter, one_level
 
 #: See tests/conftest.py.
 RUNS_LONG = True
@@ -20,13 +20,6 @@ RUNS_LONG = True
 POSITIVE = dist.constraints.positive
 GROUP = np.repeat(np.arange(8), 6)
 GRID = np.linspace(-7, 7, 281)
-
-
-def one_level(y, batch_size=None):
-    mu, s = numpyro.param("mu", 0.0), numpyro.param("s", 1.0, constraint=POSITIVE)
-    with numpyro.plate("data", len(y), subsample_size=batch_size):
-        x = numpyro.sample("x", dist.Normal(mu, s))
-        numpyro.sample("y", dist.Normal(x, 1), obs=numpyro.subsample(y, event_dim=0))
 
 
 def one_level_exact(params, y):
