@@ -135,7 +135,7 @@ def systems(y: Array, first: dict[str, Array], settings: Settings) -> Iterator[t
         return lambda y: model(y, first, mixture(origin))
 
     weights = {"step_size": settings.step_size, "num_walkers": P, "threshold": settings.threshold}
-    yield "jarzynski", recipes.jarzynski_ebm(at(first), **weights, **rates(1.0))
+    yield "jarzynski", recipes.jarzynski_ebm(at(first), **weights, **rates(1.0), num_passive=P)
     yield "own", recipes.jarzynski_ebm(at(first), **weights, **rates(1.0), num_passive=0)
     truth = teacher(settings.dim)
     yield "pcd", recipes.pcd(at(truth), prior=Persistent(P, kernel), **rates(1.0))
@@ -273,7 +273,7 @@ def notes(full: bool) -> tuple[str, ...]:
         + " KL(teacher‖student) is estimated on the training data, as the authors do: ±0.01 is sampling error.",
         "In the paper's form the running log Z falls below the truth because the walkers that weigh a change of the "
         "parameters also chose it. To first order the bias is −Σ rate · Var(∇U)/ESS, of order dimension × rate × "
-        "steps / walkers. So recipes.jarzynski_ebm has as many passive walkers again, which only estimate log Z. "
+        "steps / walkers. So the system above has as many passive walkers again, which have no part in the gradient. "
         "The path of the fit is hardly touched: its KL is that of the exact gradient.",
         "PCD and CD fail as in the paper: PCD empties a mode once the two are apart, CD never learns the masses.",
         "Differences from the authors' script: systematic resampling instead of multinomial; PCD's walkers start as "

@@ -18,13 +18,12 @@ from numpyro.contrib.module import flax_module
 from benchmarks.papers.data import mnist
 from benchmarks.report import Report
 from numpyro_ebipla import EBIPLA, ULA, Annealing, Contrastive, EnergyPrior, Persistent, recipes
-from numpyro_ebipla.smc.weights import log_mean_exp
 
 
 class Settings(NamedTuple):
     """Size of the experiment. All three trainings have the same walkers, moves, steps and optimiser.
 
-    Jarzynski's passive walkers come on top: they take no part in the training.
+    Jarzynski's passive walkers come on top: they have no part in the gradient.
     """
 
     pool: int  # images are averaged over pool × pool pixels
@@ -38,7 +37,7 @@ class Settings(NamedTuple):
     num_moves: int
     step_size: float
     rate: float
-    num_passive: int  # of Jarzynski's: these only estimate log Z
+    num_passive: int  # of Jarzynski's, see :class:`.Persistent`
     threshold: float = 0.5
     restart: int = 1
 
@@ -162,7 +161,6 @@ class Outcome(NamedTuple):
     step: np.ndarray
     shares: np.ndarray  # of the walkers during training, weighted: [steps, 3]
     cross_entropy: np.ndarray | None  # the run's own, by its passive walkers
-    by_active: float | None  # at the end, by those that move the parameters: the paper's form
     ess: np.ndarray | None
     walkers: np.ndarray  # at the end, equally weighted
     draws: np.ndarray  # of the fitted model, annealed from the base
@@ -202,9 +200,8 @@ def train(
     for _ in range(parts):
         fit = system.run(key_run, y, num_steps=settings.num_steps // parts, init_state=state, progress_bar=False)
         state, prior = fit.state, fit.state.prior["x"]
-        position = prior.position[: settings.num_walkers]  # the passive ones come after
-        log_weight = getattr(prior, "log_weight", None)
-        weight = None if log_weight is None else jax.nn.softmax(log_weight[: settings.num_walkers])
+        position, log_weight = prior.position, getattr(prior, "log_weight", None)
+        weight = None if log_weight is None else jax.nn.softmax(log_weight)
         found.append(shares(classify, position, weight))
         history.append(fit.history)
         if fit.stopped:
@@ -217,15 +214,10 @@ def train(
     sure = jax.nn.softmax(classify(draws)).max(-1) > 0.9
     entropy = lambda x: float(log_z - fitted.log_prob(x).mean())
     joined = lambda name: np.concatenate([h[name] for h in history]) if name in history[0] else None
-    running, by_active = joined("cross_entropy"), None
-    if running is not None:
-        active, passive = jnp.split(log_weight, [settings.num_walkers])
-        by_active = running[-100:].mean() + float(log_mean_exp(active) - log_mean_exp(passive))
     return Outcome(
         settings.num_steps // parts * (1 + np.arange(len(found))),
         np.array(found),
-        running,
-        by_active,
+        joined("cross_entropy"),
         joined("x/ess"),
         np.asarray(walkers),
         np.asarray(draws),
@@ -332,12 +324,6 @@ def rows(
                     f"by the weights of {s.num_passive} passive walkers, mean of the last 100 steps; reference: by "
                     "annealing, above",
                 ),
-                (
-                    f"{LABELS[name]}: the same by the walkers that move the parameters (nats)",
-                    f"{o.by_active:.1f}",
-                    f"{o.entropy_train:.1f}",
-                    "the paper's form, num_passive=0",
-                ),
                 (f"{LABELS[name]}: ESS, median over the steps", f"{np.median(o.ess):.2f} P", "1 P", ""),
             ]
     return table
@@ -398,9 +384,6 @@ def figure(outcomes: dict[str, Outcome], y: Array, classify: Any, target: np.nda
     for name, marker in (("jarzynski", "o"), ("pcd", "s"), ("cd", "^")):
         o, style = outcomes[name], {"ls": "none", "ms": 9, "fillstyle": "none"}
         axes["e"].plot(o.step[-1], o.entropy_train, marker, **style, label=f"{LABELS[name]}, by annealing")
-    if jarzynski.by_active is not None:
-        label = "Jarzynski, walkers that move\nthe parameters (paper's form)"
-        axes["e"].plot(jarzynski.step[-1], jarzynski.by_active, "x", ms=9, color="tab:blue", label=label)
     axes["e"].set(title="Cross-entropy, training data", xlabel="step", ylabel="nats")
     axes["e"].legend(frameon=False, fontsize=8)
     axes["b"].axis("off")

@@ -4,6 +4,7 @@ Walkers carry log weights ``A`` such that, at every step, expectations under the
 weighted means with ``softmax(A)`` and ``log Z = log Z_0 + log mean exp(A)`` (2305.19414, Prop. 1).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -108,15 +109,35 @@ def resample(rng_key: Array, log_weight: Array, tree: Any, threshold: float) -> 
         ``(log_weight, tree, resampled)``. After resampling every log weight is ``log mean exp`` of the old
         ones, so the running log Z is kept; ``resampled`` is a boolean scalar (``[D]``).
     """
-    num = log_weight.shape[0]
-    low = ess(log_weight) < threshold * num
+    low = ess(log_weight) < threshold * log_weight.shape[0]
+    same = jnp.arange(log_weight.shape[0]).reshape((-1,) + (1,) * low.ndim)
+    ancestors = jnp.where(low, _ancestors(rng_key, log_weight), same)
+    return jnp.where(low, log_mean_exp(log_weight), log_weight), _take(tree, ancestors), low
+
+
+def resample_to(rng_key: Array, num_draws: int, log_weight: Array, tree: Any) -> tuple[Array, Any]:
+    """Return ``num_draws`` systematic draws of a population, at equal log weights that keep its log Z.
+
+    Args:
+        rng_key: a PRNG key.
+        num_draws: how many.
+        log_weight: ``[P]``, or ``[P, D]`` for D independent populations.
+        tree: arrays ``[P, ...]`` (``[P, D, ...]``) that belong to the walkers.
+    """
+    ancestors = _ancestors(rng_key, log_weight, num_draws)
+    level = jnp.broadcast_to(log_mean_exp(log_weight), ancestors.shape)
+    return level, _take(tree, ancestors)
+
+
+def _ancestors(rng_key: Array, log_weight: Array, num_draws: int | None = None) -> Array:
+    """Return systematic ancestors of one population ``[n]``, or of D of them ``[n, D]``."""
     if log_weight.ndim == 1:
-        ancestors = jnp.where(low, systematic_ancestors(rng_key, log_weight), jnp.arange(num))
-        tree = jax.tree.map(lambda x: x[ancestors], tree)
-    else:
-        keys = random.split(rng_key, log_weight.shape[1])
-        drawn = jax.vmap(systematic_ancestors, (0, 1), 1)(keys, log_weight)
-        ancestors = jnp.where(low, drawn, jnp.arange(num)[:, None])
-        columns = jnp.arange(log_weight.shape[1])
-        tree = jax.tree.map(lambda x: x[ancestors, columns], tree)
-    return jnp.where(low, log_mean_exp(log_weight), log_weight), tree, low
+        return systematic_ancestors(rng_key, log_weight, num_draws)
+    draw = partial(systematic_ancestors, num_draws=num_draws)
+    return jax.vmap(draw, (0, 1), 1)(random.split(rng_key, log_weight.shape[1]), log_weight)
+
+
+def _take(tree: Any, ancestors: Array) -> Any:
+    """Return what belongs to the ancestors, of arrays ``[P, ...]`` or ``[P, D, ...]``."""
+    where = (ancestors,) if ancestors.ndim == 1 else (ancestors, jnp.arange(ancestors.shape[1]))
+    return jax.tree.map(lambda x: x[where], tree)

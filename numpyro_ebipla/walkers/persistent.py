@@ -1,11 +1,12 @@
 """Prior walkers that persist over the steps, with Jarzynski weights or without."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, final
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
-from jax import Array, random
+from jax import Array, lax, random
 
 from numpyro_ebipla._core.state import Adaptation
 from numpyro_ebipla._core.tree import batched_value_and_grad
@@ -15,7 +16,7 @@ from numpyro_ebipla.kernels.langevin import ULA
 from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.smc.anneal import anneal, draw_equally
 from numpyro_ebipla.smc.density import TiltedDensity
-from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample, ula_increment
+from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample, resample_to, ula_increment
 from numpyro_ebipla.walkers.base import (
     AbstractWalkers,
     Info,
@@ -25,6 +26,10 @@ from numpyro_ebipla.walkers.base import (
     move_walkers,
 )
 
+#: Steps that one half of the walkers is on duty while the other rests, where there are passive walkers: long enough
+#: for walkers to forget where those stood that they are copies of.
+TURN = 20
+
 
 class Jarzynski(NamedTuple):
     """What weighted walkers carry besides their weights.
@@ -32,17 +37,19 @@ class Jarzynski(NamedTuple):
     Attributes:
         log_density: ``[P]`` (or ``[P, D]``) where the walkers stand, at the parameters that they follow.
         log_z: log normaliser relative to the base distribution, when all weights were one.
+        num_steps: so far, a scalar: it tells which half is on duty.
     """
 
     log_density: Array
     log_z: Array
+    num_steps: Array
 
 
 class PersistentState(NamedTuple):
     """Persistent walkers.
 
     Attributes:
-        position: ``[P, *event]``, active walkers first, then passive ones.
+        position: ``[P, *event]``; with passive walkers the two halves of the others first, ``[P + num_passive, …]``.
         log_weight: ``[P]`` (or ``[P, D]``) unnormalised log weights, zero if the walkers are unweighted.
         momentum: like ``position``, of underdamped kernels, else None.
         adapt: of the kernel.
@@ -79,9 +86,13 @@ class Persistent(AbstractWalkers):
             the weights are right from the first step. Unweighted walkers start as draws of the base and
             give no log Z.
         threshold: of the ESS, as a fraction of P.
-        num_passive: further weighted walkers that only estimate log Z. Walkers that weigh a change of the
+        num_passive: further weighted walkers, which have no part in the gradient. Walkers that weigh a change of the
             parameters which they have chosen themselves find log Z too low, by about ``rate · Var(∇U) / ESS`` at each
-            step; passive ones had no part in it. With none, log Z is that of the P walkers.
+            step: in every mode by another amount, so that with time the masses of modes come out wrong. Passive
+            walkers estimate log Z without that, and the P walkers are drawn anew from them: half of these are
+            on duty for 20 steps, are relieved by the other half, begin again as draws of the passive ones and rest.
+            With none, as in the paper, all P are on duty and log Z is theirs. How well masses are known is a matter
+            of the number of passive walkers: as modes part, each keeps the share that it happens to have.
     """
 
     num_walkers: int = 1000
@@ -104,6 +115,11 @@ class Persistent(AbstractWalkers):
             )
         if self.num_passive and not self.weighted:
             raise ValueError("Persistent: num_passive walkers estimate log Z by their weights: pass weighted=True.")
+        if self.num_passive and self.num_walkers % 2:
+            raise ValueError(
+                f"Persistent: halves of the walkers take turns where some are passive: num_walkers must be even, got "
+                f"{self.num_walkers}."
+            )
 
     @property
     def shares_gradient(self) -> bool:
@@ -118,7 +134,7 @@ class Persistent(AbstractWalkers):
             num = self.num_walkers + self.num_passive
             start = anneal(key_anneal, density, num)
             x = draw_equally(key_draw, start.position, start.log_weight, num)
-            jarzynski = Jarzynski(density.log_density(x), start.log_z)
+            jarzynski = Jarzynski(density.log_density(x), start.log_z, jnp.zeros((), jnp.int32))
         else:
             x = density.sample_base(rng_key, self.num_walkers)
         shape = chain_shape(density, x)
@@ -130,11 +146,12 @@ class Persistent(AbstractWalkers):
     ) -> tuple[Walkers, PersistentState, Info]:
         """Return the walkers as they stand, and log Z if they are weighted."""
         del rng_key, density, particles
-        P, log_weight, info = self.num_walkers, state.log_weight, {}
-        if state.jarzynski is not None:
-            judging = log_weight[P:] if self.num_passive else log_weight
-            info["log_z"] = jnp.mean(state.jarzynski.log_z + log_mean_exp(judging))
-        return Walkers(state.position[:P], normalised(log_weight[:P])), state, info
+        if state.jarzynski is None:
+            return Walkers(state.position, normalised(state.log_weight)), state, {}
+        x, log_weight = self._on_duty(state.jarzynski, (state.position, state.log_weight))
+        judging = state.log_weight[self.num_walkers :] if self.num_passive else log_weight
+        info = {"log_z": jnp.mean(state.jarzynski.log_z + log_mean_exp(judging))}
+        return Walkers(x, normalised(log_weight)), state, info
 
     def advance(
         self,
@@ -155,31 +172,57 @@ class Persistent(AbstractWalkers):
             weighted, adapt, accept = self._weigh_unadjusted(key_move, density, following, state)
         else:
             weighted, adapt, accept = self._weigh_adjusted(key_move, following, state, state.jarzynski.log_density)
-        fraction = jnp.min(ess(weighted.log_weight[: self.num_walkers])) / self.num_walkers
-        (x, log_weight, log_density), resampled = self._resample(key_resample, weighted)
-        jarzynski = state.jarzynski._replace(log_density=log_density)
+        log_weight = self._on_duty(state.jarzynski, weighted.log_weight)
+        fraction = jnp.min(ess(log_weight)) / log_weight.shape[0]
+        (x, log_weight, log_density), resampled = self._resample(key_resample, weighted, state.jarzynski.num_steps)
+        jarzynski = Jarzynski(log_density, state.jarzynski.log_z, state.jarzynski.num_steps + 1)
         state = PersistentState(x, log_weight, None, adapt, jarzynski)
         return state, {"accept": accept, "ess": fraction, "resampled": jnp.mean(resampled * 1.0)}
 
     def draw(self, rng_key: Array, walkers: Walkers, state: PersistentState) -> Array:
-        """Resample the walkers."""
-        del state
-        return draw_resampled(rng_key, walkers)
+        """Resample the walkers: the passive ones, if there are any."""
+        if not self.num_passive:
+            return draw_resampled(rng_key, walkers)
+        key_draw, key_order = random.split(rng_key)
+        P = self.num_walkers
+        x = resample_to(key_draw, P, state.log_weight[P:], state.position[P:])[1]
+        return random.permutation(key_order, x)
 
-    def _resample(self, rng_key: Array, walkers: Weighted) -> tuple[Weighted, Array]:
-        """Resample walkers and passive walkers, each among themselves; say whether the former were."""
+    def _on_duty(self, jarzynski: Jarzynski, arrays: Any) -> Any:
+        """Return what belongs to the walkers that enter the gradient, of arrays ``[P + num_passive, …]``."""
+        if not self.num_passive:
+            return arrays
+        half = self.num_walkers // 2
+        first = half * (jarzynski.num_steps // TURN % 2)
+        return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, half), arrays)
 
-        def among(key: Array, chosen: slice) -> tuple[Weighted, Array]:
-            mine = jax.tree.map(lambda a: a[chosen], walkers)
+    def _resample(self, rng_key: Array, walkers: Weighted, num_steps: Array) -> tuple[Weighted, Array]:
+        """Resample each group of walkers, and relieve the half whose turn ends with step ``num_steps``.
+
+        Also say whether the walkers that log Z is known by were resampled.
+        """
+
+        def among(key: Array, group: slice) -> tuple[Weighted, Array]:
+            mine = jax.tree.map(lambda a: a[group], walkers)
             cached = (mine.position, mine.log_density)
             log_weight, (x, log_density), resampled = resample(key, mine.log_weight, cached, self.threshold)
             return Weighted(x, log_weight, log_density), resampled
 
-        active, resampled = among(rng_key, slice(self.num_walkers))
         if not self.num_passive:
-            return active, resampled
-        passive, _ = among(random.fold_in(rng_key, 1), slice(self.num_walkers, None))
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), active, passive), resampled
+            return among(rng_key, slice(None))
+        P, half = self.num_walkers, self.num_walkers // 2
+        key_passive, key_relief, *keys = random.split(rng_key, 4)
+        passive, resampled = among(key_passive, slice(P, None))
+        cached = (passive.position, passive.log_density)
+        log_weight, (x, log_density) = resample_to(key_relief, half, passive.log_weight, cached)
+        relief = Weighted(x, log_weight, log_density)
+        turn, ends = num_steps // TURN % 2, (num_steps + 1) % TURN == 0
+        groups = []
+        for i, key in enumerate(keys):
+            mine, _ = among(key, slice(i * half, (i + 1) * half))
+            relieved = ends & (turn == i)
+            groups.append(jax.tree.map(partial(jnp.where, relieved), relief, mine))
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *groups, passive), resampled
 
     def _weigh_adjusted(
         self, rng_key: Array, following: TiltedDensity, state: PersistentState, log_density: Array

@@ -10,6 +10,7 @@ from numpyro_ebipla import MALA, ULA, Annealed, Persistent, Tempered, Underdampe
 from numpyro_ebipla.smc.density import Evaluated, TiltedDensity
 from numpyro_ebipla.smc.reference import Reference
 from numpyro_ebipla.walkers import Ladder
+from numpyro_ebipla.walkers.persistent import TURN, Weighted
 from numpyro_ebipla.walkers.tempered import TemperedState, swap
 
 #: See tests/conftest.py.
@@ -99,6 +100,70 @@ def test_jarzynski_weights_give_log_z_through_resampling(path, kernel, num_moves
         unbiased(np.exp(log_z[:, k] - truth), 1.0)
         unbiased(means[:, k], expectation, 4)
         assert np.std(log_z[:, k]) < 0.3  # or the check above would say nothing
+
+
+FAR = 6.0  # no walker crosses from one mode to the other
+
+
+def two_modes(a):
+    """30 % in N(a, 1), 70 % in N(FAR, 1): the masses are those at any ``a``."""
+    left, right = np.log(0.3), np.log(0.7)
+    return tilted(lambda x: -jnp.logaddexp(left + log_base(x - a), right + log_base(x - FAR)) + log_base(x))
+
+
+def masses_under_a_mode_that_walkers_move(num_passive):
+    """Share of walkers in the left mode, ``[R]``, after 200 steps in which its place follows a noisy gradient."""
+    strategy = Persistent(200, MALA(1.0, precondition=False, adapt_step=False), weighted=True, num_passive=num_passive)
+
+    def repeat(key):
+        state = strategy.init(key, two_modes(-FAR))
+
+        def body(carry, k):
+            state, a = carry
+            walk, _, _ = strategy.prepare(key, two_modes(a), state)
+            gradient = jnp.sum(jnp.where(walk.position < 0, walk.weight * (walk.position - a), 0.0))
+            # As a fit does: against the walkers' mean, towards the data's.
+            after = a - 1.0 * (gradient + 0.3 * (a + FAR))
+            state, _ = strategy.advance(random.fold_in(key, k), two_modes(a), two_modes(after), state, None)
+            return (state, after), None
+
+        (state, _), _ = jax.lax.scan(body, (state, jnp.float32(-FAR)), jnp.arange(200))
+        first = 200 if num_passive else 0
+        return jnp.sum(jnp.where(state.position < 0, jax.nn.softmax(state.log_weight), 0.0)[first:]) / jnp.sum(
+            jax.nn.softmax(state.log_weight)[first:]
+        )
+
+    return np.asarray(jax.jit(jax.vmap(repeat))(random.split(random.key(2), 60)))
+
+
+def test_walkers_that_choose_the_way_lose_masses_and_those_that_are_relieved_do_not():
+    alone, relieved = (masses_under_a_mode_that_walkers_move(n) for n in (0, 400))
+    unbiased(relieved, 0.3)
+    assert 0.3 - alone.mean() > 0.1, alone.mean()
+
+
+@pytest.mark.unit
+def test_halves_of_the_walkers_take_turns_and_begin_again_at_passive_ones():
+    strategy = Persistent(8, MALA(), weighted=True, num_passive=16)
+    density = moving_gaussian(0.0)
+    state = strategy.init(random.key(0), density)
+    # Passive walkers that stand elsewhere: draws of these are recognised.
+    position = jnp.where(jnp.arange(24) < 8, state.position, 50.0 + jnp.arange(24))
+    far = state._replace(position=position)
+    on_duty = lambda s: strategy.prepare(random.key(1), density, s)[0].position
+    for k in (0, TURN - 1, TURN, 2 * TURN - 1, 2 * TURN):
+        at = far._replace(jarzynski=far.jarzynski._replace(num_steps=jnp.int32(k)))
+        half = slice(0, 4) if k // TURN % 2 == 0 else slice(4, 8)
+        np.testing.assert_array_equal(on_duty(at), position[half])
+        after, _ = strategy._resample(
+            random.key(k), Weighted(position, jnp.zeros(24), jnp.zeros(24)), at.jarzynski.num_steps
+        )
+        relieved = np.asarray(after.position[:8] > 40)
+        expected = np.zeros(8, bool)
+        expected[half] = (k + 1) % TURN == 0
+        np.testing.assert_array_equal(relieved, expected)
+    with pytest.raises(ValueError, match="must be even, got 7"):
+        Persistent(7, weighted=True, num_passive=4)
 
 
 @pytest.mark.unit
