@@ -18,7 +18,7 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc import anneal as smc
 from numpyro_ebipla.smc.annealing import Annealing
 from numpyro_ebipla.smc.density import TiltedDensity
-from numpyro_ebipla.smc.weights import systematic_ancestors
+from numpyro_ebipla.smc.weights import resample_to
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,8 @@ def anneal_posterior(
 
 def draw_posterior(rng_key: Array, population: PosteriorPopulation, num_draws: int) -> tuple[Sites, Sites]:
     """Return ``num_draws`` equally weighted ``(local, global)`` latents, for each datum of its own."""
-    log_weight = population.annealed.log_weight
-    if log_weight.ndim == 1:
-        ancestors = systematic_ancestors(rng_key, log_weight, num_draws)
-        return jax.tree.map(lambda x: x[ancestors], (population.local, population.shared))
-    keys = random.split(rng_key, log_weight.shape[1])
-    draw = lambda key, log_weight: systematic_ancestors(key, log_weight, num_draws)
-    ancestors = jax.vmap(draw, (0, 1), 1)(keys, log_weight)
-    columns = jnp.arange(log_weight.shape[1])
-    return jax.tree.map(lambda x: x[ancestors, columns], population.local), {}
+    latents = (population.local, population.shared)
+    return resample_to(rng_key, num_draws, population.annealed.log_weight, latents)[1]
 
 
 def warn_of_short_ladders(what: str, short: Any, annealing: Annealing, so: str) -> None:

@@ -15,10 +15,7 @@ from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractParticles, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import evaluate_at, move_points, points_of
-from numpyro_ebipla.smc.weights import ess, normalised, resample, ula_action
-
-#: Of the number of particles, a threshold that their effective sample size never reaches: resample in any case.
-ALWAYS = 2.0
+from numpyro_ebipla.smc.weights import ess, normalised, resample, resample_to, ula_action
 
 
 class Memory(NamedTuple):
@@ -124,7 +121,8 @@ class WeightedParticles(AbstractParticles):
 
     def drop_weights(self, rng_key: Array, block: Block) -> Block:
         """Resample the particles systematically."""
-        _, latents, _ = resample(rng_key, block.memory.log_weight, block.latents, ALWAYS)
+        log_weight = block.memory.log_weight
+        _, latents = resample_to(rng_key, log_weight.shape[0], log_weight, block.latents)
         return block._replace(latents=latents, memory=None)
 
 

@@ -15,7 +15,7 @@ from jax import Array, lax, random
 
 from numpyro_ebipla.smc.annealing import NUM_KNOTS, Annealing
 from numpyro_ebipla.smc.density import TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered, population_variance
-from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample
+from numpyro_ebipla.smc.weights import ess, log_mean_exp, normalised, resample, resample_to
 
 #: Least spread of the energies: where it is less, one stage is enough.
 LEAST_SPREAD = 1e-6
@@ -199,7 +199,7 @@ def draw_equally(rng_key: Array, position: Array, log_weight: Array, num_draws: 
 
     if log_weight.ndim == 1:
         key_order, key_draw = random.split(rng_key)
-        _, x, _ = resample(key_draw, log_weight, position, 2.0)
+        _, x = resample_to(key_draw, max(num, num_draws), log_weight, position)
         return random.permutation(key_order, x)[:num_draws]
     keys = random.split(rng_key, log_weight.shape[1])
     ancestors = jax.vmap(draw, (0, 1), 1)(keys, log_weight)

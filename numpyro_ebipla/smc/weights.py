@@ -116,7 +116,7 @@ def resample(rng_key: Array, log_weight: Array, tree: Any, threshold: float) -> 
 
 
 def resample_to(rng_key: Array, num_draws: int, log_weight: Array, tree: Any) -> tuple[Array, Any]:
-    """Return ``num_draws`` systematic draws of a population, at equal log weights that keep its log Z.
+    """Return equal log weights that keep a population's log Z, and ``num_draws`` systematic draws of it.
 
     Args:
         rng_key: a PRNG key.

@@ -1,7 +1,6 @@
 """Prior walkers that persist over the steps, with Jarzynski weights or without."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, final
 
 import jax
@@ -37,12 +36,10 @@ class Jarzynski(NamedTuple):
     Attributes:
         log_density: ``[P]`` (or ``[P, D]``) where the walkers stand, at the parameters that they follow.
         log_z: log normaliser relative to the base distribution, when all weights were one.
-        num_steps: so far, a scalar: it tells which half is on duty.
     """
 
     log_density: Array
     log_z: Array
-    num_steps: Array
 
 
 class PersistentState(NamedTuple):
@@ -134,7 +131,7 @@ class Persistent(AbstractWalkers):
             num = self.num_walkers + self.num_passive
             start = anneal(key_anneal, density, num)
             x = draw_equally(key_draw, start.position, start.log_weight, num)
-            jarzynski = Jarzynski(density.log_density(x), start.log_z, jnp.zeros((), jnp.int32))
+            jarzynski = Jarzynski(density.log_density(x), start.log_z)
         else:
             x = density.sample_base(rng_key, self.num_walkers)
         shape = chain_shape(density, x)
@@ -148,7 +145,7 @@ class Persistent(AbstractWalkers):
         del rng_key, density, particles
         if state.jarzynski is None:
             return Walkers(state.position, normalised(state.log_weight)), state, {}
-        x, log_weight = self._on_duty(state.jarzynski, (state.position, state.log_weight))
+        x, log_weight = self._on_duty(self._num_steps(state), (state.position, state.log_weight))
         judging = state.log_weight[self.num_walkers :] if self.num_passive else log_weight
         info = {"log_z": jnp.mean(state.jarzynski.log_z + log_mean_exp(judging))}
         return Walkers(x, normalised(log_weight)), state, info
@@ -172,10 +169,11 @@ class Persistent(AbstractWalkers):
             weighted, adapt, accept = self._weigh_unadjusted(key_move, density, following, state)
         else:
             weighted, adapt, accept = self._weigh_adjusted(key_move, following, state, state.jarzynski.log_density)
-        log_weight = self._on_duty(state.jarzynski, weighted.log_weight)
+        num_steps = self._num_steps(state)
+        log_weight = self._on_duty(num_steps, weighted.log_weight)
         fraction = jnp.min(ess(log_weight)) / log_weight.shape[0]
-        (x, log_weight, log_density), resampled = self._resample(key_resample, weighted, state.jarzynski.num_steps)
-        jarzynski = Jarzynski(log_density, state.jarzynski.log_z, state.jarzynski.num_steps + 1)
+        (x, log_weight, log_density), resampled = self._resample(key_resample, weighted, num_steps)
+        jarzynski = state.jarzynski._replace(log_density=log_density)
         state = PersistentState(x, log_weight, None, adapt, jarzynski)
         return state, {"accept": accept, "ess": fraction, "resampled": jnp.mean(resampled * 1.0)}
 
@@ -183,17 +181,22 @@ class Persistent(AbstractWalkers):
         """Resample the walkers: the passive ones, if there are any."""
         if not self.num_passive:
             return draw_resampled(rng_key, walkers)
-        key_draw, key_order = random.split(rng_key)
         P = self.num_walkers
-        x = resample_to(key_draw, P, state.log_weight[P:], state.position[P:])[1]
-        return random.permutation(key_order, x)
+        return draw_equally(rng_key, state.position[P:], state.log_weight[P:], P)
 
-    def _on_duty(self, jarzynski: Jarzynski, arrays: Any) -> Any:
+    def _num_steps(self, state: PersistentState) -> Array:
+        """Return the number of steps so far: kernels count their moves."""
+        return state.adapt.count // self.num_moves
+
+    def _first_on_duty(self, num_steps: Array) -> Array:
+        """Return where the half begins that is on duty after ``num_steps`` steps."""
+        return self.num_walkers // 2 * (num_steps // TURN % 2)
+
+    def _on_duty(self, num_steps: Array, arrays: Any) -> Any:
         """Return what belongs to the walkers that enter the gradient, of arrays ``[P + num_passive, …]``."""
         if not self.num_passive:
             return arrays
-        half = self.num_walkers // 2
-        first = half * (jarzynski.num_steps // TURN % 2)
+        first, half = self._first_on_duty(num_steps), self.num_walkers // 2
         return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, half), arrays)
 
     def _resample(self, rng_key: Array, walkers: Weighted, num_steps: Array) -> tuple[Weighted, Array]:
@@ -211,18 +214,20 @@ class Persistent(AbstractWalkers):
         if not self.num_passive:
             return among(rng_key, slice(None))
         P, half = self.num_walkers, self.num_walkers // 2
-        key_passive, key_relief, *keys = random.split(rng_key, 4)
+        key_passive, key_relief, key_first, key_second = random.split(rng_key, 4)
         passive, resampled = among(key_passive, slice(P, None))
-        cached = (passive.position, passive.log_density)
-        log_weight, (x, log_density) = resample_to(key_relief, half, passive.log_weight, cached)
-        relief = Weighted(x, log_weight, log_density)
-        turn, ends = num_steps // TURN % 2, (num_steps + 1) % TURN == 0
-        groups = []
-        for i, key in enumerate(keys):
-            mine, _ = among(key, slice(i * half, (i + 1) * half))
-            relieved = ends & (turn == i)
-            groups.append(jax.tree.map(partial(jnp.where, relieved), relief, mine))
-        return jax.tree.map(lambda *a: jnp.concatenate(a), *groups, passive), resampled
+        halves = among(key_first, slice(half))[0], among(key_second, slice(half, P))[0]
+        together = jax.tree.map(lambda *a: jnp.concatenate(a), *halves, passive)
+
+        def relieve(walkers: Weighted) -> Weighted:
+            cached = (passive.position, passive.log_density)
+            log_weight, (x, log_density) = resample_to(key_relief, half, passive.log_weight, cached)
+            first = self._first_on_duty(num_steps)
+            put = lambda a, fresh: lax.dynamic_update_slice_in_dim(a, fresh, first, 0)
+            return jax.tree.map(put, walkers, Weighted(x, log_weight, log_density))
+
+        ends = (num_steps + 1) % TURN == 0
+        return lax.cond(ends, relieve, lambda walkers: walkers, together), resampled
 
     def _weigh_adjusted(
         self, rng_key: Array, following: TiltedDensity, state: PersistentState, log_density: Array
