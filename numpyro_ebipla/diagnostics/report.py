@@ -95,7 +95,7 @@ def _parameters(fit: Fitted, batch: Batch, new: dict[str, FreshDraws]) -> list[C
 def _weights_alive(fit: Fitted, batch: Batch) -> list[Check]:
     posterior = fit.state.posterior
     latents = Latents(take(posterior.local, batch.indices, 1), posterior.shared)
-    return check_weights(fit.config.model, fit.params, latents, batch)
+    return check_weights(fit.config.model, fit.trained_params, latents, batch)
 
 
 def _weights(fit: Fitted, rng_key: Array) -> list[Check]:

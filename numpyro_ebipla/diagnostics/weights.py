@@ -37,7 +37,7 @@ def check_weights(model: LatentModel, params: Params, latents: Latents, batch: B
 
     Args:
         model: the model.
-        params: constrained.
+        params: those that are trained, constrained. (A network that is held has no need of a gradient.)
         latents: particles of the batch.
         batch: some data.
     """

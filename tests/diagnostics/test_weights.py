@@ -91,3 +91,16 @@ def test_a_generator_killed_by_its_rate_is_named():
     assert not fit.diagnostics()["dead networks"].passed
     fit = EBIPLA(deep, num_particles=4).run(random.key(0), images, **options)  # a warning would be an error
     assert fit.diagnostics()["dead networks"].passed
+
+
+def test_a_network_that_is_held_is_not_dead():
+    """Of a generator that is held at saturated outputs only the level may have to move."""
+    held = {"out": np.zeros((8, 6), np.float32), "hidden": np.zeros((2, 8), np.float32)}
+    fitter = EBIPLA(generator, num_particles=4, hold=held)
+    fit = fitter.run(random.key(0), Y, num_steps=120, num_samples=0, progress_bar=False)
+    assert not any(check.name == "dead networks" for check in fit.diagnostics().checks)
+    half = EBIPLA(generator, num_particles=4, hold={"hidden": held["hidden"]})
+    fit = half.run(
+        random.key(0), Y, init_params={"level": jnp.full(6, 20.0)}, num_steps=2, num_samples=0, progress_bar=False
+    )
+    assert not fit.diagnostics()["dead networks"].passed  # what is still trained is judged
