@@ -269,9 +269,9 @@ class Systems:
                 self.model, _some_key(rng_key), call.args, call.kwargs, init_params, self.settings.hold
             )
             config = self._configure(inspection)
-        update = jax.jit(partial(step, config))
+        update = config.model.jit(partial(step, config))
         chunk = jax.jit(partial(run_chunk, update), donate_argnums=0)
-        start = jax.jit(partial(initial_state, config))
+        start = config.model.jit(partial(initial_state, config))
         begin = (random.key(0), inspection.params, inspection.mutable, inspection.data)
         shapes = cache(lambda: jax.eval_shape(start, *begin)[0])
         system = System(config, inspection, update, chunk, start, shapes)

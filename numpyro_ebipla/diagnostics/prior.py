@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 
+from numpyro_ebipla._core.convolutions import with_fast_convolutions
 from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.diagnostics.checks import Check, Rule
 from numpyro_ebipla.model.energy import EnergyPrior
@@ -58,6 +59,7 @@ class FreshDraws(NamedTuple):
 
 
 @jax.jit
+@with_fast_convolutions
 def draw_fresh(prior: EnergyPrior, rng_key: Array) -> FreshDraws:
     """Anneal populations as the prior's own options say."""
 

@@ -15,6 +15,7 @@ from jax import Array, lax, random
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 
+from numpyro_ebipla._core.convolutions import with_fast_convolutions
 from numpyro_ebipla._core.errors import EBIPLAWarning
 from numpyro_ebipla._core.static import is_array, join_function, split_function
 from numpyro_ebipla._core.tree import batched_value_and_grad, normal_like
@@ -218,7 +219,7 @@ class EnergyPrior(dist.Distribution):
         num = 1
         for size in sample_shape:
             num *= size
-        return _sample(self, key, num).reshape(sample_shape + self.batch_shape + self.event_shape)
+        return _sample(self, key, num=num).reshape(sample_shape + self.batch_shape + self.event_shape)
 
     def log_normalizer(self, rng_key: Array, num_populations: int = 4) -> Estimate:
         """Estimate ``log Z = log ∫ exp(−energy) base`` and its standard error, each of ``batch_shape``.
@@ -233,7 +234,7 @@ class EnergyPrior(dist.Distribution):
         >>> bool(abs(log_z - jnp.log(0.5) / 2) < 0.05)
         True
         """
-        return _log_normalizer(self, rng_key, num_populations)
+        return _log_normalizer(self, rng_key, num_populations=num_populations)
 
     def _infer_shape(self) -> tuple[tuple[int, ...], bool]:
         """Return the batch shape of base and energy together, and whether the energy takes single points only."""
@@ -257,8 +258,9 @@ class EnergyPrior(dist.Distribution):
         raise ValueError(shape_message(one, batch, event))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
+@functools.partial(jax.jit, static_argnames="num")
+@with_fast_convolutions
+def _sample(prior: EnergyPrior, rng_key: Array, *, num: int) -> Array:
     key_anneal, key_draw = random.split(rng_key)
     density = prior.tilted()
     population = anneal(key_anneal, density, max(num, prior.num_walkers), prior.annealing)
@@ -273,8 +275,9 @@ def _sample(prior: EnergyPrior, rng_key: Array, num: int) -> Array:
     return prior.constrain_walkers(moved.position)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _log_normalizer(prior: EnergyPrior, rng_key: Array, num_populations: int) -> Estimate:
+@functools.partial(jax.jit, static_argnames="num_populations")
+@with_fast_convolutions
+def _log_normalizer(prior: EnergyPrior, rng_key: Array, *, num_populations: int) -> Estimate:
     num_walkers = prior.num_walkers if prior.batch_shape else 4 * prior.num_walkers
     found = log_normaliser(rng_key, prior.tilted(), num_walkers, num_populations, prior.annealing)
     return jax.tree.map(lambda x: x.reshape(prior.batch_shape), found)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend import core
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.ops.provenance import eval_provenance
 
+from numpyro_ebipla._core.convolutions import has_convolutions
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla._core.static import join_static, split_static
@@ -145,7 +148,9 @@ def inspect_model(
         deterministic=layout.deterministic,
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
-    digest = digest_of(latent_model, params, mutable, data)
+    program = _program_of(latent_model, params, mutable, data)
+    digest = _digest(program) if program else ""
+    latent_model = replace(latent_model, convolves=program is not None and has_convolutions(program.jaxpr))
     found_now = Inspection(latent_model, data, params, mutable, energy_params, look, digest)
     return found_now._replace(note=_note(found_now, layout.strays))
 
@@ -196,6 +201,12 @@ def digest_of(model: LatentModel, params: Params, mutable: dict[str, Any], data:
     A program once compiled keeps the numbers that the model had from closures, globals and objects. If one of these has
     changed, so has the digest, and the program must be made anew.
     """
+    program = _program_of(model, params, mutable, data)
+    return _digest(program) if program else ""
+
+
+def _program_of(model: LatentModel, params: Params, mutable: dict[str, Any], data: Any) -> core.ClosedJaxpr | None:
+    """Return the model's log density as a program; None if there is none, as the first step will say."""
 
     def log_density(params: Params, mutable: dict[str, Any], data: Any, rng_key: Array) -> Any:
         batch = Batch(model.blocks(joint=False)[0], data, rng_key, mutable)
@@ -205,9 +216,12 @@ def digest_of(model: LatentModel, params: Params, mutable: dict[str, Any], data:
         return joint.per_datum, joint.rest
 
     try:
-        program = jax.make_jaxpr(log_density)(params, mutable, data, jax.random.key(0))
-    except Exception:  # whatever it is: the first step meets it, too, and nothing is compiled that could be out of date
-        return ""
+        return jax.make_jaxpr(log_density)(params, mutable, data, jax.random.key(0))
+    except Exception:  # whatever it is: nothing is compiled that could be out of date
+        return None
+
+
+def _digest(program: core.ClosedJaxpr) -> str:
     digest = hashlib.sha256(ADDRESS.sub("", str(program.jaxpr)).encode())
     for held in program.consts:
         if not jnp.issubdtype(held.dtype, jax.dtypes.prng_key):

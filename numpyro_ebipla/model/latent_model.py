@@ -17,6 +17,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 
+from numpyro_ebipla._core.convolutions import with_fast_convolutions
 from numpyro_ebipla._core.state import Params, Sites
 from numpyro_ebipla._core.static import join_static
 from numpyro_ebipla.model.blocks import Batch, Progress, map_blocks, silent, split_indices
@@ -55,7 +56,8 @@ class Joint(NamedTuple):
 class LatentModel:
     """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
 
-    ``params`` are constrained except in :meth:`constrain_params`. ``notes`` say why latents in plates are global.
+    ``params`` are constrained except in :meth:`constrain_params`. ``notes`` say why latents in plates are global,
+    ``convolves`` whether there are convolutions in the densities.
     """
 
     model: Callable
@@ -67,6 +69,7 @@ class LatentModel:
     deterministic: tuple[str, ...] = ()
     held: Params = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    convolves: bool = False
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:
@@ -78,8 +81,12 @@ class LatentModel:
         """
         key = (function, static)
         if key not in self.programs:
-            self.programs[key] = jax.jit(partial(function, self, *static))
+            self.programs[key] = self.jit(partial(function, self, *static))
         return self.programs[key]
+
+    def jit(self, function: Callable) -> Callable:
+        """Return a function, compiled as suits the densities and the device."""
+        return jax.jit(with_fast_convolutions(function) if self.convolves else function)
 
     @property
     def num_data(self) -> int:
