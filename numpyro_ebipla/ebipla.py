@@ -54,8 +54,9 @@ class EBIPLA(NewData):
         model: a NumPyro model.
         *others: none: what follows has names. SVI's guide and loss have no place here.
         num_particles: N, posterior particles per datum. By default enough for 2000 chains per step, at least 4 and
-            at most 64; for global latents at least four to a coordinate, up to 256, and for local ones of small models
-            as many as control variates need, 14 for one coordinate, so that gradients are quiet.
+            at most 64, but fewer, down to one, where a network makes a chain dear; for global latents at least four to
+            a coordinate, up to 256, and for local ones of small models as many as control variates need, 14 for one
+            coordinate, so that gradients are quiet.
         num_steps: steps of a run, unless ``run(num_steps=…)`` says otherwise.
         num_samples: draws of each particle that a run collects at the fitted parameters; 0 for none.
         thinning: moves between two draws.

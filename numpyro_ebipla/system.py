@@ -1,6 +1,5 @@
 """A model compiled for arguments of given shapes: what :class:`.EBIPLA` keeps behind its methods."""
 
-import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -23,26 +22,16 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.optim.choose import check_optimiser
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.persistent import Particles
-from numpyro_ebipla.smc.control import num_features
 from numpyro_ebipla.training.config import Config, check_posterior, choose_walkers
-from numpyro_ebipla.training.information import by_coordinate
 from numpyro_ebipla.training.initial import check_faults, initial_state
 from numpyro_ebipla.training.loop import run_chunk
+from numpyro_ebipla.training.num_particles import choose_num_particles
 from numpyro_ebipla.training.same_data import SeenData
 from numpyro_ebipla.training.same_state import check_state
 from numpyro_ebipla.training.starting import Start, start_at
 from numpyro_ebipla.training.step import step
 from numpyro_ebipla.walkers.base import AbstractWalkers
 
-#: Chains of posterior particles that a step moves, about: enough to keep two cores busy.
-CHAINS = 2000
-#: Least and largest number of particles that follows from it.
-FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
-#: Particles of global latents: this many for each coordinate, so that their gradients are quiet, and no more than that.
-PARTICLES_PER_COORDINATE, MOST_SHARED_PARTICLES = 4, 256
-#: Local latents have as many as make the gradients of up to 32 parameters quiet, where particles times numbers of data
-#: are no more than this: a step then takes a millisecond or two.
-QUIET_ELEMENTS = 200_000
 #: Tag of the key by which a guide is drawn from.
 KEY_START = 0x57A7
 
@@ -282,7 +271,7 @@ class Systems:
         """Choose what the settings leave open."""
         model, settings = inspection.model, self.settings
         check_posterior(model, settings.posterior, settings.refuse)
-        num_particles = settings.num_particles or _choose_num_particles(inspection)
+        num_particles = settings.num_particles or choose_num_particles(inspection)
         particles: AbstractParticles = settings.posterior
         if not model.latents:
             num_particles, particles = 1, Particles()  # there are none to keep, in whatever way
@@ -300,25 +289,6 @@ class Systems:
             averaging=settings.averaging,
             max_energy=settings.max_energy,
         )
-
-
-def _choose_num_particles(inspection: Inspection) -> int:
-    """Return how many particles make a step worth its while, and the gradients of global latents quiet."""
-    model = inspection.model
-    chains = model.batch_size if model.local_sites else 1
-    number = int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
-    if model.subsampled or not model.latents:
-        return number
-    params, batch = inspection.params, Batch(None, inspection.data, random.key(0), inspection.mutable)
-    local, shared = jax.eval_shape(lambda: model.draw_latents(model.constrain_params(params), batch))
-    if model.global_sites:
-        size = sum(math.prod(x.shape) for x in shared.values())
-        return max(number, min(PARTICLES_PER_COORDINATE * size, MOST_SHARED_PARTICLES))
-    size = sum(math.prod(x.shape) for x in local.values()) // model.num_data
-    quiet = next((n for n in range(number, MOST_PARTICLES) if num_features(n, size) == 2 * size), number)
-    elements = sum(np.size(x) for x in jax.tree.leaves(inspection.data))
-    few = by_coordinate(params) and not model.energies and quiet * max(elements, model.num_data) <= QUIET_ELEMENTS
-    return quiet if few else number
 
 
 def _some_key(rng_key: Array | None) -> Array:

@@ -205,6 +205,15 @@ def digest_of(model: LatentModel, params: Params, mutable: dict[str, Any], data:
     return _digest(program) if program else ""
 
 
+def count_operations(inspection: Inspection) -> float:
+    """Return the floating-point operations of the log density of a minibatch, with one particle, as XLA counts them."""
+    program = _program_of(inspection.model, inspection.params, inspection.mutable, inspection.data)
+    if program is None:
+        return 0.0
+    cost = jax.jit(core.jaxpr_as_fun(program)).lower(*program.in_avals).cost_analysis()
+    return float((cost or {}).get("flops", 0.0))
+
+
 def _program_of(model: LatentModel, params: Params, mutable: dict[str, Any], data: Any) -> core.ClosedJaxpr | None:
     """Return the model's log density as a program; None if there is none, as the first step will say."""
 
