@@ -6,17 +6,18 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 ARGS ?=
+DATA ?= mnist
 
 BIN := $(VENV)/bin
 
 # These need no display. (The docs are left out: their notebooks draw inline.)
-example test test-unit test-slow bench papers suite: export MPLBACKEND ?= Agg
+example test test-unit test-slow bench images papers suite: export MPLBACKEND ?= Agg
 # LAPACK's matrices are small here: its threads would wait for each other, a hundred times as long where cores are busy.
 # (Tests and the suite say so themselves: tests/conftest.py, benchmarks/suite.)
-example docs bench papers: export OPENBLAS_NUM_THREADS ?= 1
+example docs bench images papers: export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help example test test-unit test-slow lint format docs bench papers suite clean
+.PHONY: help example test test-unit test-slow lint format docs bench images papers suite clean
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
@@ -51,6 +52,10 @@ bench: $(VENV)/.installed-examples ## Run the speed benchmarks
 
 papers: $(VENV)/.installed-examples ## Run the papers' experiments in reduced form (about 15 minutes)
 	$(BIN)/python -m benchmarks.papers all $(ARGS)
+
+images: $(VENV)/.installed-examples ## Train image models for equal times (DATA_DIR=folder with the files, DATA=mnist; 45 minutes)
+	@test -n "$(DATA_DIR)" || { echo 'Say where the images are: make images DATA_DIR=... (files: benchmarks/images/data.py)' >&2; exit 1; }
+	$(BIN)/python -m benchmarks.images $(DATA) --data-dir $(DATA_DIR) $(ARGS)
 
 suite: $(VENV)/.installed-examples ## Fit models whose optimum is known, with the defaults, in two processes (JOBS=2)
 	$(BIN)/python -m benchmarks.suite --jobs $(JOBS) $(ARGS)

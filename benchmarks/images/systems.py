@@ -31,6 +31,8 @@ LEBM_RATES = {"energy": optax.adam(1e-4, b1=0.5), "rest": optax.adam(1e-3, b1=0.
 #: Steps of SVI between two looks at the clock, and of the others in the run that compiles all that a run takes.
 SVI_CHUNK, FIRST_STEPS = 20, 100
 MANY = 10**9
+#: Seconds to the next look, where the last one came late.
+LEAST = 0.01
 
 
 class Task(NamedTuple):
@@ -111,7 +113,7 @@ def _train_ebipla(ebipla: EBIPLA, task: Task, looks: Any, **start: Any) -> Itera
     spent, steps, more = 0.0, 0, start
     for until in looks:
         begun = time.monotonic()
-        fit = run(MANY, max_time=until - spent, **more)
+        fit = run(MANY, max_time=max(until - spent, LEAST), **more)
         spent, steps, more = spent + time.monotonic() - begun, steps + len(fit.losses), {"init_state": fit.state}
         yield Look(spent, steps, fit.num_chains, fit.params, _prior(fit, task), fit.history)
 
@@ -133,12 +135,12 @@ def _train_vae(task: Task, looks: Any) -> Iterator[Look]:
     update(state, images)  # compile
     spent, steps = 0.0, 0
     for until in looks:
-        begun = time.monotonic()
-        while (now := time.monotonic() - begun) < until - spent:
+        begun, now = time.monotonic(), 0.0
+        while not now or now < until - spent:
             for _ in range(SVI_CHUNK):
                 state, loss = update(state, images)
             loss.block_until_ready()
-            steps += SVI_CHUNK
+            steps, now = steps + SVI_CHUNK, time.monotonic() - begun
         spent += now
         draw = lambda rng_key, n: random.normal(rng_key, (n, task.num_latents))
         yield Look(spent, steps, 0, svi.get_params(state), draw, {})
