@@ -11,6 +11,7 @@ version = release = numpyro_ebipla.__version__
 
 extensions = [
     "myst_nb",
+    "sphinx-mathjax-offline",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -26,6 +27,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_render_markdown_format = "myst"  # tables, in what a cell returns
 nb_output_stderr = "remove"  # progress bars
 
 autodoc_member_order = "bysource"
