@@ -41,6 +41,11 @@ def _run_lines(fit: Fitted) -> Iterator[str]:
         if len(values) and (name == "contrast" or last.startswith("accept") or last in SHOWN):
             tail = values[-max(1, len(values) // 10) :]
             yield f"{name}: {values[-1]:.4g} at the last step, mean {np.mean(tail):.4g} over the last tenth"
+    model = fit.config.model
+    if model.subsampled and model.local_sites:
+        visits = int(fit.state.step) * model.batch_size / model.num_data
+        moves = visits * fit.config.particles.num_moves
+        yield f"each datum's particles: {visits:.3g} visits so far, {moves:.3g} moves"
 
 
 def _param_lines(fit: Fitted) -> list[str]:

@@ -329,6 +329,8 @@ def test_summary(full, capsys):
     text = capsys.readouterr().out
     assert "Fit(20 steps" in text and "p = " in text
     assert "z/accept: " in text and "accept_local: " in text
+    visits = f"{20 * 3 / len(Y):.3g}"
+    assert f"each datum's particles: {visits} visits so far, {visits} moves" in text
     assert "z[5,0]" in text and "z[2,1]" in text and "z[0," not in text
     assert "z: 3 of 4 scalars shown; over all 4: r_hat max" in text
     row = next(line for line in text.splitlines() if line.strip().startswith("scale "))
