@@ -20,10 +20,11 @@ def noise_for(key, x):
     return random.normal(random.split(key, 1)[0], x.shape, x.dtype)
 
 
-def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
-    """A jitted ``run(state, y, num_steps)``.
+def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size, by_step=False):
+    """A function ``run(state, y, num_steps)``, a jitted loop or, with ``by_step``, jitted steps called from Python.
 
-    ``energy(params, x)`` and ``decoder(params, x)`` map ``[..., d]``; the state is a dictionary of arrays.
+    ``energy(params, x)`` and ``decoder(params, x)`` map ``[..., d]``; the state is a dictionary of arrays. On a CPU
+    convolutions written as usual are slow inside a loop: there ``by_step`` is the faster way.
     """
 
     def log_prior(params, x):
@@ -83,6 +84,15 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
         }
         return new, value
 
+    one_step = jax.jit(step, donate_argnums=0)
+
+    def run_by_step(state, y, num_steps):
+        values = []
+        for _ in range(num_steps):
+            state, value = one_step(state, y)
+            values.append(value)
+        return state, values
+
     @partial(jax.jit, donate_argnums=0)
     def run(state, y, num_steps):
         values = jnp.zeros(100)
@@ -94,7 +104,7 @@ def make_run(energy, decoder, sigma, optim, batch_size, adjusted, step_size):
 
         return lax.fori_loop(0, num_steps, body, (state, values))
 
-    return run
+    return run_by_step if by_step else run
 
 
 def mala(key, log_density, x, value, grad, adapt, by_datum=None):

@@ -1,7 +1,8 @@
 """Speed, as ratios of medians of alternating runs in one process: ``python -m benchmarks.speed`` (``make bench``).
 
 * our step against a hand-written JAX loop of the same step (checked to give the same numbers), for ULA and MALA,
-  on the Swiss roll and on digits;
+  on the Swiss roll, on digits, and on images under transposed convolutions (against jitted steps called one by one,
+  in which XLA's convolutions are fastest on a CPU);
 * our step against NumPyro's SVI with the same generator and an encoder;
 * our step at a million data against a thousand.
 """
@@ -22,6 +23,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from sklearn.datasets import load_digits
 
 from benchmarks.handwritten import make_run
+from benchmarks.images.networks import Generator
 from numpyro_ebipla import EBIPLA, MALA, ULA, EnergyPrior, Persistent
 
 STEPS = 100
@@ -39,6 +41,14 @@ class MLP(nn.Module):
             x = nn.silu(nn.Dense(width)(x))
         x = nn.Dense(self.num_outputs)(x)
         return x[..., 0] if self.num_outputs == 1 else x
+
+
+class Flat(nn.Module):
+    """The images benchmark's generator, with its 784 pixels in a row."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Generator((28, 28, 1), 16)(x).reshape(*x.shape[:-1], 784)
 
 
 def make_model(num_latents, decoder, sigma, batch_size):
@@ -113,7 +123,7 @@ def two_loops(y, num_latents, decoder, sigma, batch_size, adjusted):
     def generate(params, x):
         return decoder.apply({"params": params}, x)
 
-    run = make_run(energy, generate, sigma, optim, batch_size, adjusted, h)
+    run = make_run(energy, generate, sigma, optim, batch_size, adjusted, h, by_step=isinstance(decoder, Flat))
     walkers = state.prior["x"]
     fresh = jnp.ones(num_latents), jnp.eye(num_latents), jnp.zeros((), jnp.int32)
     start = {
@@ -213,11 +223,13 @@ def main(argv=None):
         ("Swiss roll", roll, 2, MLP(10, ()), 0.1, 500),
         ("digits", digits, 16, MLP(64), 0.25, 256),
     )
+    images = jnp.tanh(random.normal(key, (1000, 784)))
     print(f"{'milliseconds per step':46}{'ours':>9}{'other':>9}{'ratio':>8}   target")
     for case in cases:
         for adjusted in (False, True):
             name = f"{case[0]}, {'MALA' if adjusted else 'ULA'}"
             against_handwritten(name, *case[1:], adjusted, repeats=args.repeats)
+    against_handwritten("images 28×28, ULA", images, 32, Flat(), 0.3, 64, False, repeats=-(-args.repeats // 3))
     for case in cases:
         against_svi(*case, args.repeats)
     against_size(args.repeats)

@@ -20,6 +20,8 @@ exclude_patterns = ["_build", "jupyter_execute"]
 
 html_theme = "furo"
 html_title = f"numpyro_ebipla {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 # Pages with `file_format: mystnb` run their {code-cell} blocks; an error fails the build.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
