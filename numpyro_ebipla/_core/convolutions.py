@@ -57,16 +57,21 @@ def _is_program(value: Any) -> bool:
 
 
 def _has_some(value: Any) -> bool:
-    return _is_program(value) and has_convolutions(value.jaxpr if isinstance(value, core.ClosedJaxpr) else value)
+    return _is_program(value) and has_convolutions(_open(value))
+
+
+def _open(program: Any) -> core.Jaxpr:
+    """Return a program without its constants; from JAX 0.12 on it is what holds these, too."""
+    return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
 def _change_program(value: Any) -> Any:
     """Return a program with its convolutions changed, or what is none as it is."""
-    if isinstance(value, core.ClosedJaxpr):
-        return core.ClosedJaxpr(_change_program(value.jaxpr), value.consts)
-    if isinstance(value, core.Jaxpr):
-        return value.replace(eqns=[_change(eqn) for eqn in value.eqns])
-    return value
+    if not _is_program(value):
+        return value
+    bare = _open(value)
+    changed = bare.replace(eqns=[_change(eqn) for eqn in bare.eqns])
+    return changed if bare is value else core.ClosedJaxpr(changed, value.consts)
 
 
 def _change(eqn: core.JaxprEqn) -> core.JaxprEqn:
