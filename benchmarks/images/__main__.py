@@ -87,6 +87,7 @@ def compare(args: argparse.Namespace, images: Images) -> Report:
     )
     header = ("system", *(f"Fréchet, {name}" for name in floor), "held-out error", "ms per step", "particles")
     settings = {**vars(args), "curves": curves, "floor": floor}
+    del settings["data_dir"]  # of this machine
     return Report(f"Images: {args.name}", rows, settings, draw_figure(curves, shown, floor), notes, header)
 
 
