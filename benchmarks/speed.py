@@ -38,8 +38,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         for width in self.hidden:
-            x = nn.silu(nn.Dense(width)(x))
-        x = nn.Dense(self.num_outputs)(x)
+            x = nn.silu(nn.Dense(width, param_dtype=x.dtype)(x))
+        x = nn.Dense(self.num_outputs, param_dtype=x.dtype)(x)
         return x[..., 0] if self.num_outputs == 1 else x
 
 
@@ -229,7 +229,8 @@ def main(argv=None):
         for adjusted in (False, True):
             name = f"{case[0]}, {'MALA' if adjusted else 'ULA'}"
             against_handwritten(name, *case[1:], adjusted, repeats=args.repeats)
-    against_handwritten("images 28×28, ULA", images, 32, Flat(), 0.3, 64, False, repeats=-(-args.repeats // 3))
+    case = (images, 32, Flat(), 0.3, 64, False)
+    against_handwritten("images 28×28, ULA", *case, repeats=-(-args.repeats // 3))
     for case in cases:
         against_svi(*case, args.repeats)
     against_size(args.repeats)

@@ -24,10 +24,10 @@ class Generator(nn.Module):
         height, width, channels = self.shape
         doublings = num_doublings(height)
         first = (height >> doublings, width >> doublings, self.width << (doublings - 1))
-        x = nn.relu(nn.Dense(int(np.prod(first)))(x)).reshape(*x.shape[:-1], *first)
+        x = nn.relu(nn.Dense(int(np.prod(first)), param_dtype=x.dtype)(x)).reshape(*x.shape[:-1], *first)
         for i in reversed(range(doublings - 1)):
-            x = nn.relu(nn.ConvTranspose(self.width << i, (4, 4), (2, 2))(x))
-        return nn.tanh(nn.ConvTranspose(channels, (4, 4), (2, 2))(x))
+            x = nn.relu(nn.ConvTranspose(self.width << i, (4, 4), (2, 2), param_dtype=x.dtype)(x))
+        return nn.tanh(nn.ConvTranspose(channels, (4, 4), (2, 2), param_dtype=x.dtype)(x))
 
 
 class Encoder(nn.Module):
