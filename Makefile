@@ -45,7 +45,7 @@ format: $(VENV)/.installed-dev ## Apply what `make lint` can fix by itself
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs ## Build the docs into docs/_build/html; warnings are errors
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
+	$(BIN)/python -m sphinx -W --keep-going -j $(JOBS) -b html docs docs/_build/html $(ARGS)
 
 bench: $(VENV)/.installed-examples ## Run the speed benchmarks
 	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -1,5 +1,8 @@
 """Sphinx configuration. The build needs no network, so intersphinx is off."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 from sphinx.util import logging
 
 import numpyro_ebipla
@@ -11,7 +14,6 @@ version = release = numpyro_ebipla.__version__
 
 extensions = [
     "myst_nb",
-    "sphinx-mathjax-offline",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -20,7 +22,9 @@ exclude_patterns = ["_build", "jupyter_execute"]
 
 html_theme = "furo"
 html_title = f"numpyro_ebipla {release}"
-html_static_path = ["_static"]
+# MathJax comes with the site. (As an extension the package would keep Sphinx from reading pages in two processes.)
+mathjax_path = "mathjax/tex-chtml.js"
+html_static_path = ["_static", str(Path(find_spec("sphinx-mathjax-offline").origin).parent / "static")]
 html_css_files = ["wide.css"]
 
 # Pages with `file_format: mystnb` run their {code-cell} blocks; an error fails the build.
