@@ -8,6 +8,7 @@ judgement: generated digits come from draws annealed afresh from the fitted prio
 
 import argparse
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import matplotlib
@@ -130,6 +131,7 @@ def main(args):
     print(f"reconstruction error {error:.4f} per pixel; log Z {log_z:.2f} ± {log_z_error:.2f}")
     for name, values in energies.items():
         print(f"energy of the best latent for {name}: {values.mean():.1f} ± {values.std():.1f}")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     plot(args.output, train[shown], reconstructed, generated, scores, energies)
     print(f"figure: {args.output}")
 
@@ -198,7 +200,7 @@ def parse(argv=None):
     parser.add_argument("--latents", type=int, default=16, help="latent dimensions (default 16)")
     parser.add_argument("--batch-size", type=int, default=256, help="data per step (default 256)")
     parser.add_argument("--num-steps", type=int, default=None, help="steps (default: the package's own)")
-    parser.add_argument("--output", default="digits.png", help="figure to write")
+    parser.add_argument("--output", default="examples/output/digits.png", help="figure to write")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     args.settings = {} if args.num_steps is None else {"num_steps": args.num_steps}

@@ -10,6 +10,7 @@ encoder and a Gaussian prior, stands beside it.
 
 import argparse
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,7 @@ def main(args):
     print(f"{'seconds':34}{seconds:12.1f}{svi_seconds:12.1f}")
     if fit.stopped:
         print(f"stopped early: {fit.stopped}")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     plot(args.output, fit, grid, generated, held_out, rotation, gap)
     print(f"figure: {args.output}")
 
@@ -247,7 +249,7 @@ def parse(argv=None):
     parser.add_argument("--num-data", type=int, default=4000, help="observations (default 4000)")
     parser.add_argument("--batch-size", type=int, default=500, help="data per step (default 500)")
     parser.add_argument("--num-steps", type=int, default=None, help="steps (default: the package's own)")
-    parser.add_argument("--output", default="rotated_swiss_roll.png", help="figure to write")
+    parser.add_argument("--output", default="examples/output/rotated_swiss_roll.png", help="figure to write")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
