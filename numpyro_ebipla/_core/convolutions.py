@@ -23,7 +23,7 @@ _Slice = tuple[int, int, int]
 
 def has_convolutions(jaxpr: core.Jaxpr) -> bool:
     """Return whether a program, or one within it, convolves."""
-    return any(eqn.primitive is lax.conv_general_dilated_p or any(map(_has_some, _inner(eqn))) for eqn in jaxpr.eqns)
+    return any(eqn.primitive is lax.conv_general_dilated_p or _hold_some(eqn.params) for eqn in jaxpr.eqns)
 
 
 def with_fast_convolutions(fun: Callable) -> Callable:
@@ -48,16 +48,14 @@ def with_fast_convolutions(fun: Callable) -> Callable:
     return changed
 
 
-def _inner(eqn: core.JaxprEqn) -> list[Any]:
-    return jax.tree.leaves([*eqn.params.values()], is_leaf=_is_program)
-
-
 def _is_program(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _has_some(value: Any) -> bool:
-    return _is_program(value) and has_convolutions(_open(value))
+def _hold_some(params: Any) -> bool:
+    """Return whether there are convolutions in the programs among the parameters of an equation."""
+    programs = filter(_is_program, jax.tree.leaves(params, is_leaf=_is_program))
+    return any(has_convolutions(_open(program)) for program in programs)
 
 
 def _open(program: Any) -> core.Jaxpr:
@@ -81,14 +79,8 @@ def _change(eqn: core.JaxprEqn) -> core.JaxprEqn:
             return eqn
         (call,) = jax.make_jaxpr(jax.jit(convolution.fast))(*[x.aval for x in eqn.invars]).eqns
         return call.replace(invars=eqn.invars, outvars=eqn.outvars)
-    if not any(map(_has_some, _inner(eqn))):
-        return eqn
-    change = lambda value: jax.tree.map(_change_program, value, is_leaf=_is_program) if _holds_some(value) else value
+    change = lambda value: jax.tree.map(_change_program, value, is_leaf=_is_program) if _hold_some(value) else value
     return eqn.replace(params={name: change(value) for name, value in eqn.params.items()})
-
-
-def _holds_some(value: Any) -> bool:
-    return any(map(_has_some, jax.tree.leaves(value, is_leaf=_is_program)))
 
 
 class _Convolution(NamedTuple):

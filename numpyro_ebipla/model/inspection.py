@@ -69,8 +69,9 @@ class Inspection(NamedTuple):
         mutable: initial values at ``mutable`` sites.
         energy_params: names of the parameters on which an energy depends, but no base distribution.
         look: ``(rng_key, init_params, data) -> InitialNumbers``, compiled: for other keys and initial values.
+        program: the model's log density; None if it has none, as the first step will say.
+        digest: of this program, with all numbers that it holds: see :func:`digest_of`.
         note: what a run should say of the model before it begins.
-        digest: of the model's log density as a program, with all numbers that it holds: see :func:`digest_of`.
     """
 
     model: LatentModel
@@ -79,6 +80,7 @@ class Inspection(NamedTuple):
     mutable: dict[str, Any]
     energy_params: tuple[str, ...]
     look: Callable
+    program: core.ClosedJaxpr | None = None
     digest: str = ""
     note: str = ""
 
@@ -149,9 +151,8 @@ def inspect_model(
     )
     energy_params = _energy_params(latent_model, params, data, mutable) if layout.energies else ()
     program = _program_of(latent_model, params, mutable, data)
-    digest = _digest(program) if program else ""
     latent_model = replace(latent_model, convolves=program is not None and has_convolutions(program.jaxpr))
-    found_now = Inspection(latent_model, data, params, mutable, energy_params, look, digest)
+    found_now = Inspection(latent_model, data, params, mutable, energy_params, look, program, _digest(program))
     return found_now._replace(note=_note(found_now, layout.strays))
 
 
@@ -201,16 +202,14 @@ def digest_of(model: LatentModel, params: Params, mutable: dict[str, Any], data:
     A program once compiled keeps the numbers that the model had from closures, globals and objects. If one of these has
     changed, so has the digest, and the program must be made anew.
     """
-    program = _program_of(model, params, mutable, data)
-    return _digest(program) if program else ""
+    return _digest(_program_of(model, params, mutable, data))
 
 
 def count_operations(inspection: Inspection) -> float:
     """Return the floating-point operations of the log density of a minibatch, with one particle, as XLA counts them."""
-    program = _program_of(inspection.model, inspection.params, inspection.mutable, inspection.data)
-    if program is None:
+    if inspection.program is None:
         return 0.0
-    cost = jax.jit(core.jaxpr_as_fun(program)).lower(*program.in_avals).cost_analysis()
+    cost = jax.jit(core.jaxpr_as_fun(inspection.program)).lower(*inspection.program.in_avals).cost_analysis()
     return float((cost or {}).get("flops", 0.0))
 
 
@@ -230,7 +229,9 @@ def _program_of(model: LatentModel, params: Params, mutable: dict[str, Any], dat
         return None
 
 
-def _digest(program: core.ClosedJaxpr) -> str:
+def _digest(program: core.ClosedJaxpr | None) -> str:
+    if program is None:
+        return ""
     digest = hashlib.sha256(ADDRESS.sub("", str(program.jaxpr)).encode())
     for held in program.consts:
         if not jnp.issubdtype(held.dtype, jax.dtypes.prng_key):
