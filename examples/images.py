@@ -97,8 +97,8 @@ def read(path):
     if path.suffix == ".npz":
         arrays = np.load(path)
         return arrays["images" if "images" in arrays else arrays.files[0]]
-    raw = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
         raise SystemExit(f"{path}: neither .npz, .npy nor an idx file of bytes.")
     shape = tuple(np.frombuffer(raw, ">i4", raw[3], 4).tolist())
     if len(raw) != 4 + 4 * raw[3] + np.prod(shape):

@@ -8,7 +8,9 @@ import argparse
 import resource
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +28,25 @@ from numpyro_ebipla import EBIPLA, EBIPLAWarning
 
 #: Draws whose moments are compared, and held-out images that are reconstructed.
 NUM_DRAWS, RECONSTRUCTED = 2000, 100
-SHOWN, IN_ROW = 40, 10
+SHOWN, IN_ROW = 40, 5
 #: Numbers of the judging keys: no seed of a fit.
 KEY_DRAW, KEY_POSTERIOR = 1001, 1002
+
+
+class Judges(NamedTuple):
+    """What all systems are judged by, compiled once.
+
+    Attributes:
+        draws: of generated images.
+        decode: ``(weights, latents) -> images``.
+        gaussian: the model with a Gaussian prior, for reconstructions.
+        test: held-out bytes.
+    """
+
+    draws: Judge
+    decode: Callable
+    gaussian: EBIPLA
+    test: np.ndarray
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,6 +80,11 @@ def compare(args: argparse.Namespace, images: Images) -> Report:
     train_images, test = scaled(images.train.astype(np.float32)), scaled(images.test.astype(np.float32))
     judge = train_judge(train_images, images.train_labels)
     floor = judge.distances(train_images[:NUM_DRAWS], test[:NUM_DRAWS])
+    shape = images.train.shape[1:]
+    generator = Generator(shape, args.width)
+    decode = jax.jit(lambda params, x: generator.apply({"params": params}, x))
+    gaussian = EBIPLA(make_model(shape, args.latents, args.width, energy_based=False))
+    judges = Judges(judge, decode, gaussian, images.test)
     looks = tuple(args.seconds * share for share in (0.25, 0.5, 1.0))
     curves: dict[str, list] = {name: [] for name in args.systems}
     shown: dict[str, np.ndarray] = {"held-out images": images.test[:SHOWN]}
@@ -70,7 +93,7 @@ def compare(args: argparse.Namespace, images: Images) -> Report:
         for name in args.systems:
             course = []
             for look in train(name, task):
-                generated, row = assess(look, task, judge, test)
+                generated, row = assess(look, judges)
                 course.append(row)
                 print(f"{name}, seed {seed}: {row}", flush=True)
             curves[name].append(course)
@@ -91,23 +114,21 @@ def compare(args: argparse.Namespace, images: Images) -> Report:
     return Report(f"Images: {args.name}", rows, settings, draw_figure(curves, shown, floor), notes, header)
 
 
-def assess(look: Look, task: Task, judge: Judge, test: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+def assess(look: Look, judges: Judges) -> tuple[np.ndarray, dict[str, float]]:
     """Return generated images, and figures of a system as it stands."""
-    generator = Generator(task.shape, task.width)
-    decode = jax.jit(lambda x: generator.apply({"params": look.params["generator$params"]}, x))
+    weights = look.params["generator$params"]
     x = look.draw(random.key(KEY_DRAW), NUM_DRAWS)
-    generated = np.concatenate([np.asarray(decode(part)) for part in jnp.split(x, 10)])
-    gaussian = EBIPLA(make_model(task.shape, task.num_latents, task.width, energy_based=False))
-    held_out = test[:RECONSTRUCTED]
-    params = {"generator$params": look.params["generator$params"]}
+    generated = np.concatenate([np.asarray(judges.decode(weights, part)) for part in jnp.split(x, 10)])
+    held_out = judges.test[:RECONSTRUCTED]
     with warnings.catch_warnings():  # under a generator that has hardly begun chains do not settle, as the error shows
         warnings.simplefilter("ignore", EBIPLAWarning)
-        found = gaussian.reconstruct(random.key(KEY_POSTERIOR), params, (held_out + 1) * 127.5)["image"]
+        params = {"generator$params": weights}
+        found = judges.gaussian.reconstruct(random.key(KEY_POSTERIOR), params, held_out)["image"]
     row = {
         "seconds": look.seconds,
         "steps": look.steps,
-        **judge.distances(generated, test[:NUM_DRAWS]),
-        "error": float(((found - held_out) ** 2).mean()),
+        **judges.draws.distances(generated, scaled(judges.test[:NUM_DRAWS])),
+        "error": float(((found - scaled(held_out)) ** 2).mean()),
         "particles": look.particles,
         "barrier": float(look.history["x/barrier"][-1]) if "x/barrier" in look.history else None,
     }
@@ -138,7 +159,7 @@ def draw_figure(curves: dict[str, list], shown: dict[str, np.ndarray], floor: di
     figure = plt.figure(figsize=(2.6 * columns, 7.5), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     for ax, (name, images) in zip(np.ravel(above.subplots(1, len(shown))), shown.items(), strict=True):
-        rows = [np.concatenate(images[i : i + IN_ROW // 2], 1) for i in range(0, SHOWN, IN_ROW // 2)]
+        rows = [np.concatenate(images[i : i + IN_ROW], 1) for i in range(0, SHOWN, IN_ROW)]
         sheet = np.concatenate(rows)
         ax.imshow(sheet[..., 0] if sheet.shape[-1] == 1 else sheet, cmap="gray")
         ax.set_title(name, fontsize=9)

@@ -6,19 +6,19 @@ of JPEGs, cropped to the middle 140 pixels and scaled to 64. For each an ``.npz`
 ``images`` and ``labels``, or ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``.
 """
 
-import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from examples.images import read
+
 #: Of one array of images, and of faces, the share that is held out.
 HELD_OUT = 0.2
 #: Pixels of a face that are kept, and the side that they are scaled to.
 CROP, SIDE = 140, 64
 CIFAR_BYTES = 1 + 3 * 32 * 32
-IDX_HEAD = 4
 
 
 class Images(NamedTuple):
@@ -69,22 +69,17 @@ def _split(images: np.ndarray, labels: np.ndarray | None) -> Images:
 
 
 def _mnist(folder: Path) -> Images:
-    parts = [_idx(folder, f"{part}-{what}") for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
-    return Images(_four(parts[0]), _four(parts[2]), parts[1], parts[3])
+    def read_part(name: str) -> np.ndarray:
+        return read(_find(folder, f"{name}-ubyte", f"{name}-ubyte.gz"))
 
-
-def _idx(folder: Path, name: str) -> np.ndarray:
-    path = _find(folder, f"{name}-ubyte", f"{name}-ubyte.gz")
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    start = IDX_HEAD * (1 + raw[3]) if len(raw) > IDX_HEAD else 0
-    shape = tuple(np.frombuffer(raw, ">i4", raw[3], IDX_HEAD).tolist()) if 0 < start <= len(raw) else ()
-    if raw[:3] != b"\x00\x00\x08" or len(raw) != start + np.prod(shape):
-        raise SystemExit(f"{path}: not a whole idx file of bytes.")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    train, labels, test, test_labels = (
+        read_part(f"{part}-{what}") for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")
+    )
+    return Images(_four(train), _four(test), labels, test_labels)
 
 
 def _cifar10(folder: Path) -> Images:
-    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    def read_part(name: str) -> tuple[np.ndarray, np.ndarray]:
         path = _find(folder, name)
         raw = np.frombuffer(path.read_bytes(), np.uint8)
         if not raw.size or raw.size % CIFAR_BYTES:
@@ -92,8 +87,8 @@ def _cifar10(folder: Path) -> Images:
         rows = raw.reshape(-1, CIFAR_BYTES)
         return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0]
 
-    batches = [read(f"data_batch_{i}.bin") for i in range(1, 6)]
-    test, test_labels = read("test_batch.bin")
+    batches = [read_part(f"data_batch_{i}.bin") for i in range(1, 6)]
+    test, test_labels = read_part("test_batch.bin")
     train, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return Images(train, test, labels, test_labels)
 
@@ -101,7 +96,7 @@ def _cifar10(folder: Path) -> Images:
 def _svhn(folder: Path) -> Images:
     from scipy.io import loadmat
 
-    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    def read_part(name: str) -> tuple[np.ndarray, np.ndarray]:
         path = _find(folder, name)
         try:
             found = loadmat(path)
@@ -109,7 +104,7 @@ def _svhn(folder: Path) -> Images:
         except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
             raise SystemExit(f"{path}: not a whole .mat file with 'X' and 'y' ({error}).") from error
 
-    (train, labels), (test, test_labels) = read("train_32x32.mat"), read("test_32x32.mat")
+    (train, labels), (test, test_labels) = read_part("train_32x32.mat"), read_part("test_32x32.mat")
     return Images(train, test, labels, test_labels)
 
 
@@ -120,7 +115,7 @@ def _celeba(folder: Path) -> Images:
     if not paths:
         raise SystemExit(f"{folder}: there is no folder img_align_celeba with JPEGs.")
 
-    def read(path: Path) -> np.ndarray:
+    def read_face(path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
                 left, top = ((side - CROP) // 2 for side in image.size)
@@ -128,7 +123,7 @@ def _celeba(folder: Path) -> Images:
         except OSError as error:
             raise SystemExit(f"{path}: not a whole JPEG ({error}).") from error
 
-    return _split(np.stack([read(path) for path in paths]), None)
+    return _split(np.stack([read_face(path) for path in paths]), None)
 
 
 def _find(folder: Path, *names: str) -> Path:

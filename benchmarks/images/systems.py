@@ -54,6 +54,10 @@ class Task(NamedTuple):
         """The model, with an energy prior or a Gaussian one."""
         return make_model(self.shape, self.num_latents, self.width, energy_based)
 
+    def draw_normal(self, rng_key: Any, n: int) -> Any:
+        """Draw latents from the Gaussian prior."""
+        return random.normal(rng_key, (n, self.num_latents))
+
     @property
     def guide(self) -> Callable:
         """The encoder."""
@@ -120,7 +124,7 @@ def _train_ebipla(ebipla: EBIPLA, task: Task, looks: Any, **start: Any) -> Itera
 
 def _prior(fit: Any, task: Task) -> Callable:
     if not fit.config.model.energies:
-        return lambda rng_key, n: random.normal(rng_key, (n, task.num_latents))
+        return task.draw_normal
     prior = fit.energy_prior("x")
     return lambda rng_key, n: prior.sample(rng_key, (n,))
 
@@ -142,5 +146,4 @@ def _train_vae(task: Task, looks: Any) -> Iterator[Look]:
             loss.block_until_ready()
             steps, now = steps + SVI_CHUNK, time.monotonic() - begun
         spent += now
-        draw = lambda rng_key, n: random.normal(rng_key, (n, task.num_latents))
-        yield Look(spent, steps, 0, svi.get_params(state), draw, {})
+        yield Look(spent, steps, 0, svi.get_params(state), task.draw_normal, {})
