@@ -1,0 +1,1 @@
+"""Mixed models beside the packages made for them."""
