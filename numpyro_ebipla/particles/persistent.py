@@ -10,7 +10,7 @@ from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import follow, move_block
-from numpyro_ebipla.smc.control import control_weights, num_features_of
+from numpyro_ebipla.smc.control import control_weights, fields_of
 
 
 @final
@@ -60,7 +60,7 @@ class Particles(AbstractUnweighted):
         latents = block.latents
         chains, chain_ndim = (latents.shared, 1) if latents.shared else (latents.local, 2)
         known_in_part = bool(latents.shared) and ratio > 1
-        if not self.quiet or not self.kernel.adjusted or known_in_part or not num_features_of(chains, chain_ndim):
+        if not self.quiet or not self.kernel.adjusted or known_in_part or not fields_of(chains, chain_ndim):
             return Prepared(block, adapt)
         latents, known = follow(log_joint, ratio, latents)
         here, chains = (known.shared, latents.shared) if latents.shared else (known.local, latents.local)

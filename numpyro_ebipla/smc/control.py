@@ -20,12 +20,8 @@ from jax import Array
 
 from numpyro_ebipla._core.few import apply, cross, solver, weigh
 from numpyro_ebipla._core.state import Sites
+from numpyro_ebipla.smc.features import FOLDS, Fields, choose_fields
 
-#: Parts of the particles: each gets its coefficients from the others, so that the weighted mean has no bias.
-FOLDS = 4
-#: Particles to a feature, at least, for coefficients that add less noise than they take away; and how many must be left
-#: beyond the features among those that a fold's coefficients come from: with fewer the noise has heavy tails.
-PARTICLES_PER_FEATURE, SPARE_PARTICLES = 2, 8
 #: Of a feature's variance, added to it.
 RIDGE = 1e-5
 #: Where particles lag behind their posterior the regression extrapolates, and a correction is bounded where the mean
@@ -39,29 +35,28 @@ BEYOND = 1000.0
 BEHIND = 5.0
 
 
-def num_features(num_particles: int, size: int) -> int:
-    """Return how many features serve N particles of ``size`` coordinates: two to a coordinate, or one, or none."""
-    others = num_particles - -(-num_particles // FOLDS)
-    most = min(num_particles // PARTICLES_PER_FEATURE, others - SPARE_PARTICLES)
-    return next((n * size for n in (2, 1) if 0 < n * size <= most), 0)
+def fields_of(position: Sites, chain_ndim: int) -> Fields | None:
+    """Return the fields that serve chains ``{site: [*C, *event]}``; None without sites, or with too few particles.
 
-
-def num_features_of(position: Sites, chain_ndim: int) -> int:
-    """Return :func:`num_features` for chains ``{site: [*C, *event]}``; none without sites."""
+    Chains that belong to data have fields of their own for each datum; others may have groups that share some.
+    """
     leaves = list(position.values())
-    return num_features(leaves[0].shape[0], sum(math.prod(x.shape[chain_ndim:]) for x in leaves)) if leaves else 0
+    if not leaves:
+        return None
+    return choose_fields(len(leaves[0]), [x.shape[chain_ndim:] for x in leaves], shared=chain_ndim == 1)
 
 
 def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:
     """Return weights ``[*C]`` that sum to one over the particles, the leading axis.
 
     Args:
-        position: ``{site: [*C, *event]}``, of chains ``C`` of which :func:`num_features_of` is above zero.
+        position: ``{site: [*C, *event]}``, of chains ``C`` that :func:`fields_of` serve.
         gradient: of the log density there, likewise.
         chain_ndim: one, or two where chains belong to data.
     """
     x, slope = _flat(position, gradient, chain_ndim)
-    return reweighted(jnp.full(x.shape[:chain_ndim], 1 / len(x), x.dtype), x, slope, num_features(len(x), x.shape[-1]))
+    weight = jnp.full(x.shape[:chain_ndim], 1 / len(x), x.dtype)
+    return reweighted(weight, x, slope, _known(fields_of(position, chain_ndim)))
 
 
 def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites, Array]:
@@ -79,11 +74,12 @@ def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites
         The shifts that would take the particles to the mean, and ``[*data]`` whether they are far behind.
     """
     x, slope = _flat(position, gradient, chain_ndim)
+    fields = _known(fields_of(position, chain_ndim))
 
     def one(x: Array, slope: Array) -> tuple[Array, Array]:
         equal = jnp.full(len(x), 1 / len(x), x.dtype)
-        change, behind = _towards_level(equal, slope)
-        return weigh(change, x - x.mean(0, keepdims=True)), behind
+        change, behind = _towards_level(equal, fields.levels(equal, x, slope))
+        return fields.shared(equal, x, weigh(change, x - x.mean(0, keepdims=True))), behind
 
     shift, far = one(x, slope) if chain_ndim == 1 else jax.vmap(one, 1)(x, slope)
     return _sites(shift, position, chain_ndim), far
@@ -104,22 +100,19 @@ def explained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) 
         The fields ``{site: [L, *C, *event]}``, and the covariance ``[L, L]`` of what is left, summed over data.
     """
     x, slope = _flat(position, gradient, chain_ndim)
-    size = x.shape[-1]
-    number = num_features(len(x), size)
+    fields = _known(fields_of(position, chain_ndim))
 
     def one(x: Array, slope: Array, values: Array) -> tuple[Array, Array]:
-        features = _features(x, slope, x.mean(0), number)
+        equal = jnp.full(len(x), 1 / len(x), x.dtype)
+        features = fields.features(equal, x, slope)
         features, values = features - features.mean(0), values - values.mean(0)
         scale = jnp.sqrt(jnp.mean(jnp.square(features), 0)) + jnp.finfo(x.dtype).tiny
         features = features / scale
         solve = _solver(cross(features, features) / len(x))
         coefficient = jax.vmap(solve, 1, 1)(cross(features, values) / len(x))
         rest = values - features @ coefficient
-        level, steep = jnp.split(coefficient / scale[:, None], [size])
-        field = jnp.broadcast_to(level.T[:, None], (level.shape[1], *x.shape))
-        if number > size:
-            field = field + steep.T[:, None] * (x - x.mean(0))
-        return field, cross(rest, rest) / (len(x) - number - 1)
+        field = fields.field(equal, x, coefficient / scale[:, None])
+        return field, cross(rest, rest) / (len(x) - fields.number - 1)
 
     if chain_ndim == 1:
         field, left = one(x, slope, values)
@@ -144,24 +137,20 @@ def _sites(flat: Array, like: Sites, chain_ndim: int) -> Sites:
     return parts
 
 
-def _features(x: Array, slope: Array, centre: Array, number: int) -> Array:
-    """Return what has mean zero at the posterior, ``[N, number]``."""
-    return jnp.concatenate([slope, 1 + (x - centre[None]) * slope], -1) if number > x.shape[-1] else slope
-
-
-def reweighted(weight: Array, x: Array, slope: Array, number: int) -> Array:
+def reweighted(weight: Array, x: Array, slope: Array, fields: Fields) -> Array:
     """Return weights ``[N]`` (``[N, D]``) by which the control variates of particles with ``weight`` have mean zero.
 
     Args:
         weight: sums to one over the leading axis.
         x: ``[N, d]`` (``[N, D, d]``) positions.
         slope: gradient of the log density there.
-        number: of features: ``d``, or ``2 d``.
+        fields: of the control variates.
     """
     if weight.ndim > 1:
-        return jax.vmap(reweighted, (1, 1, 1, None), 1)(weight, x, slope, number)
-    corrections, ratio = _corrections(weight, x, slope, number)
-    bound = ratio / jnp.where(_towards_level(weight, slope)[1], FAR, BEYOND)
+        return jax.vmap(reweighted, (1, 1, 1, None), 1)(weight, x, slope, fields)
+    corrections, ratio = _corrections(weight, x, slope, fields)
+    behind = _towards_level(weight, fields.levels(weight, x, slope))[1]
+    bound = ratio / jnp.where(behind, FAR, BEYOND)
     total = jnp.sum(corrections / jnp.maximum(bound, 1.0)[:, None], 0)
     return weight - jnp.where(jnp.isfinite(total).all(), total, 0.0)
 
@@ -197,12 +186,17 @@ def _solver(gram: Array) -> Callable[[Array], Array]:
     return twice
 
 
+def _known(fields: Fields | None) -> Fields:
+    assert fields is not None, "a caller looks first whether any fields serve"
+    return fields
+
+
 def _usual(number: int) -> float:
     """Return the mean of χ² and four of its standard deviations: equilibrium is seldom as far."""
     return number + 4 * (2 * number) ** 0.5
 
 
-def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Array, Array]:
+def _corrections(weight: Array, x: Array, slope: Array, fields: Fields) -> tuple[Array, Array]:
     """Return what each fold takes from the weights ``[FOLDS, N]``, and its distance ``[FOLDS]`` over what is usual."""
     fold = jnp.arange(len(x)) % FOLDS
     inside = (fold[None] == jnp.arange(FOLDS)[:, None]).astype(x.dtype)  # [FOLDS, N]
@@ -210,12 +204,12 @@ def _corrections(weight: Array, x: Array, slope: Array, number: int) -> tuple[Ar
     def correction(inside: Array) -> tuple[Array, Array]:
         share = jnp.sum(inside * weight)
         mine, others = inside * weight / share, (1 - inside) * weight / (1 - share)
-        features = _features(x, slope, weigh(others, x), number)
+        features = fields.features(others, x, slope)
         centred = features - weigh(others, features)[None]
         scale = jnp.sqrt(weigh(others, jnp.square(centred))) + jnp.finfo(x.dtype).tiny
         centred, mean = centred / scale[None], weigh(mine, features) / scale
         coefficient = _solver(cross(others[:, None] * centred, centred))(mean)
         distance = jnp.sum(mean * coefficient) / jnp.sum(jnp.square(mine))
-        return share * others * apply(centred, coefficient), distance / _usual(number)
+        return share * others * apply(centred, coefficient), distance / _usual(fields.number)
 
     return jax.vmap(correction)(inside)

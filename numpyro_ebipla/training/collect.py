@@ -21,7 +21,7 @@ from numpyro_ebipla.model.values import SiteLayout, lay_out_values, of_minibatch
 from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, gather
 from numpyro_ebipla.particles.moves import Points
-from numpyro_ebipla.smc.control import num_features_of
+from numpyro_ebipla.smc.control import fields_of
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.held import Held
 from numpyro_ebipla.training.information import (
@@ -322,7 +322,7 @@ def _choose_groups(
     if model.energies or not (particles.quiet and particles.kernel.adjusted) or not model.latents:
         return None
     if latents.shared:  # the particles of one draw, at several draws
-        if not num_features_of(latents.shared, 1):
+        if not fields_of(latents.shared, 1):
             return None
         parts = _num_parts(num_samples, num_directions(params))
         return Groups(parts, parts)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array, random
 
 from numpyro_ebipla._core.validate import as_count, check_counts, check_number
-from numpyro_ebipla.smc.control import num_features, reweighted
+from numpyro_ebipla.smc.control import reweighted
 from numpyro_ebipla.smc.density import TARGET_ACCEPT, Evaluated, TiltedDensity, move_tempered
+from numpyro_ebipla.smc.features import choose_fields
 from numpyro_ebipla.smc.reference import Reference
 from numpyro_ebipla.smc.weights import log_mean_exp, normalised
 from numpyro_ebipla.walkers.base import AbstractPrepared, Info, LadderSample, Walkers, chain_shape
@@ -268,8 +269,8 @@ def _quiet(weight: Array, rungs: Evaluated) -> Array | None:
     """Return weights with control variates, see :mod:`~numpyro_ebipla.smc.control`; None for too many coordinates."""
     flat = lambda a: a.reshape((*weight.shape, -1))
     x, slope = flat(rungs.position), flat(rungs.grad_base - rungs.grad_energy)
-    number = num_features(rungs.position.shape[1], x.shape[-1])
-    return reweighted(weight, x, slope, number) if number else None
+    fields = choose_fields(rungs.position.shape[1], [x.shape[-1:]])
+    return reweighted(weight, x, slope, fields) if fields else None
 
 
 def _weights(energy: Array, temperature: Array, log_z: Array) -> Array:
