@@ -4,6 +4,7 @@ XLA compiles a kernel for each product of matrices, however small, and calls LAP
 the one is a third of a small model's programs, and the other slower than all that it is needed for.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,20 @@ from jax import Array
 
 #: Columns that are few.
 FEW = 4
+
+
+def as_groups(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return how many groups a latent's shape stands for, of how many coordinates: the trailing axes of a few in all.
+
+    >>> as_groups((72, 2)), as_groups((3, 40)), as_groups((12, 6, 2)), as_groups(())
+    ((72, 2), (120, 1), (72, 2), (1, 1))
+    """
+    size = 1
+    for width in reversed(shape[1:]):
+        if size * width > FEW:
+            break
+        size *= width
+    return math.prod(shape) // size, size
 
 
 def weigh(weight: Array, x: Array) -> Array:

@@ -54,8 +54,8 @@ class Adaptation(NamedTuple):
             target; its inverse is the proposal's covariance. None if unused.
         count: number of adaptations so far.
         by_datum: for chains that belong to data, or None.
-        coupling: ``[D, D]`` lower Cholesky factor of the curvature's correlations, over all coordinates in order;
-            None if unused.
+        coupling: ``[D/m, m, m]`` lower Cholesky factors of the curvature's correlations, by blocks of m of all
+            coordinates in order; None if unused.
     """
 
     log_step: Array

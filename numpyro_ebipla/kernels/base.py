@@ -52,7 +52,7 @@ class MoveInfo(NamedTuple):
         by_datum: ``[B]`` the same by datum, where chains belong to data and the kernel adapts to them; else None.
         secant: tree of ``[*event]``, change of the gradient over change of the position along the proposals, root mean
             squares over chains; None for kernels that do not use it.
-        coupling: ``[D, D]`` see :func:`.estimate_coupling`; None where it is not learned.
+        coupling: ``[D/m, m, m]``, see :func:`.estimate_coupling`; None where it is not learned.
     """
 
     accept_prob: Array

@@ -1,5 +1,6 @@
 """The Metropolis-adjusted Langevin kernel, which adapts its step sizes, scales and coupling of coordinates."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_ebipla._core.few import as_groups
 from numpyro_ebipla._core.state import Adaptation, DatumSteps
 from numpyro_ebipla._core.tree import PyTree, chain_select
 from numpyro_ebipla._core.validate import check_number
@@ -49,7 +51,8 @@ class MALA(AbstractKernel):
     the family, and so is the step, but where chains belong to data, with a factor of its own for each datum: some
     posteriors are much narrower than others. The coordinates of a chain, of all its sites, are decorrelated as well, if
     they are at most 32 (128 where chains do not belong to data), by the mean curvature along the proposals: see
-    :func:`.estimate_coupling`.
+    :func:`.estimate_coupling`. Of more than 128, those of each group are, such as the intercept and the slope of each
+    of hundreds of patients.
 
     Args:
         step_size: the first ``h`` (in units of the scales, so of order one whatever the data).
@@ -80,10 +83,9 @@ class MALA(AbstractKernel):
         if not self.precondition:
             return adapt
         ones = jax.tree.map(lambda x: jnp.ones(x.shape[chain_ndim:], x.dtype), position)
-        size = sum(x.size for x in jax.tree.leaves(ones))
-        limit = MAX_COUPLED if chain_ndim == 2 else MAX_COUPLED_FEW
+        blocks, size = _coupled([x.shape for x in jax.tree.leaves(ones)], chain_ndim)
         wide = jnp.promote_types(dtype_of(position), jnp.float32)  # there is no factorisation of half floats
-        factor = jnp.eye(size, dtype=wide) if 1 < size <= limit else None
+        factor = jnp.tile(jnp.eye(size, dtype=wide), (blocks, 1, 1)) if size > 1 else None
         return adapt._replace(curvature=ones, coupling=factor)
 
     def adapt(self, adapt: Adaptation, info: MoveInfo, point: Point) -> Adaptation:
@@ -118,6 +120,21 @@ class MALA(AbstractKernel):
         by_datum = None if adapt.by_datum is None else prob.mean(0)
         there = chain_select(accept, Here(new.position, new.log_density, new.gradient), here)
         return Point(*there), MoveInfo(prob.mean(), secant, by_datum, coupling)
+
+
+def _coupled(shapes: list[tuple[int, ...]], chain_ndim: int) -> tuple[int, int]:
+    """Return how many blocks of coordinates are decorrelated, and their size: one of all, or those of the groups.
+
+    >>> _coupled([(20,), (3,)], 2), _coupled([(72, 2), (20,)], 1), _coupled([(72, 2), (21,)], 1), _coupled([(72, 2)], 2)
+    ((1, 23), (82, 2), (0, 0), (0, 0))
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    if sum(sizes) <= (MAX_COUPLED if chain_ndim == 2 else MAX_COUPLED_FEW):
+        return 1, sum(sizes)
+    largest = max(as_groups(shape)[1] for shape in shapes)
+    if chain_ndim == 2 or any(size % largest for size in sizes):
+        return 0, 0
+    return sum(sizes) // largest, largest
 
 
 def proposal_shape(adapt: Adaptation, position: PyTree) -> Shape:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, random
 from jax.scipy.linalg import solve_triangular
 
+from numpyro_ebipla._core.few import FEW, cross
 from numpyro_ebipla._core.tree import chain_sum, normal_like
 
 #: Largest drift of a proposal, in standard deviations of its noise.
@@ -27,7 +28,8 @@ class Shape(NamedTuple):
 
     Attributes:
         variance: ``S²``, leaves broadcasting to the positions.
-        inverse: ``[D, D]`` lower triangular ``L⁻¹``, over the coordinates of all leaves in order; None: the identity.
+        inverse: ``[D/m, m, m]`` lower triangular ``L⁻¹``, by blocks of m of the coordinates of all leaves in order;
+            None: the identity.
     """
 
     variance: Any
@@ -36,7 +38,7 @@ class Shape(NamedTuple):
     def whiten(self, gradient: Any) -> Any:
         """Return ``L⁻¹ S g`` of every chain: the gradient in white coordinates."""
         scaled = jax.tree.map(lambda v, g: jnp.broadcast_to(jnp.sqrt(v), g.shape) * g, self.variance, gradient)
-        return scaled if self.inverse is None else rotate(scaled, self.inverse.T)
+        return scaled if self.inverse is None else rotate(scaled, self.inverse.swapaxes(1, 2))
 
     def unwhiten(self, moved: Any) -> Any:
         """Return ``S L⁻ᵀ w`` of every chain: a step in white coordinates as one of the position."""
@@ -127,49 +129,63 @@ def metropolis(
 
 
 def estimate_coupling(proposal: Proposal, factor: Array) -> Array:
-    """Return the curvature along the proposals in units of the scales, ``[D, D]`` with a mean diagonal of one (or NaN).
+    """Return the curvature along the proposals in units of the scales, ``[D/m, m, m]`` with mean diagonals of one.
 
     The change of the gradient over a step is minus the Hessian times the step, wherever the chain is; so their mean
     product over the isotropic steps of white coordinates is the mean Hessian there. A chain of larger curvature
-    counts less, as it is the shape that is asked for.
+    counts less, as it is the shape that is asked for. NaN where nothing is known.
     """
-    moved, turned = (_rows(tree, len(factor)) for tree in (proposal.moved, proposal.turned))
-    known = jnp.isfinite(turned).all(-1, keepdims=True) & jnp.isfinite(moved).all(-1, keepdims=True)
+    moved, turned = (_blocks(tree, factor.shape) for tree in (proposal.moved, proposal.turned))
+    known = jnp.isfinite(turned).all((1, 2), keepdims=True) & jnp.isfinite(moved).all((1, 2), keepdims=True)
     moved, turned = (jnp.where(known, a, 0.0) for a in (moved, turned))
-    length = jnp.sum(jnp.square(moved), -1, keepdims=True)
-    ratio = jnp.sqrt(jnp.sum(jnp.square(turned), -1, keepdims=True) / jnp.where(length > 0, length, 1.0))
-    product = -(turned / (1 + ratio)).T @ moved
-    curvature = factor @ (product + product.T) @ factor.T
-    size = jnp.trace(curvature) / len(factor)
-    return curvature / jnp.where(size > 0, size, jnp.nan)
+    length = jnp.sum(jnp.square(moved), (1, 2), keepdims=True)
+    ratio = jnp.sqrt(jnp.sum(jnp.square(turned), (1, 2), keepdims=True) / jnp.where(length > 0, length, 1.0))
+
+    def of_block(moved: Array, turned: Array, factor: Array) -> Array:
+        product = -cross(turned, moved)
+        curvature = factor @ (product + product.T) @ factor.T
+        size = jnp.trace(curvature) / len(factor)
+        return curvature / jnp.where(size > 0, size, jnp.nan)
+
+    return jax.vmap(of_block, (1, 1, 0))(moved, turned / (1 + ratio), factor)
 
 
 def learn_coupling(factor: Array, curvature: Array, rate: Array) -> Array:
     """Return ``L`` of the correlations of a running mean, unchanged where it would not be safely positive definite."""
-    mean = factor @ factor.T
-    mean = mean + rate * (curvature - mean)
-    sd = jnp.sqrt(jnp.diag(mean))
-    new = jnp.linalg.cholesky(mean / (sd[:, None] * sd[None]))
-    sound = jnp.isfinite(new).all() & (jnp.diag(new).min() > LEAST_PIVOT)
-    return jnp.where(sound, new, factor)
+
+    def of_block(factor: Array, curvature: Array) -> Array:
+        mean = factor @ factor.T
+        mean = mean + rate * (curvature - mean)
+        sd = jnp.sqrt(jnp.diag(mean))
+        new = jnp.linalg.cholesky(mean / (sd[:, None] * sd[None]))
+        sound = jnp.isfinite(new).all() & (jnp.diag(new).min() > LEAST_PIVOT)
+        return jnp.where(sound, new, factor)
+
+    return jax.vmap(of_block)(factor, curvature)
 
 
 def rotate(tree: Any, matrix: Array) -> Any:
-    """Multiply every chain's coordinates, as a row, by a matrix ``[D, D]``."""
+    """Multiply every chain's coordinates, as rows of blocks, by matrices ``[D/m, m, m]``."""
     leaves, treedef = jax.tree.flatten(tree)
-    rows = _rows(tree, len(matrix))
+    blocks = _blocks(tree, matrix.shape)
+    if matrix.shape[1] > FEW:
+        blocks = jnp.einsum("cgi,gij->cgj", blocks, matrix)
+    else:
+        blocks = jnp.sum(blocks[..., None] * matrix[None], 2)
+    rows = blocks.reshape(len(blocks), -1)
     ends = np.cumsum([leaf.size // len(rows) for leaf in leaves])[:-1]
-    parts = zip(jnp.split(rows @ matrix, ends, axis=1), leaves, strict=True)
+    parts = zip(jnp.split(rows, ends, axis=1), leaves, strict=True)
     return jax.tree.unflatten(treedef, [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in parts])
 
 
-def _rows(tree: Any, width: int) -> Array:
-    """Return all chains, whatever their axes, with the coordinates of all leaves side by side: ``[C, D]``."""
+def _blocks(tree: Any, shape: tuple[int, ...]) -> Array:
+    """Return all chains, whatever their axes, with the coordinates of all leaves in blocks: ``[C, D/m, m]``."""
     leaves = jax.tree.leaves(tree)
-    num_chains = sum(leaf.size for leaf in leaves) // width
-    return jnp.concatenate([leaf.reshape(num_chains, -1) for leaf in leaves], axis=1)
+    num_chains = sum(leaf.size for leaf in leaves) // (shape[0] * shape[1])
+    return jnp.concatenate([leaf.reshape(num_chains, -1) for leaf in leaves], axis=1).reshape(num_chains, *shape[:2])
 
 
 def invert(factor: Array) -> Array:
-    """Invert a lower triangular matrix."""
-    return solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
+    """Invert lower triangular matrices ``[…, m, m]``."""
+    identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
+    return solve_triangular(factor, identity, lower=True)

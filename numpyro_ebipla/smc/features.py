@@ -19,15 +19,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_ebipla._core.few import weigh
+from numpyro_ebipla._core.few import as_groups, weigh
 
 #: Parts of the particles: each gets its coefficients from the others, so that the weighted mean has no bias.
 FOLDS = 4
 #: Particles to a feature, at least, for coefficients that add less noise than they take away; and how many must be left
 #: beyond the features among those that a fold's coefficients come from: with fewer the noise has heavy tails.
 PARTICLES_PER_FEATURE, SPARE_PARTICLES = 2, 8
-#: Coordinates of a group, at most; trailing axes that have no more belong to it, and all others count groups.
-MOST_IN_GROUP = 4
 
 
 class Fields(NamedTuple):
@@ -171,20 +169,6 @@ def choose_fields(num_particles: int, shapes: Sequence[tuple[int, ...]], shared:
     number = next((n * size for n in (2, 1) if 0 < n * size <= most), 0)
     if number or not shared or not size:
         return Fields(number) if number else None
-    groups = tuple(_as_groups(shape) for shape in shapes)
+    groups = tuple(as_groups(shape) for shape in shapes)
     number = sum(2 * e + 4 * e * e for _, e in groups)
     return Fields(number, groups) if number <= most else None
-
-
-def _as_groups(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return how many groups a site has, of how many coordinates.
-
-    >>> _as_groups((72, 2)), _as_groups((3, 40)), _as_groups((12, 6, 2)), _as_groups(())
-    ((72, 2), (120, 1), (72, 2), (1, 1))
-    """
-    size = 1
-    for width in reversed(shape[1:]):
-        if size * width > MOST_IN_GROUP:
-            break
-        size *= width
-    return math.prod(shape) // size, size
