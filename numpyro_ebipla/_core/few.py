@@ -18,9 +18,13 @@ FEW = 4
 def as_groups(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return how many groups a latent's shape stands for, of how many coordinates: the trailing axes of a few in all.
 
-    >>> as_groups((72, 2)), as_groups((3, 40)), as_groups((12, 6, 2)), as_groups(())
-    ((72, 2), (120, 1), (72, 2), (1, 1))
+    A last axis of more than a few is none of groups, but of the weights of a network's layer, for example.
+
+    >>> as_groups((72, 2)), as_groups((300,)), as_groups((12, 6, 2)), as_groups(()), as_groups((784, 40))
+    ((72, 2), (300, 1), (72, 2), (1, 1), (1, 31360))
     """
+    if len(shape) > 1 and shape[-1] > FEW:
+        return 1, math.prod(shape)
     size = 1
     for width in reversed(shape[1:]):
         if size * width > FEW:

@@ -21,7 +21,7 @@ from numpyro_ebipla._core.tree import by_path
 
 FORMAT = "numpyro_ebipla checkpoint"
 #: Of the format and of the state's leaf paths: 2 since each strategy has a state of its own.
-VERSION = 2
+VERSION = 3
 
 _NAME = re.compile(r"step_(\d{12})\.npz")
 _UNFINISHED = re.compile(r"\.step_\d{12}\.npz\.\d+\.tmp")

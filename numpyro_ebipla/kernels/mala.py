@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_ebipla._core.few import as_groups
+from numpyro_ebipla._core.few import FEW, as_groups
 from numpyro_ebipla._core.state import Adaptation, DatumSteps
 from numpyro_ebipla._core.tree import PyTree, chain_select
 from numpyro_ebipla._core.validate import check_number
@@ -125,14 +125,19 @@ class MALA(AbstractKernel):
 def _coupled(shapes: list[tuple[int, ...]], chain_ndim: int) -> tuple[int, int]:
     """Return how many blocks of coordinates are decorrelated, and their size: one of all, or those of the groups.
 
-    >>> _coupled([(20,), (3,)], 2), _coupled([(72, 2), (20,)], 1), _coupled([(72, 2), (21,)], 1), _coupled([(72, 2)], 2)
+    >>> (
+    ...     _coupled([(20,), (3,)], 2),
+    ...     _coupled([(72, 2), (20,)], 1),
+    ...     _coupled([(72, 2), (21,)], 1),
+    ...     _coupled([(784, 40)], 1),
+    ... )
     ((1, 23), (82, 2), (0, 0), (0, 0))
     """
     sizes = [math.prod(shape) for shape in shapes]
     if sum(sizes) <= (MAX_COUPLED if chain_ndim == 2 else MAX_COUPLED_FEW):
         return 1, sum(sizes)
     largest = max(as_groups(shape)[1] for shape in shapes)
-    if chain_ndim == 2 or any(size % largest for size in sizes):
+    if chain_ndim == 2 or largest > FEW or any(size % largest for size in sizes):
         return 0, 0
     return sum(sizes) // largest, largest
 

@@ -1,13 +1,16 @@
 """How many particles a datum has, where the user does not say."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
 from jax import random
 
+from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, count_operations
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.smc.features import choose_fields
 from numpyro_ebipla.training.information import by_coordinate
 
@@ -46,7 +49,7 @@ def choose_num_particles(inspection: Inspection) -> int:
         shapes = [x.shape for x in shared.values()]
         fields = choose_fields(MOST_SHARED_PARTICLES, shapes, shared=True)
         wanted = PARTICLES_PER_COORDINATE * sum(math.prod(shape) for shape in shapes)
-        if fields and fields.groups:
+        if fields and fields.groups and _in_plates(model, params, batch):
             wanted = PARTICLES_PER_SHARED_FIELD * fields.number
         return max(number, min(wanted, MOST_SHARED_PARTICLES))
     size = sum(math.prod(x.shape) for x in local.values()) // model.num_data
@@ -55,3 +58,15 @@ def choose_num_particles(inspection: Inspection) -> int:
     elements = sum(np.size(x) for x in jax.tree.leaves(inspection.data))
     few = few_params and not model.energies and quiet * max(elements, model.num_data) <= QUIET_ELEMENTS
     return quiet if few else number
+
+
+def _in_plates(model: LatentModel, params: Params, batch: Batch) -> bool:
+    """Return whether all global latents are groups of plates, which may share what a process or a network does not."""
+    stacks: list[Any] = []
+
+    def look() -> None:
+        sites = model.sites(model.constrain_params(params), batch)
+        stacks.extend(sites[name]["cond_indep_stack"] for name in model.global_sites)
+
+    jax.eval_shape(look)
+    return all(stacks)

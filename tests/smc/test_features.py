@@ -34,6 +34,7 @@ def test_groups_share_where_coordinates_are_too_many():
     assert choose_fields(20, [(6,)]) == Fields(6) and choose_fields(11, [(6,)]) is None
     assert choose_fields(4, [(1,)]) is None, "four folds of one particle each know nothing"
     assert choose_fields(256, [(500, 2), (40,)], shared=True) == Fields(26, ((500, 2), (40, 1)))
+    assert choose_fields(256, [(784, 40)], shared=True) is None, "a network's weights are no groups"
     assert choose_fields(256, [(500, 2)]) is None and choose_fields(16, [(500, 2)], shared=True) is None
 
 

@@ -54,3 +54,35 @@ def test_dear_chains_are_few(width, batch_size, expected):
     found = decoder(width, batch_size)
     assert choose_num_particles(found) == expected
     assert expected == 1 or expected * count_operations(found) <= OPERATIONS
+
+
+def mixed(number, size, framed):
+    """What an inspection finds of a mixed model in long format, or of the same without a plate."""
+
+    def model(g, y):
+        base = dist.Normal(0, numpyro.param("s", 1.0)).expand([number, size] if size > 1 else [number])
+        if framed:
+            with numpyro.plate("groups", number):
+                u = numpyro.sample("u", dist.Normal(0, numpyro.param("s", 1.0)).expand([size]).to_event(1))
+        else:
+            u = numpyro.sample("u", base.to_event()).reshape(number, size)
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", dist.Normal(u[g].sum(-1), 1.0), obs=y)
+
+    g = jnp.asarray(np.arange(2 * number) % number)
+    return inspect_model(model, random.key(0), (g, jnp.zeros(2 * number)), {})
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "framed", "expected"),
+    [
+        (6, 1, True, 64),
+        (40, 1, True, 160),  # four to a coordinate
+        (500, 1, True, 64),  # ten to each field that groups share
+        (500, 2, True, 200),
+        (500, 1, False, 256),  # a process, for all that is known
+        (50, 10, True, 256),  # too many fields
+    ],
+)
+def test_groups_that_share_control_variates_need_fewer(number, size, framed, expected):
+    assert choose_num_particles(mixed(number, size, framed)) == expected
