@@ -427,7 +427,7 @@ def test_where_all_are_damaged(part):
 
 def test_an_old_version_in_the_directory(part, monkeypatch):
     monkeypatch.setattr(files, "VERSION", 4)
-    with pytest.raises(CheckpointError, match=r"format version 2 .*reads version 3"):
+    with pytest.raises(CheckpointError, match=r"format version 3 .*reads version 4"):
         run(part)
 
 
