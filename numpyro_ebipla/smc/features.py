@@ -13,19 +13,23 @@ mixed models with random intercepts and slopes: the coefficients that take away 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from numpyro_ebipla._core.few import as_groups, weigh
+from numpyro_ebipla._core.few import as_groups, cross, solver, weigh
 
 #: Parts of the particles: each gets its coefficients from the others, so that the weighted mean has no bias.
 FOLDS = 4
 #: Particles to a feature, at least, for coefficients that add less noise than they take away; and how many must be left
 #: beyond the features among those that a fold's coefficients come from: with fewer the noise has heavy tails.
 PARTICLES_PER_FEATURE, SPARE_PARTICLES = 2, 8
+#: Of a column's mean square, added where a shift is smoothed: groups that are all alike have columns of zeros.
+SMOOTHING_RIDGE = 1e-4
 
 
 class Fields(NamedTuple):
@@ -51,25 +55,21 @@ class Fields(NamedTuple):
         if not self.groups:
             return jnp.concatenate([slope, 1 + (x - weigh(weight, x)[None]) * slope], -1)[:, : self.number]
         parts = []
-        for group in self._each(weight, x):
-            both = group.both(group.of(slope))
-            parts += [jnp.einsum("gb,ngk->nbk", group.basis, both)]
-            parts += [jnp.einsum("ngi,ngk->nik", group.away, both) + group.divergence]
-        return jnp.concatenate([part.reshape(len(x), -1) for part in parts], -1)
+        for group, own in self._with_own(weight, x, slope):
+            parts += [group.levels(own), group.steeps(own)]
+        return jnp.concatenate(parts, -1)
 
     def levels(self, weight: Array, x: Array, slope: Array) -> Array:
         """Return those of constant fields alone, ``[N, l]``."""
         if not self.groups:
             return slope
-        each = self._each(weight, x)
-        parts = [jnp.einsum("gb,ngk->nbk", group.basis, group.both(group.of(slope))) for group in each]
-        return jnp.concatenate([part.reshape(len(x), -1) for part in parts], -1)
+        return jnp.concatenate([group.levels(own) for group, own in self._with_own(weight, x, slope)], -1)
 
     def shared(self, weight: Array, x: Array, shift: Array) -> Array:
         """Return the part of a shift ``[d]`` that groups have in common, as far as they share anything."""
         if not self.groups:
             return shift
-        return jnp.concatenate([group.smooth(group.of(shift[None])[0]).ravel() for group in self._each(weight, x)])
+        return jnp.concatenate([group.smooth(own[0]).ravel() for group, own in self._with_own(weight, x, shift[None])])
 
     def field(self, weight: Array, x: Array, coefficient: Array) -> Array:
         """Return ``Σ_f coefficient_f h_f(x)`` of ``[number, L]``, ``[L, N, d]``."""
@@ -78,67 +78,72 @@ class Fields(NamedTuple):
             level, steep = coefficient[:size], coefficient[size:]
             field = jnp.broadcast_to(level.T[:, None], (outputs, *x.shape))
             return field + steep.T[:, None] * (x - weigh(weight, x)[None]) if len(steep) else field
-        parts, start = [], 0
-        for group in self._each(weight, x):
-            e = group.away.shape[-1]
-            level = coefficient[start : start + (1 + e) * 2 * e].reshape(1 + e, 2 * e, outputs)
-            start += (1 + e) * 2 * e
-            steep = coefficient[start : start + 2 * e * e].reshape(e, 2 * e, outputs)
-            start += 2 * e * e
-            both = jnp.einsum("gb,bkl->lgk", group.basis, level)[:, None]
-            both = both + jnp.einsum("ngi,ikl->lngk", group.away, steep)
-            field = both[..., :e] + jnp.einsum("gij,lngi->lngj", group.cov, both[..., e:])
-            parts.append(field.reshape(outputs, len(x), -1))
+        ends = np.cumsum([sum(_numbers(e)) for _, e in self.groups])[:-1]
+        own = zip(self._with_own(weight, x, x), jnp.split(coefficient, ends), strict=True)
+        parts = [group.field(part).reshape(outputs, len(x), -1) for (group, _), part in own]
         return jnp.concatenate(parts, -1)
 
-    def _each(self, weight: Array, x: Array) -> "list[_Groups]":
-        starts = [0]
-        for number, size in self.groups:
-            starts.append(starts[-1] + number * size)
-        return [_group(start, shape, weight, x) for start, shape in zip(starts, self.groups, strict=False)]
+    def _with_own(self, weight: Array, x: Array, flat: Array) -> "Iterator[tuple[_Groups, Array]]":
+        """Yield the groups of each site, with their part ``[n, G, e]`` of ``[n, d]``."""
+        ends = np.cumsum([number * size for number, size in self.groups])[:-1]
+        parts = zip(self.groups, jnp.split(x, ends, 1), jnp.split(flat, ends, 1), strict=True)
+        for shape, positions, own in parts:
+            yield _group(weight, positions.reshape(-1, *shape)), own.reshape(-1, *shape)
 
 
 class _Groups(NamedTuple):
     """The groups of one site.
 
     Attributes:
-        of: ``[N, d]`` -> ``[N, G, e]``, the coordinates of these groups.
         away: ``[N, G, e]``, the particles' distance from the centre.
         cov: ``[G, e, e]``.
         basis: ``[G, 1 + e]``: one, and the centres, as far as they differ.
     """
 
-    of: Callable[[Array], Array]
     away: Array
     cov: Array
     basis: Array
 
-    def both(self, slope: Array) -> Array:
-        """Return ``[N, G, 2 e]``: the slopes, and the covariance times the slopes."""
-        return jnp.concatenate([slope, jnp.einsum("gij,ngj->ngi", self.cov, slope)], -1)
+    def levels(self, slope: Array) -> Array:
+        """Return the features of constant fields, from slopes ``[N, G, e]``."""
+        return jnp.einsum("gb,ngk->nbk", self.basis, self._both(slope)).reshape(len(slope), -1)
 
-    @property
-    def divergence(self) -> Array:
-        """Return that of the linear fields, over all groups: ``[e, 2 e]``."""
+    def steeps(self, slope: Array) -> Array:
+        """Return those of linear fields."""
         number, size = self.cov.shape[:2]
-        return jnp.concatenate([number * jnp.eye(size, dtype=self.cov.dtype), self.cov.sum(0)], -1)
+        divergence = jnp.concatenate([number * jnp.eye(size, dtype=self.cov.dtype), self.cov.sum(0)], -1)
+        return (jnp.einsum("ngi,ngk->nik", self.away, self._both(slope)) + divergence).reshape(len(slope), -1)
+
+    def field(self, coefficient: Array) -> Array:
+        """Return :meth:`Fields.field` of these groups, ``[L, N, G, e]``."""
+        size, outputs = self.cov.shape[-1], coefficient.shape[-1]
+        level, steep = jnp.split(coefficient, [_numbers(size)[0]])
+        both = jnp.einsum("gb,bkl->lgk", self.basis, level.reshape(1 + size, 2 * size, outputs))[:, None]
+        both = both + jnp.einsum("ngi,ikl->lngk", self.away, steep.reshape(size, 2 * size, outputs))
+        return both[..., :size] + jnp.einsum("gij,lngi->lngj", self.cov, both[..., size:])
 
     def smooth(self, shift: Array) -> Array:
         """Return the regression of a shift ``[G, e]`` on the centres and variances."""
         variances = _standard(jnp.diagonal(self.cov, axis1=1, axis2=2))
         columns = jnp.concatenate([self.basis, variances], -1)
-        gram = columns.T @ columns + 1e-4 * len(columns) * jnp.eye(columns.shape[1], dtype=columns.dtype)
-        return columns @ jnp.linalg.solve(gram, columns.T @ shift)
+        ridge = SMOOTHING_RIDGE * len(columns) * jnp.eye(columns.shape[1], dtype=columns.dtype)
+        return columns @ jax.vmap(solver(cross(columns, columns) + ridge), 1, 1)(cross(columns, shift))
+
+    def _both(self, slope: Array) -> Array:
+        """Return ``[N, G, 2 e]``: the slopes, and the covariance times the slopes."""
+        return jnp.concatenate([slope, jnp.einsum("gij,ngj->ngi", self.cov, slope)], -1)
 
 
-def _group(start: int, shape: tuple[int, int], weight: Array, x: Array) -> _Groups:
-    of = lambda flat: flat[:, start : start + math.prod(shape)].reshape(len(flat), *shape)
-    own = of(x)
-    centre = jnp.einsum("n,nge->ge", weight, own)
-    away = own - centre[None]
+def _numbers(size: int) -> tuple[int, int]:
+    """Return how many features of constant and of linear fields groups of ``size`` coordinates share."""
+    return 2 * size * (1 + size), 2 * size * size
+
+
+def _group(weight: Array, x: Array) -> _Groups:
+    centre = jnp.einsum("n,nge->ge", weight, x)
+    away = x - centre[None]
     cov = jnp.einsum("n,ngi,ngj->gij", weight, away, away)
-    basis = jnp.concatenate([jnp.ones((shape[0], 1), x.dtype), _standard(centre)], -1)
-    return _Groups(of, away, cov, basis)
+    return _Groups(away, cov, jnp.concatenate([jnp.ones((len(centre), 1), x.dtype), _standard(centre)], -1))
 
 
 def _standard(columns: Array) -> Array:
@@ -170,5 +175,5 @@ def choose_fields(num_particles: int, shapes: Sequence[tuple[int, ...]], shared:
     if number or not shared or not size:
         return Fields(number) if number else None
     groups = tuple(as_groups(shape) for shape in shapes)
-    number = sum(2 * e + 4 * e * e for _, e in groups)
+    number = sum(sum(_numbers(e)) for _, e in groups)
     return Fields(number, groups) if number <= most else None

@@ -11,7 +11,7 @@ from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, count_operations
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.smc.features import choose_fields
+from numpyro_ebipla.smc.features import Fields, choose_fields
 from numpyro_ebipla.training.information import by_coordinate
 
 #: Chains of posterior particles that a step moves, about: enough to keep two cores busy.
@@ -53,8 +53,8 @@ def choose_num_particles(inspection: Inspection) -> int:
             wanted = PARTICLES_PER_SHARED_FIELD * fields.number
         return max(number, min(wanted, MOST_SHARED_PARTICLES))
     size = sum(math.prod(x.shape) for x in local.values()) // model.num_data
-    full = lambda n: (choose_fields(n, [(size,)]) or (0,))[0] == 2 * size
-    quiet = next((n for n in range(number, MOST_PARTICLES) if full(n)), number)
+    full = Fields(2 * size)
+    quiet = next((n for n in range(number, MOST_PARTICLES) if choose_fields(n, [(size,)]) == full), number)
     elements = sum(np.size(x) for x in jax.tree.leaves(inspection.data))
     few = few_params and not model.energies and quiet * max(elements, model.num_data) <= QUIET_ELEMENTS
     return quiet if few else number

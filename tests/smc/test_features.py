@@ -9,8 +9,6 @@ from jax import random
 from numpyro_ebipla.smc.control import control_weights, explained, recentring
 from numpyro_ebipla.smc.features import Fields, choose_fields
 
-SHAPES = [(5, 2), (3,), ()]
-
 
 @pytest.mark.parametrize("fields", [Fields(14 * 2), Fields(14), Fields(20 + 6 + 6, ((5, 2), (3, 1), (1, 1)))])
 def test_features_are_those_of_their_fields(fields):

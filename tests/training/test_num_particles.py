@@ -1,5 +1,7 @@
 """The number of particles follows from the number of data and from what a chain costs."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,13 +61,11 @@ def test_dear_chains_are_few(width, batch_size, expected):
 def mixed(number, size, framed):
     """What an inspection finds of a mixed model in long format, or of the same without a plate."""
 
+    event = [size] if framed else [number, size]
+
     def model(g, y):
-        base = dist.Normal(0, numpyro.param("s", 1.0)).expand([number, size] if size > 1 else [number])
-        if framed:
-            with numpyro.plate("groups", number):
-                u = numpyro.sample("u", dist.Normal(0, numpyro.param("s", 1.0)).expand([size]).to_event(1))
-        else:
-            u = numpyro.sample("u", base.to_event()).reshape(number, size)
+        with numpyro.plate("groups", number) if framed else nullcontext():
+            u = numpyro.sample("u", dist.Normal(0, numpyro.param("s", 1.0)).expand(event).to_event(len(event)))
         with numpyro.plate("rows", len(y)):
             numpyro.sample("y", dist.Normal(u[g].sum(-1), 1.0), obs=y)
 
