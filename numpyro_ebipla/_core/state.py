@@ -32,6 +32,10 @@ class Latents(NamedTuple):
     local: Sites
     shared: Sites
 
+    def replaced(self, sites: Sites) -> "Latents":
+        """Return the same with other values of some sites."""
+        return Latents(*({name: sites.get(name, x) for name, x in block.items()} for block in self))
+
 
 class DatumSteps(NamedTuple):
     """Step sizes of the chains of each datum, over the one that all share.

@@ -10,7 +10,7 @@ from numpyro_ebipla.kernels.mala import MALA
 from numpyro_ebipla.particles.base import AbstractUnweighted, check_moves
 from numpyro_ebipla.particles.block import Adaptations, Block, Draw, Info, Known, LogJoint, Prepared
 from numpyro_ebipla.particles.moves import follow, move_block
-from numpyro_ebipla.smc.control import control_weights, fields_of
+from numpyro_ebipla.smc.control import control_weights, fields_of, quiet_sites
 
 
 @final
@@ -29,8 +29,8 @@ class Particles(AbstractUnweighted):
 
     With ``quiet``, MALA's particles get weights that take the noise out of the parameters' gradient, where they are
     enough: a dozen, and twice as many as coordinates, or four times for the full effect. Particles of a datum count by
-    themselves;
-    of models with global latents only these count, and not under subsampling. See
+    themselves. In models with global latents the coordinates of all data count, of which groups share some, or of the
+    global ones alone if these are too many; under subsampling there are no weights. See
     :mod:`~numpyro_ebipla.smc.control`. The same particles are taken along where a parameter leaves them far behind.
 
     Args:
@@ -63,8 +63,7 @@ class Particles(AbstractUnweighted):
         if not self.quiet or not self.kernel.adjusted or known_in_part or not fields_of(chains, chain_ndim):
             return Prepared(block, adapt)
         latents, known = follow(log_joint, ratio, latents)
-        here, chains = (known.shared, latents.shared) if latents.shared else (known.local, latents.local)
-        weight = control_weights(chains, here.gradient, chain_ndim)
+        weight = control_weights(quiet_sites(latents)[0], known.shared.gradient | known.local.gradient, chain_ndim)
         return Prepared(block._replace(latents=latents), adapt, weight, known)
 
     def advance(

@@ -18,7 +18,7 @@ from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.clusters import frame_of, log_density_by_cluster
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.at_draws import placed_draws
-from numpyro_ebipla.smc.control import control_weights
+from numpyro_ebipla.smc.control import control_weights, quiet_sites
 from numpyro_ebipla.training.collect import DRAWS_PER_COORDINATE, FEWEST_IN_GROUP, GROUPS
 from numpyro_ebipla.training.fitted import Fitted
 from numpyro_ebipla.training.information import (
@@ -256,9 +256,9 @@ def _parts(at: Latents, number: int) -> Latents:
 
 def _weights(density: Callable[[Latents, Params], Array], at: Latents, theta: Params) -> Array:
     """Return weights of the draws ``[n, B]``, or ``[n]``, by which scores are quiet, see :mod:`.smc.control`."""
-    quiet, place = (at.shared, "shared") if at.shared else (at.local, "local")
-    gradient = jax.grad(lambda quiet: density(at._replace(**{place: quiet}), theta).sum())(quiet)
-    return control_weights(quiet, gradient, 1 if at.shared else 2)
+    quiet, chain_ndim = quiet_sites(at)
+    gradient = jax.grad(lambda quiet: density(at.replaced(quiet), theta).sum())(quiet)
+    return control_weights(quiet, gradient, chain_ndim)
 
 
 # --- log Z ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_ebipla._core.few import apply, cross, solver, weigh
-from numpyro_ebipla._core.state import Sites
+from numpyro_ebipla._core.state import Latents, Sites
 from numpyro_ebipla.smc.features import FOLDS, Fields, choose_fields
 
 #: Of a feature's variance, added to it.
@@ -44,6 +44,18 @@ def fields_of(position: Sites, chain_ndim: int) -> Fields | None:
     if not leaves:
         return None
     return choose_fields(len(leaves[0]), [x.shape[chain_ndim:] for x in leaves], shared=chain_ndim == 1)
+
+
+def quiet_sites(latents: Latents) -> tuple[Sites, int]:
+    """Return the latents whose control variates serve, and how many axes their chains have.
+
+    Local latents alone have fields of each datum's own. Global ones couple all data, whose own latents then are groups
+    like others, as far as there are particles for both.
+    """
+    if not latents.shared:
+        return latents.local, 2
+    both = latents.shared | latents.local
+    return (both if fields_of(both, 1) else latents.shared), 1
 
 
 def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:

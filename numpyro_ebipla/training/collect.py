@@ -22,6 +22,7 @@ from numpyro_ebipla.particles.base import AbstractParticles
 from numpyro_ebipla.particles.block import Adaptations, Block, gather
 from numpyro_ebipla.particles.moves import Points
 from numpyro_ebipla.smc.control import fields_of
+from numpyro_ebipla.smc.features import choose_fields
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.held import Held
 from numpyro_ebipla.training.information import (
@@ -321,14 +322,16 @@ def _choose_groups(
     """Return how draws are pooled for slopes and curvatures; None if there are to be none, or too few draws."""
     if model.energies or not (particles.quiet and particles.kernel.adjusted) or not model.latents:
         return None
-    if latents.shared:  # the particles of one draw, at several draws
-        if not fields_of(latents.shared, 1):
-            return None
+    leaves = jax.tree.leaves(latents)
+    if latents.shared:  # the particles of one draw, or of a few, at several draws
         parts = _num_parts(num_samples, num_directions(params))
-        return Groups(parts, parts)
+        shapes = [x.shape[1:] for x in leaves]
+        for number in (n for n in range(parts, GROUPS - 1, -1) if parts % n == 0):
+            if choose_fields(parts // number * len(leaves[0]), shapes, shared=True):
+                return Groups(parts, number)
+        return Groups(parts, parts) if fields_of(latents.shared, 1) else None
     if not by_coordinate(params):
         return None
-    leaves = jax.tree.leaves(latents.local)
     size = sum(math.prod(x.shape[2:]) for x in leaves)
     wanted = GROUPS * max(FEWEST_IN_GROUP, DRAWS_PER_COORDINATE * size)
     enough = [n for n in range(1, num_samples + 1) if num_samples % n == 0 and n * len(leaves[0]) >= wanted]

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.state import Latents, Params, Sites
-from numpyro_ebipla.smc.control import control_weights, explained
+from numpyro_ebipla.smc.control import control_weights, explained, quiet_sites
 
 #: Parameters up to which each is a direction of its own.
 MAX_COORDINATES = 32
@@ -81,7 +81,7 @@ def slope_and_curvature(
 
     Args:
         log_joint: ``(latents, params) -> [N]``, or ``[N, B]`` where data are independent.
-        at: the particles; where they are global latents', the local ones stay as they are.
+        at: the particles; those that :func:`.quiet_sites` leaves out stay as they are.
         params: unconstrained.
         before: see :func:`go_along`.
 
@@ -89,10 +89,10 @@ def slope_and_curvature(
         ``[L]`` and minus the second derivatives ``[L, L]``, of all data together.
     """
     moved, origin = go_along(params, before), jnp.zeros(num_directions(params))
-    quiet, chain_ndim = (at.shared, 1) if at.shared else (at.local, 2)
+    quiet, chain_ndim = quiet_sites(at)
 
     def density(quiet: Sites, along: Array) -> Array:
-        return log_joint(at._replace(shared=quiet) if at.shared else at._replace(local=quiet), moved(along))
+        return log_joint(at.replaced(quiet), moved(along))
 
     gradient = jax.grad(lambda quiet: density(quiet, origin).sum())(quiet)
     score = slopes(lambda params: log_joint(at, params), params, before)

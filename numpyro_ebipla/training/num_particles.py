@@ -11,7 +11,7 @@ from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.model.inspection import Inspection, count_operations
 from numpyro_ebipla.model.latent_model import LatentModel
-from numpyro_ebipla.smc.features import Fields, choose_fields
+from numpyro_ebipla.smc.features import PARTICLES_PER_SHARED_FIELD, Fields, Own, Shared, choose_fields
 from numpyro_ebipla.training.information import by_coordinate
 
 #: Chains of posterior particles that a step moves, about: enough to keep two cores busy.
@@ -25,9 +25,6 @@ FEWEST_PARTICLES, MOST_PARTICLES = 4, 64
 OPERATIONS = 2.2e8
 #: Particles of global latents: this many for each coordinate, so that their gradients are quiet, and no more than that.
 PARTICLES_PER_COORDINATE, MOST_SHARED_PARTICLES = 4, 256
-#: Where groups share control variates, beyond 128 coordinates: particles to each of these. 1000 random intercepts have
-#: six: 64 particles end as near to the optimum as 256, in half the time.
-PARTICLES_PER_SHARED_FIELD = 10
 #: Local latents have as many as make the gradients of up to 32 parameters quiet, where particles times numbers of data
 #: are no more than this: a step then takes a millisecond or two.
 QUIET_ELEMENTS = 200_000
@@ -49,11 +46,11 @@ def choose_num_particles(inspection: Inspection) -> int:
         shapes = [x.shape for x in shared.values()]
         fields = choose_fields(MOST_SHARED_PARTICLES, shapes, shared=True)
         wanted = PARTICLES_PER_COORDINATE * sum(math.prod(shape) for shape in shapes)
-        if fields and fields.groups and _in_plates(model, params, batch):
+        if fields and any(isinstance(part, Shared) for part in fields.parts) and _in_plates(model, params, batch):
             wanted = PARTICLES_PER_SHARED_FIELD * fields.number
         return max(number, min(wanted, MOST_SHARED_PARTICLES))
     size = sum(math.prod(x.shape) for x in local.values()) // model.num_data
-    full = Fields(2 * size)
+    full = Fields((Own(size),))
     quiet = next((n for n in range(number, MOST_PARTICLES) if choose_fields(n, [(size,)]) == full), number)
     elements = sum(np.size(x) for x in jax.tree.leaves(inspection.data))
     few = few_params and not model.energies and quiet * max(elements, model.num_data) <= QUIET_ELEMENTS

@@ -19,15 +19,18 @@ RUNS_LONG = True
 CLUSTER = np.arange(200) // 4
 
 
-def covariances(density, params, clusters):
-    """Return H⁻¹, B⁻¹ and H⁻¹ B H⁻¹ of ``density(params) -> [M]``, in the space of the parameters."""
+def covariances(density, params, clusters=None):
+    """Return H⁻¹ (with clusters B⁻¹ and H⁻¹ B H⁻¹) of ``density(params) -> [M]``, in the space of the parameters."""
     with jax.enable_x64(True):
         at = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), params)
         flat, unflatten = jax.flatten_util.ravel_pytree(at)
         score = np.asarray(jax.jacfwd(lambda v: density(unflatten(v)))(flat))
         hessian = np.asarray(jax.hessian(lambda v: -density(unflatten(v)).sum())(flat))
+    bread = np.linalg.inv(hessian)
+    if clusters is None:
+        return {"information": bread}
     total = np.stack([score[clusters == k].sum(0) for k in np.unique(clusters)])
-    bread, meat = np.linalg.inv(hessian), total.T @ total
+    meat = total.T @ total
     return {"information": bread, "scores": np.linalg.inv(meat), "sandwich": bread @ meat @ bread}
 
 
@@ -125,6 +128,34 @@ def test_groups_of_a_mixed_model_in_long_format():
         fit.standard_errors(cluster=by_group)
     with pytest.raises(ValueError, match="kind must be one of"):
         fit.standard_errors(kind="robust")
+
+
+@pytest.mark.slow_but("8-few")
+@pytest.mark.parametrize("groups", [pytest.param(8, id="8-few"), 80])
+def test_effects_of_groups_beside_those_of_data(groups):
+    """The latents of 480 data are more than particles: their noise hid the curvature of their standard deviation."""
+    rng, group = np.random.default_rng(6), np.arange(480) % groups
+    y = 3 + rng.normal(size=groups)[group] + 0.7 * rng.normal(size=480) + 0.4 * rng.normal(size=480)
+    y = y.astype(np.float32)
+
+    def both(y):
+        scale = lambda name: numpyro.param(name, 1.0, constraint=dist.constraints.positive)
+        mu = numpyro.param("mu", 0.0)
+        with numpyro.plate("groups", groups):
+            u = numpyro.sample("u", dist.Normal(0, scale("s")))
+        with numpyro.plate("data", 480):
+            v = numpyro.sample("v", dist.Normal(0, scale("t")))
+            numpyro.sample("y", dist.Normal(mu + u[group] + v, 0.4), obs=y)
+
+    fit = fitter(both).run(random.key(0), y, num_steps=1500, progress_bar=False)
+    same = jnp.asarray(group[:, None] == group)
+
+    def density(p):
+        cov = p["s"] ** 2 * same + (p["t"] ** 2 + 0.16) * jnp.eye(480)
+        return dist.MultivariateNormal(jnp.full(480, p["mu"]), cov).log_prob(jnp.asarray(y, jnp.float64))
+
+    exact = covariances(density, fit.params)["information"]
+    np.testing.assert_allclose(errors(fit.covariance().value), errors(exact), rtol=0.03)
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ import pytest
 from jax import random
 
 from numpyro_ebipla.smc.control import control_weights, explained, recentring
-from numpyro_ebipla.smc.features import Fields, choose_fields
+from numpyro_ebipla.smc.features import Fields, Own, Shared, choose_fields
 
 
-@pytest.mark.parametrize("fields", [Fields(14 * 2), Fields(14), Fields(20 + 6 + 6, ((5, 2), (3, 1), (1, 1)))])
+@pytest.mark.parametrize(
+    "fields", [Fields((Own(14),)), Fields((Own(14),), steep=False), Fields((Shared(5, 2), Own(1), Shared(3, 1)))]
+)
 def test_features_are_those_of_their_fields(fields):
     """``h · ∂ log p + div h`` of the field that belongs to each."""
     x, slope = random.normal(random.key(0), (2, 12, 14))
@@ -28,10 +30,11 @@ def test_features_are_those_of_their_fields(fields):
 
 
 def test_groups_share_where_coordinates_are_too_many():
-    assert choose_fields(64, [(6,)], shared=True) == choose_fields(64, [(6,)]) == Fields(12)
-    assert choose_fields(20, [(6,)]) == Fields(6) and choose_fields(11, [(6,)]) is None
+    assert choose_fields(64, [(6,)], shared=True) == choose_fields(64, [(6,)]) == Fields((Own(6),))
+    assert choose_fields(20, [(6,)]) == Fields((Own(6),), steep=False) and choose_fields(11, [(6,)]) is None
     assert choose_fields(4, [(1,)]) is None, "four folds of one particle each know nothing"
-    assert choose_fields(256, [(500, 2), (40,)], shared=True) == Fields(26, ((500, 2), (40, 1)))
+    assert choose_fields(256, [(500, 2), (40,)], shared=True) == Fields((Shared(500, 2), Shared(40, 1)))
+    assert choose_fields(256, [(2,), (500,)], shared=True) == Fields((Own(2), Shared(500, 1))), "few keep their own"
     assert choose_fields(256, [(784, 40)], shared=True) is None, "a network's weights are no groups"
     assert choose_fields(256, [(500, 2)]) is None and choose_fields(16, [(500, 2)], shared=True) is None
 
@@ -63,7 +66,7 @@ def normal_groups(size, num_groups=200, num=160):
 def test_unequal_groups_of_a_normal_model_are_quiet(size):
     """200 groups have more coordinates than there are particles; a fiftieth of the variance is left."""
     x, slope, score, exact = normal_groups(size)
-    assert choose_fields(len(x), [x.shape[1:]], shared=True).groups == ((200, size),)
+    assert choose_fields(len(x), [x.shape[1:]], shared=True).parts == (Shared(200, size),)
     weight = np.asarray(control_weights({"u": x}, {"u": slope}, 1), np.float64)
     plain = score.std(0) / np.sqrt(len(x))
     off, left = weight @ score - exact, explained({"u": x}, {"u": slope}, score.astype(np.float32), 1)[1]
