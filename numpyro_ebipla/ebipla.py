@@ -37,6 +37,7 @@ from numpyro_ebipla.system import Settings, Systems
 from numpyro_ebipla.training.collect import Plan
 from numpyro_ebipla.training.config import parse_posterior
 from numpyro_ebipla.training.loop import describe_programs, run_steps
+from numpyro_ebipla.training.newton import watch_for
 from numpyro_ebipla.training.same_state import check_is_state
 from numpyro_ebipla.training.step import contrast_at
 from numpyro_ebipla.training.stopping import parse_limits
@@ -284,6 +285,7 @@ class EBIPLA(NewData):
         indices: Any = None,
         max_bytes: int = 2 * 2**30,
         max_time: float | None = None,
+        stop_at_gain: float | bool = True,
         stop_at_r_hat: float | dict[str, float] | None = None,
         checkpoint_dir: str | os.PathLike | None = None,
         checkpoint_every: int = 1000,
@@ -299,7 +301,7 @@ class EBIPLA(NewData):
             rng_key: PRNG key; with ``init_state`` it only seeds the draws.
             *args: of the model. Arrays are traced; Python numbers (``batch_size=500``) are static.
             **kwargs: likewise.
-            num_steps: steps to take, by default the constructor's.
+            num_steps: steps to take, at most, by default the constructor's.
             num_samples: draws of each particle, likewise; 0 for none.
             thinning: moves between two draws, likewise.
             warmup: moves before the first draw, likewise.
@@ -313,6 +315,10 @@ class EBIPLA(NewData):
                 allows, and of minibatches' data as take half the steps' moves; ``fit.collected`` says which.
             max_bytes: of the draws; where indices are given, or global latents need more, they are refused.
             max_time: seconds after which to take no more steps, from the call on; the draws come on top.
+            stop_at_gain: take no more steps once it is known that going on would gain fewer nats than this, of all
+                data together, see :mod:`numpyro_ebipla.training.newton`. True stands for 0.0005 nats wherever that can
+                be known: of up to 32 parameters, without an energy prior, minibatches or unadjusted chains. False
+                takes all steps.
             stop_at_r_hat: take no more steps once split R-hat over the last half of the run, of the parameters and
                 of the contrast, is below this, e.g. 1.1; ``{name: threshold}`` chooses parameters or entries of the
                 history. See :mod:`numpyro_ebipla.training.stopping`.
@@ -328,15 +334,17 @@ class EBIPLA(NewData):
 
         Raises:
             ValueError: for ``init_state`` together with ``init_params`` or ``init_particles``.
-            ModelError: naming the site or argument, before any long work; also for checkpoints of another run.
+            ModelError: naming the site or argument, before any long work; also for checkpoints of another run, and for
+                a ``stop_at_gain`` of which nothing can be known.
             CheckpointError: for a damaged checkpoint.
         """
         check_whole(self.model, args, {**self._systems.static_kwargs, **kwargs})
         check_untraced("run", rng_key, args, kwargs, init_state, init_params, init_particles)
         check_spelling(self.model, self.run, kwargs, "run")
         own = {"sites": sites, "indices": indices, "max_bytes": max_bytes, "max_time": max_time, "resume": resume}
+        own |= {"stop_at_gain": stop_at_gain}
         check_options(self.model, self.run, own | {"num_steps": num_steps or None, "stop_at_r_hat": stop_at_r_hat})
-        limits = parse_limits(max_time, stop_at_r_hat)
+        limits = parse_limits(max_time, stop_at_r_hat, stop_at_gain)
         rng_key = check_key(rng_key)
         num_steps = self.num_steps if num_steps is None else as_count("num_steps", num_steps, least=0)
         counts = self._counts(num_samples, thinning, warmup)
@@ -360,6 +368,7 @@ class EBIPLA(NewData):
         spent = moves_to_spend(system, num_steps)
         plan = Plan(*counts, (), None, max_bytes, spent)
         collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
+        watch = watch_for(system.config, system.inspection.params, system.shapes, limits.gain)
         if system.inspection.note:
             warn(system.inspection.note)
         state = begin()
@@ -367,7 +376,7 @@ class EBIPLA(NewData):
             programs = describe_programs(system.config, system.run_chunk, state, data)
             given = (init_params, start and (start.values, start.guide_params)) if init_state is None else init_state
             state, found = store.resume_from(found, state, data, programs, given)
-        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found)
+        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found, watch)
         key_draws = random.fold_in(rng_key, 1)
         fit = collection.finish(key_draws, *run, progress_bar, self.model, args, call.kwargs)
         warn_of_run(fit)

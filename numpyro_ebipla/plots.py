@@ -98,7 +98,7 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
         ax.set(title=title, xlabel="step", ylabel=label)
         if len(names) > 1 or "/" in names[0]:
             ax.legend(fontsize="small")
-    if fit.stopped:
+    if fit.stopped and not fit.arrived:
         axes[0].set_title(f"{panels[0][0]} (stopped early)")
     return axes[0].figure
 

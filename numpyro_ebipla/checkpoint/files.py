@@ -40,6 +40,7 @@ class Checkpoint(NamedTuple):
         probes: ``{site: [K // 25, r]}`` what :mod:`numpyro_ebipla.training.stopping` goes by; may be empty.
         path: of the file.
         fit: ``{name: array}`` what a saved fit holds beyond these; empty for a checkpoint of a run.
+        looks: ``{name: [n, …]}`` at the likelihood, see :mod:`numpyro_ebipla.training.newton`; may be empty.
     """
 
     header: dict[str, Any]
@@ -48,6 +49,7 @@ class Checkpoint(NamedTuple):
     probes: dict[str, np.ndarray]
     path: Path
     fit: dict[str, np.ndarray] = {}
+    looks: dict[str, np.ndarray] = {}
 
 
 # --- one file -----------------------------------------------------------------------------------------
@@ -60,6 +62,7 @@ def save(
     meta: dict[str, Any],
     probes: dict[str, np.ndarray] | None = None,
     fit: dict[str, Any] | None = None,
+    looks: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a checkpoint: to a temporary file beside ``path``, flushed to the disk, then renamed.
 
@@ -70,6 +73,7 @@ def save(
         meta: more entries for the header, JSON values.
         probes: ``{name: array}``.
         fit: likewise, what a fit holds beyond the state and the history.
+        looks: likewise.
 
     Returns:
         The path.
@@ -79,8 +83,7 @@ def save(
     """
     path = Path(path)
     groups = {"state": by_path(state), "history": history, "probes": probes or {}}
-    if fit is not None:
-        groups["fit"] = fit
+    groups |= {name: more for name, more in (("fit", fit), ("looks", looks)) if more is not None}
     arrays: dict[str, np.ndarray] = {}
     header = {
         "format": FORMAT,
@@ -119,7 +122,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
             with zipfile.ZipFile(file) as archive:
                 header = json.loads(archive.read("header.json"))
                 _check_version(header, path)
-                there = ("state", "history", "probes", *(["fit"] if "fit" in header else []))
+                there = ("state", "history", "probes", *(name for name in ("fit", "looks") if name in header))
                 groups = {
                     group: {name: _decode(archive, f"{group}/{name}", about) for name, about in header[group].items()}
                     for group in there

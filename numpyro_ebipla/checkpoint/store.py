@@ -157,11 +157,18 @@ class Store:
             self._warn(found, "the settings of EBIPLA(...) differ from those of")
         return restored, found._replace(state={})
 
-    def save(self, state: Any, history: dict[str, np.ndarray], probes: dict[str, np.ndarray]) -> bool:
+    def save(
+        self,
+        state: Any,
+        history: dict[str, np.ndarray],
+        probes: dict[str, np.ndarray],
+        looks: dict[str, np.ndarray] | None = None,
+    ) -> bool:
         """Write a checkpoint and remove the oldest; a write that fails costs a warning, not the run."""
         step = int(state.step)
         try:
-            save(self.directory / file_name(step), state, history, {"step": step, **self.identity}, probes)
+            meta = {"step": step, **self.identity}
+            save(self.directory / file_name(step), state, history, meta, probes, looks=looks or None)
             for old in list_checkpoints(self.directory)[: -self.keep]:
                 old.unlink(missing_ok=True)
         except OSError as error:

@@ -16,7 +16,7 @@ from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.training.fitted import Fitted
 
-#: A run of fewer steps or draws is not warned of.
+#: A run of fewer steps or draws is not warned of, unless it ended because it had arrived.
 JUDGED_STEPS, JUDGED_DRAWS = 1000, 100
 #: Steps after which a generator may be dead for good.
 STEPS_TO_DIE = 100
@@ -53,7 +53,8 @@ def warn_of_run(fit: Fitted) -> None:
     key, checks = random.key(0), []
     if len(fit.losses) >= STEPS_TO_DIE:
         checks += _weights_alive(fit, _batch(fit, key))
-    if len(fit.losses) >= JUDGED_STEPS and fit.num_samples >= JUDGED_DRAWS:
+    whole = len(fit.losses) >= JUDGED_STEPS or fit.arrived
+    if whole and fit.num_samples >= JUDGED_DRAWS:
         checks += check_run(fit)
         if not fit.config.model.energies:
             checks += _parameters(fit, _batch(fit, key), {})

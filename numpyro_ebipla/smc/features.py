@@ -239,8 +239,8 @@ def choose_fields(num_particles: int, shapes: Sequence[tuple[int, ...]], shared:
 
     >>> choose_fields(64, [(8, 2)], shared=True)
     Fields(parts=(Own(width=16),), steep=True)
-    >>> choose_fields(256, [(12,), (72, 2)], shared=True)
-    Fields(parts=(Own(width=12), Shared(groups=72, size=2)), steep=True)
+    >>> choose_fields(256, [(2,), (72, 2)], shared=True)
+    Fields(parts=(Own(width=2), Shared(groups=72, size=2)), steep=True)
     """
     others = num_particles - -(-num_particles // FOLDS)
     most = min(num_particles // PARTICLES_PER_FEATURE, others - SPARE_PARTICLES)

@@ -28,9 +28,9 @@ from numpyro_ebipla.training.held import Held
 from numpyro_ebipla.training.information import (
     by_coordinate,
     num_directions,
-    slope_and_curvature,
     slopes,
 )
+from numpyro_ebipla.training.newton import log_density_at, newton_of_block
 
 #: Groups of a datum's draws, whose slopes tell the noise, and the draws of each: at least so many, and for each
 #: coordinate.
@@ -221,8 +221,14 @@ def collect(
     samples: dict[str, Any] = {name: layout[name].axis for name in plan.sites}
     each: Any = BY_BLOCK
     axes = Draws(samples, chains, accept=each, gain=None, score=scores, newton=each)
+    thetas = (params, state.slow_average)
+
+    def of_block(batch: Batch) -> Draws:
+        out, kept = run(thetas, *gather(state.posterior, batch.indices), batch)
+        return out._replace(newton=_newton(model, thetas, kept, batch)) if kept else out
+
     found = model.map_blocks(
-        lambda batch: run((params, state.slow_average), *gather(state.posterior, batch.indices), batch),
+        of_block,
         Batch(None, data, rng_key, state.mutable),
         axes,
         plan.indices,
@@ -248,7 +254,7 @@ def _run_block(
     chains: Block,
     adapt: Adaptations,
     batch: Batch,
-) -> Draws:
+) -> tuple[Draws, list[Latents]]:
     """Warm the particles of one block up and draw from them.
 
     ``theta`` are the parameters and the slow average, unconstrained.
@@ -257,14 +263,8 @@ def _run_block(
     key_model, key_weights, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
     chains, held = particles.drop_weights(key_weights, chains), Held(particles, model, params, batch)
-    by_datum = _by_datum(model)
+    by_datum, log_density = _by_datum(model), log_density_at(model, batch)
     accepted = ["accept_local"] * bool(chains.latents.local) + ["accept_global"] * bool(chains.latents.shared)
-
-    def log_density(latents: Latents, theta: Params) -> Array:
-        joint = model.log_joint(model.constrain_params(theta), *latents, batch, {})
-        if by_datum:  # a penalty of the parameters is shared by all data
-            return joint.per_datum + joint.rest[:, None] / model.num_data
-        return joint.per_datum.sum(-1) + joint.rest
 
     def draw(carry: tuple[Points, Adaptations], x: tuple[Array, Array]) -> tuple[Any, Draws]:
         # Warm-up and draws share one loop, so that the model is compiled once.
@@ -296,11 +296,18 @@ def _run_block(
     keys = random.split(key_draws, num_samples).reshape(parts, -1)
     num_warmup = jnp.zeros(keys.shape, jnp.int32).at[0, 0].set(warmup)
     _, (out, kept) = lax.scan(draws, (held.start(chains, warmup > 0), adapt), (keys, num_warmup))
-    out = _by_particle(out)
-    if groups:
-        pooled = jax.tree.map(groups.pool, kept)
-        out = out._replace(newton=lax.map(lambda at: slope_and_curvature(log_density, at, *theta), pooled))
-    return out
+    pooled = jax.tree.map(groups.pool, kept) if groups else None
+    return _by_particle(out), [jax.tree.map(lambda x, i=i: x[i], pooled) for i in range(groups.number if groups else 0)]
+
+
+def _newton(
+    model: LatentModel, thetas: tuple[Params, Params], groups: list[Latents], batch: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return slopes ``[P, L]`` and curvatures ``[P, L, L]`` from P groups of draws."""
+    program = model.compiled(newton_of_block)
+    found = [program(thetas, at, batch) for at in groups]
+    slope, curvature = (np.stack([np.asarray(x) for x in part]) for part in zip(*found, strict=True))
+    return slope, curvature
 
 
 class Groups(NamedTuple):
@@ -335,7 +342,9 @@ def _choose_groups(
     size = sum(math.prod(x.shape[2:]) for x in leaves)
     wanted = GROUPS * max(FEWEST_IN_GROUP, DRAWS_PER_COORDINATE * size)
     enough = [n for n in range(1, num_samples + 1) if num_samples % n == 0 and n * len(leaves[0]) >= wanted]
-    return Groups(enough[0], GROUPS) if enough else None
+    if not enough:
+        return None
+    return Groups(enough[0], enough[0] if fields_of(latents.local, 2) else GROUPS)
 
 
 def _by_particle(out: Draws) -> Draws:

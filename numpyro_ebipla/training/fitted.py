@@ -20,6 +20,7 @@ from numpyro_ebipla.model.values import SiteLayout
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.collect import Draws, Plan
 from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.newton import ARRIVED
 from numpyro_ebipla.walkers.base import AbstractWalkers
 
 #: Tags by which keys are derived from the state's own, so that no two uses share one.
@@ -69,6 +70,11 @@ class Fitted:
     plan: Plan
     layout: dict[str, SiteLayout]
     config: Config
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the run ended because going on would have gained nothing, see :mod:`.training.newton`."""
+        return bool(self.stopped) and self.stopped.startswith(ARRIVED)
 
     @property
     def losses(self) -> np.ndarray:

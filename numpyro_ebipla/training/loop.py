@@ -20,6 +20,7 @@ from numpyro_ebipla.checkpoint.store import Store
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.particles.block import gather
 from numpyro_ebipla.training.config import Config
+from numpyro_ebipla.training.newton import LOOK_EVERY, LOOK_FROM, Looks, Watch
 from numpyro_ebipla.training.step import batch_indices, log_joint_at
 from numpyro_ebipla.training.stopping import (
     NO_LIMITS,
@@ -44,6 +45,7 @@ def run_steps(
     limits: Limits = NO_LIMITS,
     store: Store | None = None,
     found: Checkpoint | None = None,
+    watch: Watch | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray], str | None]:
     """Run chunks of jitted steps, with a look between them.
 
@@ -58,6 +60,7 @@ def run_steps(
         limits: when to end before.
         store: where to save checkpoints, if anywhere.
         found: the checkpoint that the state is of: its history is continued.
+        watch: what ends a run that has arrived, if that is known.
 
     Returns:
         The last sound state, ``{name: [steps]}`` and why the run ended early (or None).
@@ -68,6 +71,7 @@ def run_steps(
     if looking:
         record.add_blanks(done, state.params)
     marks = [CHUNK, *([store.every] if store else []), *([PROBE_EVERY] if looking else [])]
+    marks += [LOOK_EVERY] if watch else []
     with tqdm(total=num_steps, initial=done, disable=not progress_bar, desc="fit") as bar, _held_interrupt() as pressed:
         try:
             while done < num_steps:
@@ -75,7 +79,8 @@ def run_steps(
                     raise KeyboardInterrupt
                 now = time.monotonic()
                 # The time is looked at after a chunk only, so that every call gets somewhere.
-                stopped = _limit_reached(wanted, record, done, late=bool(pace) and now >= limits.deadline)
+                stopped = record.arrived(watch, state, done)
+                stopped = stopped or _limit_reached(wanted, record, done, bool(pace) and now >= limits.deadline)
                 if stopped:
                     break
                 size = min(_next_edge(done, begun, marks), num_steps) - done
@@ -96,8 +101,11 @@ def run_steps(
                     break
                 if looking and done % PROBE_EVERY == 0:
                     record.probes.append(_look(state.params))
+                if watch and done % LOOK_EVERY == 0 and done >= LOOK_FROM:
+                    record.looks.append(watch.look(done, state, data))
                 if store and done % store.every == 0 and store.save(state, *record.joined()):
                     saved = done
+            bar.total = done  # at its end, wherever that is
         except KeyboardInterrupt:
             if state.step.is_deleted():  # a second Ctrl-C, just when a chunk took the buffers
                 raise
@@ -106,23 +114,42 @@ def run_steps(
         # Neither after a divergence, nor where a second Ctrl-C came between a chunk and its record.
         if store and saved < done == int(state.step) - first:
             store.save(state, *record.joined())
-    return state, record.joined()[0], stopped
+    return state, record.joined().history, stopped
+
+
+class Joined(NamedTuple):
+    """What a run has said: ``{name: [steps]}``, ``{site: [looks, r]}``, and the fields of :class:`.Looks`, if any."""
+
+    history: dict[str, np.ndarray]
+    probes: dict[str, np.ndarray]
+    looks: dict[str, np.ndarray]
 
 
 class Record(NamedTuple):
-    """What a run has said so far, in parts: ``{name: [steps]}`` and ``{site: [looks, r]}``."""
+    """The same in parts."""
 
     history: list[dict[str, np.ndarray]]
     probes: list[dict[str, np.ndarray]]
+    looks: list[Looks]
 
     @staticmethod
     def of(found: Checkpoint | None, done: int) -> "Record":
         """Start a record, continuing that of a checkpoint if there is one."""
-        return Record([found.history] if found and done else [], [found.probes] if found and found.probes else [])
+        if not found:
+            return Record([], [], [])
+        looks = [Looks(**found.looks)] if found.looks else []
+        return Record([found.history] if done else [], [found.probes] if found.probes else [], looks)
 
-    def joined(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Return history and probes."""
-        return _join(self.history) or {"contrast": np.zeros(0)}, _join(self.probes)
+    def joined(self) -> Joined:
+        """Return all parts as one."""
+        looks = _join([part._asdict() for part in self.looks])
+        return Joined(_join(self.history) or {"contrast": np.zeros(0)}, _join(self.probes), looks)
+
+    def arrived(self, watch: Watch | None, state: TrainState, done: int) -> str | None:
+        """Return why the run is over, if it is known to have arrived."""
+        if not watch or not self.looks or self.looks[-1].step[-1] != done:
+            return None
+        return watch.verdict(Looks(**self.joined().looks), state, done)
 
     def add_blanks(self, done: int, params: Params) -> None:
         """Add NaN for the looks that nobody took, as the run did not go by them then."""
@@ -157,7 +184,7 @@ def _to_settle(limits: Limits, chunk: Callable, state: TrainState, data: Any) ->
 def _limit_reached(wanted: dict[str, float], record: Record, done: int, late: bool) -> str | None:
     """Return why to stop here, if at all."""
     if wanted and is_judged(done):
-        history, probes = record.joined()
+        history, probes, _ = record.joined()
         r_hat = run_r_hat(wanted, probes, history)
         if all(r_hat[name] < wanted[name] for name in wanted):
             said = ", ".join(f"{name} {value:.3f}" for name, value in r_hat.items())

@@ -29,22 +29,26 @@ class Limits(NamedTuple):
     Attributes:
         deadline: on the clock of :func:`time.monotonic`.
         r_hat: see :mod:`numpyro_ebipla.training.stopping`, or None.
+        gain: see :func:`.watch_for`.
     """
 
     deadline: float = np.inf
     r_hat: float | dict[str, float] | None = None
+    gain: float | bool = False
 
 
 NO_LIMITS = Limits()
 
 
-def parse_limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
+def parse_limits(max_time: Any, stop_at_r_hat: Any, stop_at_gain: Any = False) -> Limits:
     """Return the limits from now on that the arguments of ``run`` ask for.
 
     Raises:
         ValueError: naming the argument that is off.
     """
     numbers = {"max_time": (max_time, 0), "stop_at_r_hat": (stop_at_r_hat, 1)}
+    if not isinstance(stop_at_gain, bool | np.bool_):
+        numbers["stop_at_gain"] = (np.nan if stop_at_gain is None else stop_at_gain, 0)
     if isinstance(stop_at_r_hat, dict):
         numbers |= {f"stop_at_r_hat[{name!r}]": (value, 1) for name, value in stop_at_r_hat.items()}
         del numbers["stop_at_r_hat"]
@@ -52,7 +56,7 @@ def parse_limits(max_time: Any, stop_at_r_hat: Any) -> Limits:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not (number and value > least) and (value is not None or "[" in name):
             raise ValueError(f"{name} must be a number above {least}, got {value!r}.")
-    return Limits(np.inf if max_time is None else time.monotonic() + max_time, stop_at_r_hat)
+    return Limits(np.inf if max_time is None else time.monotonic() + max_time, stop_at_r_hat, stop_at_gain)
 
 
 #: Steps between two looks at the parameters.

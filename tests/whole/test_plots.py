@@ -39,7 +39,7 @@ def recorded(num_steps=200, start=0, **more):
     names = ["contrast", "grad_norm", "accept_local", "step_size_local", "x/accept", "x/log_z", "x/swap"]
     history = {name: 0.5 + 0.1 * np.sin(np.arange(num_steps)) for name in names} | more
     state = SimpleNamespace(step=np.int32(start + num_steps))
-    return SimpleNamespace(history=history, losses=history["contrast"], state=state, stopped=None)
+    return SimpleNamespace(history=history, losses=history["contrast"], state=state, stopped=None, arrived=False)
 
 
 def visible(figure):
