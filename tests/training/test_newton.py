@@ -88,7 +88,7 @@ def test_a_resumed_run_arrives_at_the_same_step(tmp_path):
 def test_a_variance_at_zero_and_a_likelihood_without_a_maximum_take_all_steps():
     """Nothing says that they have arrived: of the one parameter nothing is known, of the two only the sum."""
     small = (0.5 * np.random.default_rng(2).normal(size=60)).astype(np.float32)
-    assert len(fitter(one_level).run(random.key(0), small, num_steps=900, **QUIET).losses) == 900
+    assert len(fitter(one_level).run(random.key(0), small, num_steps=700, **QUIET).losses) == 700
 
     def ridge(y):
         a, b = numpyro.param("a", 0.0), numpyro.param("b", 0.0)
@@ -96,13 +96,12 @@ def test_a_variance_at_zero_and_a_likelihood_without_a_maximum_take_all_steps():
             x = numpyro.sample("x", dist.Normal(a + b, 1))
             numpyro.sample("y", dist.Normal(x, 1), obs=y)
 
-    fit = fitter(ridge).run(random.key(0), Y, num_steps=900, **QUIET)
-    assert not fit.arrived and len(fit.losses) == 900
+    fit = fitter(ridge).run(random.key(0), Y, num_steps=700, **QUIET)
+    assert not fit.arrived and len(fit.losses) == 700
 
 
 def test_where_it_is_not_known():
     few = dict(num_steps=1, num_samples=1, warmup=0, **QUIET)
-    assert fitter(latent_energy).run(random.key(0), Y, **few).stopped is None
     for model, more in ((latent_energy, {}), (hierarchy, {"batch_size": 10})):
         with pytest.raises(ModelError, match="stop_at_gain: what going on would gain is not known here"):
             fitter(model).run(random.key(0), Y, stop_at_gain=0.1, **few, **more)
