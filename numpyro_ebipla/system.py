@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -120,8 +121,16 @@ class Held(NamedTuple):
         return self.system.config.model
 
 
+#: Models of systems that may serve other objects, by :meth:`Systems._shared_key`; they hold these systems, and go with
+#: the last object or fit that has one.
+_SHARED: WeakValueDictionary[Any, LatentModel] = WeakValueDictionary()
+
+
 class Systems:
     """The systems of one model and its settings, by the shapes of the arguments: a cache, which no state depends on.
+
+    Objects of one model and equal settings share their systems, as long as the log densities are the same programs
+    with the same numbers.
 
     Args:
         model: a NumPyro model.
@@ -257,6 +266,10 @@ class Systems:
             inspection = inspect_model(
                 self.model, _some_key(rng_key), call.args, call.kwargs, init_params, self.settings.hold
             )
+            key = self._shared_key(call)
+            if (known := _known_system(key, inspection)) is not None:
+                self.made[call.signature] = known
+                return known
             config = self._configure(inspection)
         update = config.model.jit(partial(step, config))
         chunk = jax.jit(partial(run_chunk, update), donate_argnums=0)
@@ -265,7 +278,19 @@ class Systems:
         shapes = cache(lambda: jax.eval_shape(start, *begin)[0])
         system = System(config, inspection, update, chunk, start, shapes)
         self.made[call.signature] = system
+        if key is not None:
+            config.model.systems[key] = system
+            _SHARED[key] = config.model
         return system
+
+    def _shared_key(self, call: Call) -> Any:
+        """Return what systems that may be shared agree in; None where that cannot be said."""
+        key = (self.model, self.settings._replace(hold=self.settings.hold or None), call.signature)
+        try:
+            hash(key)
+        except TypeError:  # parameters that are held, walkers by site
+            return None
+        return key
 
     def _configure(self, inspection: Inspection) -> Config:
         """Choose what the settings leave open."""
@@ -289,6 +314,17 @@ class Systems:
             averaging=settings.averaging,
             max_energy=settings.max_energy,
         )
+
+
+def _known_system(key: Any, inspection: Inspection) -> System | None:
+    """Return the system of another object whose model is the same, with the numbers of this inspection."""
+    model = _SHARED.get(key)
+    if model is None or not inspection.digest:
+        return None
+    known: System = model.systems[key]
+    if known.inspection.digest != inspection.digest or known.inspection.layout != inspection.layout:
+        return None
+    return known._replace(inspection=inspection._replace(model=model))
 
 
 def _some_key(rng_key: Array | None) -> Array:

@@ -84,6 +84,13 @@ class Inspection(NamedTuple):
     digest: str = ""
     note: str = ""
 
+    @property
+    def layout(self) -> Any:
+        """What two inspections of one model agree in if the same programs serve both, besides the digest."""
+        model, shapes = self.model, jax.tree.map(jnp.shape, (self.params, self.mutable))
+        names = (self.energy_params, model.deterministic, [*model.param_transforms])
+        return shapes, names, model.latents, model.energies, model.plate
+
     def for_key(self, rng_key: Array, init_params: Params | None, data: Any) -> "Inspection":
         """Return the inspection with the initial numbers for another key."""
         given = without_held("init_params", as_arrays("init_params", init_params), self.model.held)

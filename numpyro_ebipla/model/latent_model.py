@@ -57,7 +57,8 @@ class LatentModel:
     """The model with its layout; see :func:`inspect_model`. Hashed by identity, so that it may be static under jit.
 
     ``params`` are constrained except in :meth:`constrain_params`. ``notes`` say why latents in plates are global,
-    ``convolves`` whether there are convolutions in the densities.
+    ``convolves`` whether there are convolutions in the densities. What is compiled, ``programs`` and the ``systems``
+    that serve more than one object, goes when it goes.
     """
 
     model: Callable
@@ -71,6 +72,7 @@ class LatentModel:
     notes: tuple[str, ...] = ()
     convolves: bool = False
     programs: dict[Any, Callable] = field(default_factory=dict, init=False, repr=False)
+    systems: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def compiled(self, function: Callable, *static: Any) -> Callable:
         """Return ``function(self, *static, …)``, compiled; the program lives as long as the model does.

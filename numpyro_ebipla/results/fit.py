@@ -377,4 +377,5 @@ class Fit(Drawing):
             text += f", {self.num_chains} particles, {self.num_samples} draws each of {sites}"
             if self.plan.indices is not None:
                 text += f" for {len(self.collected)} of {self.config.model.num_data} data"
-        return f"Fit({text}{', stopped early' if self.stopped and not self.arrived else ''}{''.join(f'; {note}' for note in self.notes)})"
+        early = ", stopped early" if self.stopped and not self.arrived else ""
+        return f"Fit({text}{early}{''.join(f'; {note}' for note in self.notes)})"

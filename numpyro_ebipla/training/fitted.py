@@ -74,7 +74,7 @@ class Fitted:
     @property
     def arrived(self) -> bool:
         """Whether the run ended because going on would have gained nothing, see :mod:`.training.newton`."""
-        return bool(self.stopped) and self.stopped.startswith(ARRIVED)
+        return (self.stopped or "").startswith(ARRIVED)
 
     @property
     def losses(self) -> np.ndarray:
