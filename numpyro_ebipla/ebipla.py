@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import jax
@@ -170,6 +171,15 @@ class EBIPLA(NewData):
             hold=as_arrays("hold", hold),
         )
         self._systems = Systems(model, self.settings, static_kwargs)
+
+    def __repr__(self) -> str:
+        """Return the model's name and the settings that are not the default ones."""
+        default = {name: option.default for name, option in signature(type(self).__init__).parameters.items()}
+        default |= {"posterior": parse_posterior(None, None, None), "optim": default_optimizer, "hold": {}}
+        given = self.settings._asdict() | {name: getattr(self, name) for name in ("num_steps", "num_samples", "guide")}
+        options = [f"{name}={value!r}" for name, value in given.items() if name != "optim" and value != default[name]]
+        options += ["optim=…"] if self.settings.optim is not default_optimizer else []
+        return f"EBIPLA({', '.join([getattr(self.model, '__name__', repr(self.model)), *options])})"
 
     def __getattr__(self, name: str) -> Any:
         """Return one of the settings, such as ``num_particles`` or ``prior``, in the form that the steps use."""

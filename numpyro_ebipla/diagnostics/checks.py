@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpyro_ebipla._core.show import html_table
+
 MORE_STEPS = "more num_steps (run(init_state=fit.state) goes on)"
 MORE_DRAWS = "larger num_particles or num_samples"
 #: Share of a limit from which a noise is worth saying.
@@ -78,7 +80,7 @@ class Rule(NamedTuple):
         return Check(name, value, shown, bool(passed), self.good if passed else self.bad, self.remedy, slight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnostics:
     """What :meth:`.Fit.diagnostics` found; printed, a table.
 
@@ -114,11 +116,19 @@ class Diagnostics:
             raise KeyError(f"there is no check {name!r}; there are {list(found)}.")
         return found[name]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        rows = self._rows()
+        wide = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        return html_table(header, rows)
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = [("check", "value", "limit", "verdict")]
         for c in self.checks:
             off = "slightly off" if c.slight else "CHECK"
             said = f"ok: {c.verdict}" if c.passed else f"{off}: {c.verdict}. Try {c.remedy}."
             rows.append((c.name, f"{c.value:.3g}", c.limit, said))
-        wide = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:{wide[2]}}  {d}" for a, b, c, d in rows)
+        return rows

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from scipy import stats
 
+from numpyro_ebipla._core.show import html_table
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.results.information import chosen_params, information, scores
@@ -43,7 +45,7 @@ class Covariance(NamedTuple):
     value: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ParameterTable:
     """Estimates with standard errors and Wald intervals; printed, a table.
 
@@ -68,16 +70,30 @@ class ParameterTable:
         columns = [f.name for f in fields(self) if f.name != "prob"]
         return {name: list(getattr(self, name)) for name in columns}
 
-    def __str__(self) -> str:
-        width = max(len(name) for name in self.names)
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{name:{width}}" + "".join(f"{text:>12}" for text in cells) for name, *cells in rows]
+        return "\n".join([*lines, *self._notes()])
+
+    def to_html(self) -> str:
+        """Return the table as notebooks show it."""
+        header, *rows = self._rows()
+        return html_table(header, rows) + "".join(f"<p>{note}</p>" for note in self._notes())
+
+    _repr_html_ = to_html
+
+    def _rows(self) -> list[list[str]]:
         low, high = 50 * (1 - self.prob), 50 * (1 + self.prob)
-        lines = [f"{'':{width}}{'estimate':>12}{'std error':>12}{f'{low:.3g} %':>12}{f'{high:.3g} %':>12}"]
+        rows = [["", "estimate", "std error", f"{low:.3g} %", f"{high:.3g} %"]]
         for name, *numbers in zip(self.names, self.estimate, self.std_error, self.lower, self.upper, strict=True):
-            shown = ["–" if np.isnan(number) else f"{number:.4g}" for number in numbers]
-            lines.append(f"{name:{width}}" + "".join(f"{text:>12}" for text in shown))
-        if np.isnan(self.std_error).any():
-            lines.append("–: the likelihood is level there, as for a variance at zero or a rotation of factors")
-        return "\n".join(lines)
+            rows.append([name, *("–" if np.isnan(number) else f"{number:.4g}" for number in numbers)])
+        return rows
+
+    def _notes(self) -> list[str]:
+        if not np.isnan(self.std_error).any():
+            return []
+        return ["–: the likelihood is level there, as for a variance at zero or a rotation of factors"]
 
 
 def array_name(path: tuple) -> str:
@@ -258,7 +274,7 @@ def likelihood_ratio(smaller: Estimate, larger: Estimate, df: int) -> Comparison
     return Comparison(statistic, error, df, whole, (whole + half) / 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparisonTable:
     """Fits of one data set by AIC; printed, a table.
 
@@ -271,19 +287,27 @@ class ComparisonTable:
     rows: dict[str, dict[str, float]]
     tests: dict[tuple[str, str], Comparison]
 
-    def __str__(self) -> str:
-        width = max(len(name) for name in self.rows)
+    def __repr__(self) -> str:
+        rows = self._cells()
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{name:{width}}" + "".join(f"{text:>16}" for text in cells) for name, *cells in rows]
+        return "\n".join([*lines, *self._sentences()])
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._cells()
+        return html_table(header, rows) + "".join(f"<p>{escape(said)}</p>" for said in self._sentences())
+
+    def _cells(self) -> list[list[str]]:
         columns = ("log_likelihood", "std_error", "parameters", "aic", "bic")
-        lines = [" " * width + "".join(f"{name.replace('_', ' '):>16}" for name in columns)]
-        for name, row in self.rows.items():
-            lines.append(f"{name:{width}}" + "".join(f"{row[column]:>16.6g}" for column in columns))
-        for (smaller, larger), test in self.tests.items():
-            lines.append(
-                f"{larger} against {smaller}, if nested: χ² = {test.statistic:.2f} ± {test.std_error:.2g}, "
-                f"{test.df} df, p = {test.p_value:.3g} "
-                f"({test.p_value_at_boundary:.3g} if {smaller} has a variance at zero)"
-            )
-        return "\n".join(lines)
+        cells = [["", *(column.replace("_", " ") for column in columns)]]
+        return cells + [[name, *(f"{row[column]:.6g}" for column in columns)] for name, row in self.rows.items()]
+
+    def _sentences(self) -> list[str]:
+        return [
+            f"{larger} against {smaller}, if nested: χ² = {test.statistic:.2f} ± {test.std_error:.2g}, {test.df} df, "
+            f"p = {test.p_value:.3g} ({test.p_value_at_boundary:.3g} if {smaller} has a variance at zero)"
+            for (smaller, larger), test in self.tests.items()
+        ]
 
 
 def compare(fits: Mapping[str, Any] | Sequence[Any]) -> ComparisonTable:

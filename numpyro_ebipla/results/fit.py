@@ -30,7 +30,7 @@ from numpyro_ebipla.results.estimates import (
 )
 from numpyro_ebipla.results.information import chosen_params
 from numpyro_ebipla.results.saving import save_fit
-from numpyro_ebipla.results.summary import summary_lines
+from numpyro_ebipla.results.summary import html_of, summary_lines
 from numpyro_ebipla.smc.normaliser import Estimate
 
 #: Tags by which keys are derived from the state's own.
@@ -379,3 +379,6 @@ class Fit(Drawing):
                 text += f" for {len(self.collected)} of {self.config.model.num_data} data"
         early = ", stopped early" if self.stopped and not self.arrived else ""
         return f"Fit({text}{early}{''.join(f'; {note}' for note in self.notes)})"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)

@@ -1,6 +1,7 @@
 """The text of a fit for the terminal."""
 
 from collections.abc import Iterator, Sequence
+from html import escape
 from typing import Any
 
 import jax
@@ -30,6 +31,16 @@ def summary_lines(fit: Fitted, var_names: Sequence[str] | None, indices: Any, pr
     if fit.draws is not None:
         lines += ["", *_site_lines(fit, var_names, indices, prob, max_rows)]
     return lines
+
+
+def html_of(fit: Fitted) -> str:
+    """Return what a notebook shows of a fit: what it is, and its parameters."""
+    if has_information(fit):
+        params = parameter_table(fit, WALD).to_html()
+    else:
+        params = f"<pre>{escape(chr(10).join(_param_lines(fit)))}</pre>"
+    stopped = f"<p>{escape(fit.stopped)}</p>" if fit.stopped else ""
+    return f"<p><b>{escape(repr(fit))}</b></p>{stopped}{params}"
 
 
 def _run_lines(fit: Fitted) -> Iterator[str]:
