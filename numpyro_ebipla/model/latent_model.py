@@ -8,7 +8,7 @@ sites; a data plate's M/B scale is divided out again, so that what belongs to on
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,24 +32,8 @@ from numpyro_ebipla.model.handlers import (
     unmask_latents,
     unmasked,
 )
-from numpyro_ebipla.model.layout import DataPlate, EnergySite, LatentSite
+from numpyro_ebipla.model.layout import DataPlate, EnergySite, Joint, LatentSite
 from numpyro_ebipla.smc.density import TiltedDensity
-
-
-class Joint(NamedTuple):
-    """Log densities of N particles and what comes with them.
-
-    Attributes:
-        per_datum: ``[N, B]`` the sum of all sites inside the data plate, for each datum.
-        rest: ``[N]`` the sum of all others.
-        mutable: new values at ``mutable`` sites, of the first particle.
-        potentials: ``{energy site: minus the unnormalised log density}`` of the particles (data, if it is observed).
-    """
-
-    per_datum: Array
-    rest: Array
-    mutable: dict[str, Any]
-    potentials: dict[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +108,17 @@ class LatentModel:
 
     def all_params(self, unconstrained: Params) -> Params:
         """Return parameters in the space that the model declares, with those that are held."""
-        return self.constrain_params(unconstrained) | self.held
+        return self._transformed(LatentModel.constrain_params, unconstrained) | self.held
 
     def unconstrain_params(self, params: Params) -> Params:
         """Invert :meth:`constrain_params`."""
-        return {
-            name: self.param_transforms[name].inv(value) if name in self.param_transforms else value
-            for name, value in params.items()
-        }
+        return self._transformed(_unconstrained, params)
+
+    def _transformed(self, function: Callable, params: Params) -> Params:
+        """Return parameters, mapped where they have a constraint: by one program in place of dozens of small ones."""
+        some = {name: value for name, value in params.items() if name in self.param_transforms}
+        moved = self.compiled(function)(some) if some else {}
+        return {name: moved.get(name, value) for name, value in params.items()}
 
     # --- densities ------------------------------------------------------------------------------------
 
@@ -398,3 +385,7 @@ class LatentModel:
         if batch.indices is not None and self.plate is not None:
             values[self.plate.name] = batch.indices
         return handlers.seed(handlers.substitute(self.model, data=values), batch.rng_key)
+
+
+def _unconstrained(model: LatentModel, params: Params) -> Params:
+    return {name: model.param_transforms[name].inv(value) for name, value in params.items()}

@@ -65,6 +65,22 @@ class DataPlate(NamedTuple):
         return value.reshape(value.shape[0], -1)
 
 
+class Joint(NamedTuple):
+    """Log densities of N particles and what comes with them.
+
+    Attributes:
+        per_datum: ``[N, B]`` the sum of all sites inside the data plate, for each datum.
+        rest: ``[N]`` the sum of all others.
+        mutable: new values at ``mutable`` sites, of the first particle.
+        potentials: ``{energy site: minus the unnormalised log density}`` of the particles (data, if it is observed).
+    """
+
+    per_datum: Array
+    rest: Array
+    mutable: dict[str, Any]
+    potentials: dict[str, Array]
+
+
 class ModelLayout(NamedTuple):
     """What a trace says besides numbers: fields of :class:`LatentModel`, and names.
 

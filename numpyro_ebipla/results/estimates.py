@@ -17,6 +17,7 @@ from scipy import stats
 from numpyro_ebipla._core.show import html_table
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.handlers import simulated
+from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.information import chosen_params, information, scores
 from numpyro_ebipla.smc.normaliser import Estimate
 from numpyro_ebipla.training.fitted import Fitted
@@ -180,17 +181,26 @@ def _linearise(
     fit: Fitted, theta: Params, functions: Mapping[str, Callable[[Params], Any]] | None
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Return names, estimates ``[n]`` and their derivatives ``[n, L]`` by unconstrained parameters."""
+    model = fit.config.model
+    if functions is None:
+        names = parameter_names(jax.eval_shape(model.constrain_params, theta))
+        estimate, jacobian = model.compiled(_in_own_space)(theta)
+        return names, np.asarray(estimate, np.float64), np.asarray(jacobian, np.float64)
     free, unflatten = ravel_pytree(theta)
 
     def values(free: Array) -> list[Params]:
-        params = fit.config.model.constrain_params(unflatten(free))
-        if functions is None:
-            return [params]
-        return [{name: jnp.asarray(function(fit.params | params))} for name, function in functions.items()]
+        params = fit.params | model.constrain_params(unflatten(free))
+        return [{name: jnp.asarray(function(params))} for name, function in functions.items()]
 
     flat = lambda free: jnp.concatenate([ravel_pytree(value)[0] for value in values(free)])
     names = tuple(name for value in values(free) for name in parameter_names(value))
     return names, np.asarray(flat(free), np.float64), np.asarray(jax.jacfwd(flat)(free), np.float64)
+
+
+def _in_own_space(model: LatentModel, theta: Params) -> tuple[Array, Array]:
+    free, unflatten = ravel_pytree(theta)
+    flat = lambda free: ravel_pytree(model.constrain_params(unflatten(free)))[0]
+    return flat(free), jax.jacfwd(flat)(free)
 
 
 def _above_noise(each: np.ndarray, least: float = 0.0) -> np.ndarray:

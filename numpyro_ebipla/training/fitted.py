@@ -223,7 +223,7 @@ class Fitted:
         shown = wanted if any(conditional.values()) else wanted[:1]
         shown = np.resize(shown, max(len(shown), model.batch_size))  # walkers have the shape of a whole batch
         replay = model.compiled(_replay, tuple(self.config.walkers.items()))
-        last = model.constrain_params(self.state.params)
+        last = model.all_params(self.state.params)
         axes = {name: site.axis for name, site in model.energies.items()}
         found, log_z = model.map_blocks(
             lambda batch: replay(batch, self.params, last, self.state.prior),
