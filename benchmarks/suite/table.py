@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks.report import Report
 from benchmarks.suite.judge import ALLOWED, LARGEST_SE, MOST_OFF, POSTERIOR_THRESHOLD
 from numpyro_ebipla.diagnostics.parameters import LEFT_IN_ALL
+from numpyro_ebipla.training.newton import ARRIVED
 
 HEADER = (
     "case",
@@ -89,11 +90,16 @@ def _unadjusted(found: dict[str, Any] | None) -> str:
     return _nats(found["excess"]) + (f" ({found['fraction']:g})" if np.isfinite(found["excess"]) else "")
 
 
+def ended(run: dict[str, Any]) -> bool:
+    """Return whether a run ended for another reason than that it had arrived."""
+    return bool(run["stopped"]) and not run["stopped"].startswith(ARRIVED)
+
+
 def told(outcomes: list[dict[str, Any]]) -> list[str]:
     """What the fits said about themselves, and whether it was right."""
     runs = [run for outcome in outcomes for run in outcome["runs"]]
-    stopped = [f"{o['name']}, seed {r['seed']}: {r['stopped']}" for o in outcomes for r in o["runs"] if r["stopped"]]
-    judged = [run for run in runs if not run["stopped"]]
+    stopped = [f"{o['name']}, seed {r['seed']}: {r['stopped']}" for o in outcomes for r in o["runs"] if ended(r)]
+    judged = [run for run in runs if not ended(run)]
     alarmed = [run for run in judged if run["met"] and run["alarms"]]
     true = sum(run["in_all"] > LEFT_IN_ALL.limit for run in alarmed)
     missed = sum(not run["met"] and not run["alarms"] for run in judged)

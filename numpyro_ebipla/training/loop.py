@@ -20,7 +20,7 @@ from numpyro_ebipla.checkpoint.store import Store
 from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.particles.block import gather
 from numpyro_ebipla.training.config import Config
-from numpyro_ebipla.training.newton import LOOK_EVERY, LOOK_FROM, Looks, Watch
+from numpyro_ebipla.training.newton import LOOK_EVERY, Looks, Watch, is_due
 from numpyro_ebipla.training.step import batch_indices, log_joint_at
 from numpyro_ebipla.training.stopping import (
     NO_LIMITS,
@@ -101,7 +101,7 @@ def run_steps(
                     break
                 if looking and done % PROBE_EVERY == 0:
                     record.probes.append(_look(state.params))
-                if watch and done % LOOK_EVERY == 0 and done >= LOOK_FROM:
+                if watch and is_due(record.looks, done):
                     record.looks.append(watch.look(done, state, data))
                 if store and done % store.every == 0 and store.save(state, *record.joined()):
                     saved = done

@@ -28,8 +28,11 @@ from numpyro_ebipla.training.information import (
 )
 
 #: Steps between two looks, and before the first. A look costs about as much as five steps where there are three
-#: parameters.
+#: parameters, and as twenty where there are thirty.
 LOOK_EVERY, LOOK_FROM = 50, 200
+#: Looks in a row that saw no maximum double the wait for the next one, up to so many times: factors that may be rotated
+#: have none, and 31 parameters' looks at each 50 steps took as long as the steps.
+PATIENCE = 8
 #: Nats of all data together that a run leaves: with one parameter, 0.03 of its standard errors.
 GAIN = 5e-4
 #: What is said of a run that ended so begins with this.
@@ -156,6 +159,22 @@ def is_maximum(curvature: np.ndarray) -> bool:
 def flat(params: Params) -> np.ndarray:
     """Return unconstrained parameters ``[L]``."""
     return np.asarray(ravel_pytree(params)[0], np.float64)
+
+
+def is_due(looks: list[Looks], done: int) -> bool:
+    """Return whether to look after ``done`` steps, by the looks so far.
+
+    >>> seen = lambda *steps: [Looks(np.array([k]), np.full((1, 2), np.nan), np.eye(2)[None]) for k in steps]
+    >>> is_due([], 150), is_due([], 200), is_due(seen(200), 250), is_due(seen(200), 300), is_due(seen(200, 300), 400)
+    (False, True, False, True, False)
+    """
+    if done % LOOK_EVERY or done < LOOK_FROM:
+        return False
+    if not looks:
+        return True
+    known = np.isfinite(np.concatenate([look.best[:, 0] for look in looks]))
+    in_vain = np.argmax(known[::-1]) if known.any() else len(known)
+    return bool(done - looks[-1].step[-1] >= LOOK_EVERY * min(2**in_vain, PATIENCE))
 
 
 class Watch(NamedTuple):
