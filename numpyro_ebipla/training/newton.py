@@ -31,7 +31,7 @@ from numpyro_ebipla.training.information import (
 #: parameters, and as twenty where there are thirty.
 LOOK_EVERY, LOOK_FROM = 50, 200
 #: Looks in a row that saw no maximum double the wait for the next one, up to so many times: factors that may be rotated
-#: have none, and 31 parameters' looks at each 50 steps took as long as the steps.
+#: have none to see.
 PATIENCE = 8
 #: Nats of all data together that a run leaves: with one parameter, 0.03 of its standard errors.
 GAIN = 5e-4
@@ -174,7 +174,7 @@ def is_due(looks: list[Looks], done: int) -> bool:
         return True
     known = np.isfinite(np.concatenate([look.best[:, 0] for look in looks]))
     in_vain = np.argmax(known[::-1]) if known.any() else len(known)
-    return bool(done - looks[-1].step[-1] >= LOOK_EVERY * min(2**in_vain, PATIENCE))
+    return bool(done - looks[-1].step[-1] >= LOOK_EVERY * min(2 ** int(in_vain), PATIENCE))
 
 
 class Watch(NamedTuple):
