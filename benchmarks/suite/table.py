@@ -142,7 +142,10 @@ def figure(outcomes: list[dict[str, Any]]) -> Any:
                 _dots(
                     axes[0], i, [outcome[key]["excess"]], marker, 26, facecolors="none", edgecolors="0.4", label=label
                 )
-    titles = "Nats above the optimum, per datum (mixed models: in total)", "Posterior error in sds (hollow: with Monte Carlo error)"
+    titles = (
+        "Nats above the optimum, per datum (mixed models: in total)",
+        "Posterior error in sds (hollow: with Monte Carlo error)",
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xscale="log", xlim=(LEAST / 1.5, 1.5 * MOST), title=title)
         axis.set_xlabel(f"what is below {LEAST:g} or above {MOST:g} is shown there")
