@@ -34,7 +34,7 @@ def judged(case: Case, ebipla: EBIPLA, seed: int) -> dict[str, Any]:
         everything = {"indices": np.arange(case.num_data)} if case.kwargs else {}  # minibatches' draws are of some data
         fit = ebipla.run(random.key(seed), *case.args, progress_bar=False, **everything, **case.kwargs)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        diagnosis = None if "diverged" in (fit.stopped or "") else fit.diagnostics()
+        diagnosis = None if fit.stopped and not fit.arrived else fit.diagnostics()
     excess = case.optimum - case.value(fit.params)
     draws = fit.get_samples()[case.site]
     errors, frozen = posterior_errors(case, fit.params, draws), frozen_chains(draws)

@@ -41,7 +41,7 @@ def reconstruct(
     batch = batch._replace(indices=model.blocks()[0])
     check_proper(model, params, batch, scaled=True)
     axes = _axes(model, params, batch, sites)
-    by_datum = 0 if model.local_sites and not model.global_sites else None
+    by_datum = 0 if model.independent_data else None
     if populations is None and by_datum == 0:
         few = model.compiled(_of_chains, tuple(axes), guide)
         one = lambda here: few(params, guide_params or {}, here)

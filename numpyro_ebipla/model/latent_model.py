@@ -99,6 +99,11 @@ class LatentModel:
         """Names of the latents outside it."""
         return [name for name, site in self.latents.items() if not site.local]
 
+    @property
+    def independent_data(self) -> bool:
+        """Whether the chains of different data are independent, so that each has a log density of its own."""
+        return bool(self.local_sites) and not self.global_sites
+
     def constrain_params(self, unconstrained: Params) -> Params:
         """Return parameters in the space that the model declares."""
         return {

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from html import escape
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from scipy import stats
 
-from numpyro_ebipla._core.show import html_table
+from numpyro_ebipla._core.show import html_table, text_table
 from numpyro_ebipla._core.state import Params
 from numpyro_ebipla.model.handlers import simulated
 from numpyro_ebipla.model.latent_model import LatentModel
@@ -72,15 +71,12 @@ class ParameterTable:
         return {name: list(getattr(self, name)) for name in columns}
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, *_ in rows)
-        lines = [f"{name:{width}}" + "".join(f"{text:>12}" for text in cells) for name, *cells in rows]
-        return "\n".join([*lines, *self._notes()])
+        return text_table(self._rows(), 12, self._notes())
 
     def to_html(self) -> str:
         """Return the table as notebooks show it."""
         header, *rows = self._rows()
-        return html_table(header, rows) + "".join(f"<p>{note}</p>" for note in self._notes())
+        return html_table(header, rows, self._notes())
 
     _repr_html_ = to_html
 
@@ -298,14 +294,11 @@ class ComparisonTable:
     tests: dict[tuple[str, str], Comparison]
 
     def __repr__(self) -> str:
-        rows = self._cells()
-        width = max(len(name) for name, *_ in rows)
-        lines = [f"{name:{width}}" + "".join(f"{text:>16}" for text in cells) for name, *cells in rows]
-        return "\n".join([*lines, *self._sentences()])
+        return text_table(self._cells(), 16, self._sentences())
 
     def _repr_html_(self) -> str:
         header, *rows = self._cells()
-        return html_table(header, rows) + "".join(f"<p>{escape(said)}</p>" for said in self._sentences())
+        return html_table(header, rows, self._sentences())
 
     def _cells(self) -> list[list[str]]:
         columns = ("log_likelihood", "std_error", "parameters", "aic", "bic")

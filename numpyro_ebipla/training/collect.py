@@ -116,7 +116,7 @@ def with_sites(
             f"sites: the deterministic site '{mixed[0]}' is of a minibatch, as it depends on the data of a subsampled "
             "plate and has no axis for them: leave it out, or drop the batch size."
         )
-    if plan.indices is None and _by_datum(model):
+    if plan.indices is None and model.independent_data:
         number = _num_affordable(model, plan, num_particles, layout)
         if 0 < number < model.num_data:
             plan = plan._replace(indices=spaced(model.num_data, number))
@@ -216,7 +216,7 @@ def collect(
     in blocks of B data. A global latent couples all data: then they form one block.
     """
     run = model.compiled(_run_block, particles, plan.num_samples, plan.thinning, plan.warmup, plan.sites)
-    by_datum = _by_datum(model)
+    by_datum = model.independent_data
     chains, scores = (-1, -2) if by_datum else (None, None)
     samples: dict[str, Any] = {name: layout[name].axis for name in plan.sites}
     each: Any = BY_BLOCK
@@ -263,7 +263,7 @@ def _run_block(
     key_model, key_weights, key_draws = random.split(batch.rng_key, 3)
     batch = batch._replace(rng_key=key_model)
     chains, held = particles.drop_weights(key_weights, chains), Held(particles, model, params, batch)
-    by_datum, log_density = _by_datum(model), log_density_at(model, batch)
+    by_datum, log_density = model.independent_data, log_density_at(model, batch)
     accepted = ["accept_local"] * bool(chains.latents.local) + ["accept_global"] * bool(chains.latents.shared)
 
     def draw(carry: tuple[Points, Adaptations], x: tuple[Array, Array]) -> tuple[Any, Draws]:
@@ -296,8 +296,11 @@ def _run_block(
     keys = random.split(key_draws, num_samples).reshape(parts, -1)
     num_warmup = jnp.zeros(keys.shape, jnp.int32).at[0, 0].set(warmup)
     _, (out, kept) = lax.scan(draws, (held.start(chains, warmup > 0), adapt), (keys, num_warmup))
-    pooled = jax.tree.map(groups.pool, kept) if groups else None
-    return _by_particle(out), [jax.tree.map(lambda x, i=i: x[i], pooled) for i in range(groups.number if groups else 0)]
+    out = _by_particle(out)
+    if not groups:
+        return out, []
+    pooled = jax.tree.map(groups.pool, kept)
+    return out, [jax.tree.map(lambda x, i=i: x[i], pooled) for i in range(groups.number)]
 
 
 def _newton(
@@ -363,8 +366,3 @@ def _num_parts(num_samples: int, num_directions: int) -> int:
     """Return at how many draws slopes are taken: a divisor of their number, so that they cost less than moves."""
     most = max(1, num_samples // (2 * max(1, num_directions)))
     return max(n for n in range(1, most + 1) if num_samples % n == 0)
-
-
-def _by_datum(model: LatentModel) -> bool:
-    """Return whether the chains of different data are independent, so that each has a log density of its own."""
-    return bool(model.local_sites) and not model.global_sites

@@ -142,14 +142,18 @@ class Record(NamedTuple):
 
     def joined(self) -> Joined:
         """Return all parts as one."""
-        looks = _join([part._asdict() for part in self.looks])
-        return Joined(_join(self.history) or {"contrast": np.zeros(0)}, _join(self.probes), looks)
+        history = _join(self.history) or {"contrast": np.zeros(0)}
+        return Joined(history, _join(self.probes), self.joined_looks())
+
+    def joined_looks(self) -> dict[str, np.ndarray]:
+        """Return these alone: they are asked for again and again, and a history may be long."""
+        return _join([part._asdict() for part in self.looks])
 
     def arrived(self, watch: Watch | None, state: TrainState, done: int) -> str | None:
         """Return why the run is over, if it is known to have arrived."""
         if not watch or not self.looks or self.looks[-1].step[-1] != done:
             return None
-        return watch.verdict(Looks(**self.joined().looks), state, done)
+        return watch.verdict(Looks(**self.joined_looks()), state, done)
 
     def add_blanks(self, done: int, params: Params) -> None:
         """Add NaN for the looks that nobody took, as the run did not go by them then."""

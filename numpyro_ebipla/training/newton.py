@@ -46,7 +46,7 @@ def log_density_at(model: LatentModel, batch: Batch) -> Callable[[Latents, Param
 
     def log_density(latents: Latents, theta: Params) -> Array:
         joint = model.log_joint(model.constrain_params(theta), *latents, batch, {})
-        if model.local_sites and not model.global_sites:  # a penalty of the parameters is shared by all data
+        if model.independent_data:  # a penalty of the parameters is shared by all data
             return joint.per_datum + joint.rest[:, None] / model.num_data
         return joint.per_datum.sum(-1) + joint.rest
 

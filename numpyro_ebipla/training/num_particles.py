@@ -36,7 +36,7 @@ def choose_num_particles(inspection: Inspection) -> int:
     chains = model.batch_size if model.local_sites else 1
     number = int(np.clip(-(-CHAINS // chains), FEWEST_PARTICLES, MOST_PARTICLES))
     few_params = by_coordinate(inspection.params)
-    if model.local_sites and not model.global_sites and not few_params:
+    if model.independent_data and not few_params:
         number = max(1, min(number, int(OPERATIONS / max(1.0, count_operations(inspection)))))
     if model.subsampled or not model.latents:
         return number

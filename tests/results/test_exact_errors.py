@@ -20,8 +20,7 @@ def exact_covariance(case, fit):
     model, step = fit.config.model, 0.1 / np.sqrt(np.diag(fit.draws.newton[1].astype(np.float64).sum(0).mean(0)))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), fit.params)
-        own = {k: model.param_transforms[k].inv(v) if k in model.param_transforms else v for k, v in wide.items()}
-        free, unravel = ravel_pytree(own)
+        free, unravel = ravel_pytree(model.unconstrain_params(wide))
         params_at = lambda v: model.constrain_params(unravel(v))
         jacobian = np.asarray(jax.jacfwd(lambda v: ravel_pytree(params_at(v))[0])(free))
         total = lambda v: case.value(jax.tree.map(np.asarray, params_at(free + v)))
