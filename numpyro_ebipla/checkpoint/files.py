@@ -20,8 +20,9 @@ from numpyro_ebipla._core.errors import CheckpointError, ModelError, x64_hint
 from numpyro_ebipla._core.tree import by_path
 
 FORMAT = "numpyro_ebipla checkpoint"
-#: Of the format and of the state's leaves: 2 since each strategy has a state of its own, 3 since couplings have blocks.
-VERSION = 3
+#: Of the format and of the state's leaves: 2 since each strategy has a state of its own, 3 since couplings have blocks,
+#: 4 since networks have an optimiser of their own.
+VERSION = 4
 
 _NAME = re.compile(r"step_(\d{12})\.npz")
 _UNFINISHED = re.compile(r"\.step_\d{12}\.npz\.\d+\.tmp")

@@ -26,11 +26,10 @@ def by_role(optims: dict[str, Any]) -> Callable[[tuple[str, ...]], optax.Gradien
     """
     if set(optims) != {"energy", "rest"}:
         raise ValueError(f'optim: a dictionary must have the keys "energy" and "rest", got {sorted(optims)}.')
-    parts = {
-        role: default_for(role) if optim is default_optimizer else as_optax(optim) for role, optim in optims.items()
-    }
+    given = {role: as_optax(optim) for role, optim in optims.items() if optim is not default_optimizer}
 
     def chosen(energy_params: tuple[str, ...]) -> optax.GradientTransformationExtraArgs:
+        parts = {role: given[role] if role in given else default_for(role, bool(energy_params)) for role in optims}
         label = lambda params: {name: "energy" if name in energy_params else "rest" for name in params}
         return optax.with_extra_args_support(optax.partition(parts, label))
 
@@ -86,12 +85,13 @@ def check_optimiser(optim: optax.GradientTransformationExtraArgs, params: Any) -
 
 
 def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTransformationExtraArgs:
-    """Return the default: Adam with a reach at ``0.01/√(1 + k/1000)``, with orthogonal moves of the energy's matrices.
+    """Return the default: Adam with a reach at ``0.01/√(1 + k/1000)``, with orthogonal moves of networks' matrices.
 
     No horizon enters, so a run may be continued at any time; the tail average does the rest. See
-    :func:`~numpyro_ebipla.optim.default.reaching_adam`.
+    :func:`~numpyro_ebipla.optim.default.reaching_adam`. Networks are the energies', and other sites with at least two
+    matrices: where there is an energy, the rate of these rises to the others' over the first thousand steps.
 
     Args:
         energy_params: names of the parameters on which an energy depends, but no base distribution.
     """
-    return by_role({role: default_for(role) for role in ("energy", "rest")})(energy_params)
+    return by_role({"energy": default_optimizer, "rest": default_optimizer})(energy_params)

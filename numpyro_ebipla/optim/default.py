@@ -1,4 +1,4 @@
-"""The default optimiser: Adam for parameters of any scale, and orthogonal moves for the matrices of an energy."""
+"""The default optimiser: Adam for parameters of any scale, and orthogonal moves for the matrices of networks."""
 
 from typing import Any
 
@@ -33,6 +33,9 @@ ENERGY_EPS = 1e-5
 ENERGY_SLACK = 2.0
 #: For the same reason: steps up to the parameters' own size are enough where nothing has a unit.
 ENERGY_MOST = 1.0
+#: Steps in which the rate of other networks rises to its own, where there is an energy. A decoder that is the faster of
+#: the two folds the latent space before the energy has learnt where the data are.
+WARMUP = 1000
 
 
 def reaching_adam(
@@ -53,21 +56,41 @@ def reaching_adam(
         gain: how fast the factors of the steps change.
         orthogonal: whether matrices move so.
     """
-    if orthogonal:
-        moves = {"matrix": _matrix_moves(gain), "other": _adam_moves(gain, ENERGY_EPS, ENERGY_SLACK, ENERGY_MOST)}
-        direction = optax.partition(moves, _kinds)
-    else:
-        direction = _adam_moves(gain)
-    return in_single_precision(optax.chain(direction, optax.scale_by_learning_rate(learning_rate)))
+    if not orthogonal:
+        return _at_rate(learning_rate, _adam_moves(gain))
+    return _at_rate(learning_rate, _network_moves(gain, _adam_moves(gain, ENERGY_EPS, ENERGY_SLACK, ENERGY_MOST)))
 
 
-def default_for(role: str) -> optax.GradientTransformationExtraArgs:
-    """Return the default optimiser of the parameters of a role, ``"energy"`` or ``"rest"``."""
-    return reaching_adam(inverse_sqrt_decay(RATE), orthogonal=role == "energy")
+def default_for(role: str, with_energy: bool) -> optax.GradientTransformationExtraArgs:
+    """Return the default optimiser of the parameters ``{site: tree}`` of a role.
+
+    Args:
+        role: ``"energy"`` or ``"rest"``.
+        with_energy: whether there are any of the former.
+    """
+    rate = inverse_sqrt_decay(RATE)
+    if role == "energy":
+        return reaching_adam(rate, orthogonal=True)
+    late = (lambda step: jnp.minimum(step / WARMUP, 1.0) * rate(step)) if with_energy else rate
+    parts = {"network": _at_rate(late, _network_moves(GAIN, _adam_moves(GAIN))), "other": reaching_adam(rate)}
+    label = lambda params: {name: "network" if _is_network(tree) else "other" for name, tree in params.items()}
+    return optax.with_extra_args_support(optax.partition(parts, label))
 
 
-def _kinds(params: Any) -> Any:
-    return jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
+def _is_network(tree: Any) -> bool:
+    """Return whether a site holds several matrices, with something nonlinear between them."""
+    return sum(leaf.ndim == 2 for leaf in jax.tree.leaves(tree)) > 1
+
+
+def _at_rate(
+    learning_rate: optax.ScalarOrSchedule, moves: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    return in_single_precision(optax.chain(moves, optax.scale_by_learning_rate(learning_rate)))
+
+
+def _network_moves(gain: float, other: optax.GradientTransformation) -> optax.GradientTransformation:
+    kinds = lambda params: jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
+    return optax.partition({"matrix": _matrix_moves(gain), "other": other}, kinds)
 
 
 def _adam_moves(gain: float, eps: float = EPS, slack: float = 1.0, most: float = MOST) -> optax.GradientTransformation:

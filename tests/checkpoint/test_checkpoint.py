@@ -143,8 +143,8 @@ def test_numpy_reads_the_file(small):
 
 @pytest.mark.unit
 def test_another_version_is_refused(small, monkeypatch):
-    monkeypatch.setattr(files, "VERSION", 4)
-    with pytest.raises(CheckpointError, match=r"format version 3 \(numpyro_ebipla .*reads version 4"):
+    monkeypatch.setattr(files, "VERSION", 5)
+    with pytest.raises(CheckpointError, match=r"format version 4 \(numpyro_ebipla .*reads version 5"):
         load(small[0])
 
 
@@ -152,7 +152,7 @@ def test_a_file_from_before_strategies_had_states_of_their_own_is_refused(tmp_pa
     """Its leaf paths are others: what is wrong is its age, not the model or the settings."""
     header = {"format": files.FORMAT, "version": 1, "releases": {"numpyro_ebipla": "0.1.0"}}
     path = sealed(tmp_path / "a.npz", {**header, "state": {}, "history": {}, "probes": {}})
-    with pytest.raises(CheckpointError, match=r"format version 1 \(numpyro_ebipla 0\.1\.0\).*reads version 3"):
+    with pytest.raises(CheckpointError, match=r"format version 1 \(numpyro_ebipla 0\.1\.0\).*reads version 4"):
         load(path)
 
 
@@ -426,8 +426,8 @@ def test_where_all_are_damaged(part):
 
 
 def test_an_old_version_in_the_directory(part, monkeypatch):
-    monkeypatch.setattr(files, "VERSION", 4)
-    with pytest.raises(CheckpointError, match=r"format version 3 .*reads version 4"):
+    monkeypatch.setattr(files, "VERSION", 5)
+    with pytest.raises(CheckpointError, match=r"format version 4 .*reads version 5"):
         run(part)
 
 

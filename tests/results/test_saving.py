@@ -119,7 +119,7 @@ def test_what_is_not_the_same_is_refused_by_name(path, tmp_path, monkeypatch):
         ebipla.load(old, Y, 3)
     with monkeypatch.context() as patch:
         patch.setattr(files, "VERSION", 99)
-        with pytest.raises(CheckpointError, match=r"format version 3 .* reads version 99"):
+        with pytest.raises(CheckpointError, match=r"format version 4 .* reads version 99"):
             ebipla.load(path, Y, 3)
     with monkeypatch.context() as patch:
         patch.setattr(saving, "releases", lambda: {"jax": "another"})
