@@ -75,6 +75,13 @@ class Family(NamedTuple):
         ]
         return np.concatenate(parts) - np.log(2 * np.pi * variance)
 
+    def log_density_of_data(self, y: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+        """Of draws that ``rotation`` ``[DIM, 2]`` takes out of the plane, with noise added there."""
+        along = y @ rotation
+        across = (y**2).sum(1) - (along**2).sum(1)
+        rest = 0.5 * (DIM - 2) * np.log(2 * np.pi * NOISE**2)
+        return self.log_density(along) - 0.5 * across / NOISE**2 - rest
+
 
 def _square(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
@@ -198,11 +205,6 @@ def energy_case(name: str, family: Callable[[], Family], seed: int) -> Case:
     clean = family.draw(rng, 2000) @ rotation.T
     exact = y.astype(np.float64)
 
-    along = held_out @ rotation
-    across = (held_out**2).sum(1) - (along**2).sum(1)
-    rest = 0.5 * (DIM - 2) * np.log(2 * np.pi * NOISE**2)
-    optimum = float((family.log_density(along) - 0.5 * across / NOISE**2 - rest).mean())
-
     def gaussian_value(params: Params) -> float:
         p = double(params)
         noise = np.full(DIM, p["noise"] ** 2)
@@ -216,7 +218,7 @@ def energy_case(name: str, family: Callable[[], Family], seed: int) -> Case:
         "x",
         NUM_DATA,
         value=lambda params: float(Grid(params).log_likelihood(held_out).mean()),
-        optimum=optimum,
+        optimum=float(family.log_density_of_data(held_out, rotation).mean()),
         posterior=lambda params, indices: Grid(params).posterior(exact[indices]),
         kwargs={"batch_size": BATCH},
         threshold=0.05,

@@ -29,10 +29,11 @@ EPS = 1e-16
 #: For an energy's parameters: a constant in the energy has no gradient but rounding, 1e-7 in single precision, and must
 #: not drift by it.
 ENERGY_EPS = 1e-5
-#: For an energy's parameters, whose gradients are differences of two noisy means, see :func:`with_reach`.
-ENERGY_SLACK = 2.0
+#: For an energy's parameters, whose gradients are differences of two noisy means, and for the matrices of all networks,
+#: where noise prevails as well, see :func:`with_reach`.
+NETWORK_SLACK = 2.0
 #: For the same reason: steps up to the parameters' own size are enough where nothing has a unit.
-ENERGY_MOST = 1.0
+NETWORK_MOST = 1.0
 #: Steps in which the rate of other networks rises to its own, where there is an energy. A decoder that is the faster of
 #: the two folds the latent space before the energy has learnt where the data are.
 WARMUP = 1000
@@ -58,7 +59,7 @@ def reaching_adam(
     """
     if not orthogonal:
         return _at_rate(learning_rate, _adam_moves(gain))
-    return _at_rate(learning_rate, _network_moves(gain, _adam_moves(gain, ENERGY_EPS, ENERGY_SLACK, ENERGY_MOST)))
+    return _at_rate(learning_rate, _network_moves(gain, _adam_moves(gain, ENERGY_EPS, NETWORK_SLACK, NETWORK_MOST)))
 
 
 def default_for(role: str, with_energy: bool) -> optax.GradientTransformationExtraArgs:
@@ -74,7 +75,7 @@ def default_for(role: str, with_energy: bool) -> optax.GradientTransformationExt
     late = (lambda step: jnp.minimum(step / WARMUP, 1.0) * rate(step)) if with_energy else rate
     parts = {"network": _at_rate(late, _network_moves(GAIN, _adam_moves(GAIN))), "other": reaching_adam(rate)}
     label = lambda params: {name: "network" if _is_network(tree) else "other" for name, tree in params.items()}
-    return optax.with_extra_args_support(optax.partition(parts, label))
+    return optax.partition(parts, label)
 
 
 def _is_network(tree: Any) -> bool:
@@ -106,4 +107,6 @@ def _matrix_moves(gain: float) -> optax.GradientTransformation:
 
     inner = optax.chain(nesterov_mean(MATRIX_DECAY), orthogonalise(), scale_by_width())
     mean_of = lambda state: state[0].mean
-    return with_reach(inner, MATRIX_DECAY, mean_of=mean_of, gain=gain, slack=ENERGY_SLACK, most=ENERGY_MOST, size=size)
+    return with_reach(
+        inner, MATRIX_DECAY, mean_of=mean_of, gain=gain, slack=NETWORK_SLACK, most=NETWORK_MOST, size=size
+    )

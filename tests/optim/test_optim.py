@@ -477,9 +477,7 @@ def test_inverse_sqrt_decay():
 
 SHAPES = {"wide": (5, 9), "tall": (9, 4), "vector": (7,), "scalar": (), "cube": (2, 3, 4)}
 SIZES = {"wide": 0.5, "tall": 30.0, "vector": 50.0, "scalar": 1.5, "cube": 0.1}
-
-
-#: The decoder has one matrix only: it is not taken for a network.
+#: The last has one matrix only, and is not taken for a network.
 SITES = {"energy": [*SHAPES], "network": [*SHAPES], "linear": [name for name in SHAPES if name != "tall"]}
 
 
