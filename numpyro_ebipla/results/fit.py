@@ -19,6 +19,7 @@ from numpyro_ebipla.diagnostics.report import check_fit
 from numpyro_ebipla.likelihood.annealed import log_likelihood
 from numpyro_ebipla.likelihood.posterior import Populations
 from numpyro_ebipla.results import arviz
+from numpyro_ebipla.results.citation import bibtex_of
 from numpyro_ebipla.results.drawing import Drawing
 from numpyro_ebipla.results.estimates import (
     Covariance,
@@ -61,6 +62,8 @@ class Fit(Drawing):
     ((4, 20, 3), (10,))
     >>> fit.to_arviz().posterior["x"].dims
     ('chain', 'draw', 'data')
+    >>> [line for line in fit.citation().splitlines() if line.startswith("@")]
+    ['@software{numpyro_ebipla,', '@misc{akyildiz2023,', '@misc{kuntz2022,', '@misc{titsias2023,']
     """
 
     # --- ArviZ ----------------------------------------------------------------------------------------
@@ -342,6 +345,10 @@ class Fit(Drawing):
             ``checks``.
         """
         return check_fit(self, self.key(KEY_DIAGNOSTICS, rng_key))
+
+    def citation(self) -> str:
+        """Return what to cite, in BibTeX: this software, and the sources of the strategies and kernels of the run."""
+        return bibtex_of(self.config)
 
     def print_summary(
         self,
