@@ -30,6 +30,9 @@ MAX_POINTS = 2000
 #: Nats below its mode at which a landscape's colours end.
 DEPTH = 12.0
 
+#: Share of the steps whose values may leave the axis, where they would leave less than a third of it to the others.
+FIRST_STEPS = 0.1
+
 #: Panels of the history: title, label of the axis, log scale, which entries.
 _PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
     ("contrast", "nats per datum", False, lambda name: name == "contrast"),
@@ -37,31 +40,29 @@ _PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
     ("acceptance", "probability", False, lambda name: name.startswith("accept") or name.endswith("/accept")),
     ("step size", "step size h", True, lambda name: name.startswith("step_size")),
     ("log normaliser", "log Z against the base", False, lambda name: name.endswith("/log_z")),
-    (
-        "health of the walkers",
-        "fraction, or ESS / P",
-        False,
-        lambda name: name.rpartition("/")[2] in ("ess", "swap", "brake", "trust"),
-    ),
+    ("effective sample size", "ESS / P", False, lambda name: name.endswith("/ess")),
+    ("swaps and brakes", "fraction", False, lambda name: name.rpartition("/")[2] in ("swap", "brake", "trust")),
 ]
 _LABELS = {
-    "ess": "lowest effective sample size",
+    "ess": "lowest of the walkers",
     "swap": "rarest swap of neighbours",
     "brake": "energy's rate (1: no brake)",
-    "trust": "energy's rate (1: inside the trust region)",
+    "trust": "energy's rate (1: in the trust region)",
 }
 
 
 def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> Any:
     """Plot the history of a fit, one panel for each kind of number that it has.
 
-    Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior
-    walkers log Z and their health: the effective sample size over the number of walkers, or the share of swaps
-    between the neighbouring temperatures that swap least. Faint lines are single steps, full lines running means.
+    Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior walkers log Z,
+    the effective sample size over the number of walkers (above 1 where those of other temperatures count), the share
+    of swaps between the neighbouring temperatures that swap least, and how far the energy's rate is reduced. Faint
+    lines are single steps, full lines running means. Where the first tenth of the steps would leave less than a third
+    of the axis to the others it runs out of the picture, and a line says to where.
 
     Args:
         fit: of :meth:`.EBIPLA.run`.
-        axes: at least as many as there are panels (at most six), by default those of a new figure.
+        axes: at least as many as there are panels (at most seven), by default those of a new figure.
         smooth: steps of the running mean, by default a fiftieth of all.
 
     Returns:
@@ -78,8 +79,9 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
     panels = [(*panel[:3], [k for k in history if panel[3](k)]) for panel in _PANELS]
     panels = [panel for panel in panels if panel[3]]
     if axes is None:
-        rows = -(-len(panels) // 3)
-        _, grid = plt.subplots(rows, 3, figsize=(12, 3 * rows), layout="constrained", squeeze=False)
+        columns = next((n for n in (3, 2) if len(panels) % n == 0), 4)
+        rows = -(-len(panels) // columns)
+        _, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained", squeeze=False)
         axes = list(grid.flat)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
@@ -89,12 +91,15 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
     window = max(1, num_steps // 50) if smooth is None else smooth
     steps = int(fit.state.step) - num_steps + 1 + np.arange(num_steps)
     for ax, (title, label, log, names) in zip(axes, panels, strict=False):
-        for name in names:
-            _line(ax, steps, history[name], window, _label(name))
+        for i, name in enumerate(names):
+            # Each narrower than the one before: those that stay at 1 lie upon each other.
+            _line(ax, steps, history[name], window, _label(name), width=1.5 + len(names) - 1 - i)
         if log:
             ax.set_yscale("log")
-        if label == "probability":
+        elif label in ("probability", "fraction"):
             ax.set_ylim(-0.03, 1.03)
+        else:
+            _cut_first_steps(ax, np.stack([history[name] for name in names]))
         ax.set(title=title, xlabel="step", ylabel=label)
         if len(names) > 1 or "/" in names[0]:
             ax.legend(fontsize="small")
@@ -252,16 +257,34 @@ def plot_energy(
 # --- parts ----------------------------------------------------------------------------------------------
 
 
-def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label: str) -> None:
+def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label: str, width: float) -> None:
     """Plot single steps faintly, and their running mean."""
     values = np.where(np.isfinite(values), values, np.nan)
     if window == 1 or np.isnan(values).any():
-        ax.plot(steps, values, label=label, marker="." if len(values) == 1 else "")
+        ax.plot(steps, values, label=label, lw=width, marker="." if len(values) == 1 else "")
         return
     (faint,) = ax.plot(steps, values, alpha=0.25, lw=0.7)
     total = np.cumsum(np.insert(values.astype(float), 0, 0.0))
     mean = (total[window:] - total[:-window]) / window
-    ax.plot(steps[window - 1 :], mean, color=faint.get_color(), label=label)
+    ax.plot(steps[window - 1 :], mean, color=faint.get_color(), label=label, lw=width)
+
+
+def _cut_first_steps(ax: "Axes", values: np.ndarray) -> None:
+    """Let the axis end near the values ``[lines, K]`` of the later steps, if the first ones would flatten them."""
+    early, later = np.split(values, [int(FIRST_STEPS * values.shape[1])], axis=1)
+    early, later = early[np.isfinite(early)], later[np.isfinite(later)]
+    if not (early.size and later.size):
+        return
+    low, high = later.min(), later.max()
+    least, most = min(low, early.min()), max(high, early.max())
+    if not 0 < 3 * (high - low) < most - least:
+        return
+    margin = 0.08 * (high - low)
+    ax.set_ylim(low - margin, high + margin)
+    reach = most if most - high > low - least else least
+    ax.text(
+        0.5, 0.97, f"first steps reach {reach:.3g}", transform=ax.transAxes, ha="center", va="top", fontsize="small"
+    )
 
 
 def _label(name: str) -> str:

@@ -56,7 +56,7 @@ def test_history_has_a_panel_for_each_kind():
         "acceptance",
         "step size",
         "log normaliser",
-        "health of the walkers",
+        "swaps and brakes",
     ]
     assert all(ax.get_xlabel() == "step" and ax.get_ylabel() for ax in axes.values())
     assert axes["gradient norm"].get_yscale() == axes["step size"].get_yscale() == "log"
@@ -64,6 +64,30 @@ def test_history_has_a_panel_for_each_kind():
     assert labels == ["particles, local latents", "prior walkers of x"]
     steps = axes["contrast"].lines[0].get_xdata()
     assert (steps[0], steps[-1]) == (101, 300)
+
+
+@pytest.mark.unit
+def test_lines_upon_each_other_are_seen():
+    figure = plot_history(recorded(**{"brake": np.ones(200), "trust": np.ones(200)}))
+    lines = [line for line in visible(figure)[-1].lines if not line.get_label().startswith("_")]
+    widths = [line.get_linewidth() for line in lines]
+    assert len(widths) == 3 and np.all(np.diff(widths) < 0)  # as they are drawn one after another
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("sign", [1, -1])
+def test_first_steps_do_not_flatten_the_rest(sign):
+    values = sign * np.concatenate([[1000.0] * 3, np.linspace(9, 1, 197)])
+    ax = visible(plot_history(recorded(contrast=values)))[0]
+    low, high = ax.get_ylim()
+    assert low < values[20:].min() and values[20:].max() < high and high - low < 10
+    assert ax.texts[0].get_text() == f"first steps reach {sign * 1000:.3g}"
+
+
+@pytest.mark.unit
+def test_an_even_history_is_shown_whole():
+    ax = visible(plot_history(recorded(contrast=np.linspace(9, 1, 200))))[0]
+    assert ax.get_ylim()[1] > 9 and not ax.texts
 
 
 @pytest.mark.unit
