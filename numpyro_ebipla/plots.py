@@ -10,6 +10,7 @@ import numpy as np
 from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.image_plots import plot_images, plot_interpolation, plot_reconstructions, pyplot, tiles
 from numpyro_ebipla.model.energy import EnergyPrior
+from numpyro_ebipla.results.sites import trace_sites
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,18 +183,18 @@ def plot_energy(
     limits: tuple[float, float, float, float] | None = None,
     resolution: int = 150,
 ) -> "Axes":
-    """Plot the landscape of a two-dimensional prior, with its walkers and the posterior particles on it.
+    """Plot the landscape of a two-dimensional prior, with its walkers and the posterior particles or the data on it.
 
     Colours are the log density in nats below its highest value (its level is unknown without log Z). Where
-    the fit is good, walkers (draws of the prior) and particles (draws of the posteriors of all data) have one
-    distribution.
+    the fit is good, walkers (draws of the prior) and particles (draws of the posteriors of all data; of an energy
+    of observed data, the data) have one distribution.
 
     Args:
         fit: a fit, or an :class:`.EnergyPrior`.
         ax: where to draw, by default a new figure.
         site: which energy prior of the fit, if there are several.
         walkers: ``[P, 2]`` to show instead of the fit's own; False shows none.
-        particles: ``[n, 2]`` likewise; by default the last draw of every particle.
+        particles: ``[n, 2]`` likewise; by default the last draw of every particle, or the data that the prior is of.
         limits: ``(left, right, bottom, top)``, by default what is shown and a margin.
         resolution: grid points along each axis.
 
@@ -207,7 +208,7 @@ def plot_energy(
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('coordinate 0', 'coordinate 1')
     """
-    plt = pyplot()
+    plt, others = pyplot(), "posterior particles"
     if isinstance(fit, EnergyPrior):
         prior, name = fit, site or "x"
         walkers = np.asarray(prior.sample(jax.random.key(0), (500,))) if walkers is None else walkers
@@ -218,10 +219,13 @@ def plot_energy(
         walkers = fit.prior_samples()[name] if walkers is None else walkers
         if particles is None and name in fit.get_samples():
             particles = fit.get_samples()[name][:, -1]
+        elif particles is None and fit.config.model.energies[name].observed:
+            others = "data"
+            particles = trace_sites(fit, spaced(fit.config.model.num_data, MAX_POINTS), {})[1][name].values
     _check_two_dimensional(prior, name)
     clouds = [
         ("prior walkers", walkers, "red"),
-        ("posterior particles", particles, "white"),
+        (others, particles, "white"),
     ]
     shown = [(label, _cloud(x), colour) for label, x, colour in clouds if x is not None and x is not False]
     if ax is None:
@@ -235,7 +239,7 @@ def plot_energy(
     value = np.maximum(value - value.max(), -DEPTH)
     filled = ax.contourf(x, y, value, levels=np.linspace(-DEPTH, 0, 25), cmap="viridis", extend="min")
     ax.figure.colorbar(filled, ax=ax, label="log density below its mode (nats)", ticks=np.arange(-DEPTH, 1, 2))
-    for label, points, colour in shown:
+    for label, points, colour in sorted(shown, key=lambda cloud: -len(cloud[1])):  # few on top of many
         points = points[spaced(len(points), MAX_POINTS)]
         edge = "black" if colour == "white" else "none"
         ax.scatter(

@@ -231,3 +231,19 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"pip install numpyro_ebipla\[plots\]"):
         plot_history(recorded())
+
+
+def test_an_energy_of_data_is_drawn_with_the_data():
+    """More of it than a picture shows."""
+    y = np.random.default_rng(0).normal(size=(3000, 2)).astype(np.float32)
+
+    def model(y):
+        a = numpyro.param("a", 1.0)
+        with numpyro.plate("data", len(y)):
+            numpyro.sample("y", EnergyPrior(lambda y: 0.5 * a * jnp.sum(y**2, -1), BASE), obs=y)
+
+    fit = EBIPLA(model).run(random.key(0), y, num_steps=2, progress_bar=False)
+    data, walkers = plot_energy(fit, resolution=10).collections[-2:]  # few on top of many
+    assert walkers.get_label().startswith("prior walkers") and data.get_label() == "data (2000)"
+    shown = np.asarray(data.get_offsets(), np.float32)
+    assert {tuple(row) for row in shown} <= {tuple(row) for row in y}
