@@ -239,7 +239,7 @@ def plot_energy(
     value = np.maximum(value - value.max(), -DEPTH)
     filled = ax.contourf(x, y, value, levels=np.linspace(-DEPTH, 0, 25), cmap="viridis", extend="min")
     ax.figure.colorbar(filled, ax=ax, label="log density below its mode (nats)", ticks=np.arange(-DEPTH, 1, 2))
-    for label, points, colour in sorted(shown, key=lambda cloud: -len(cloud[1])):  # few on top of many
+    for label, points, colour in shown:
         points = points[spaced(len(points), MAX_POINTS)]
         edge = "black" if colour == "white" else "none"
         ax.scatter(
@@ -249,6 +249,7 @@ def plot_energy(
             c=colour,
             edgecolors=edge,
             linewidths=0.3,
+            zorder=2 - len(points) / (2 * MAX_POINTS),  # few on top of many; the landscape has 1
             label=f"{label} ({len(points)})",
         )
     ax.set(xlim=limits[:2], ylim=limits[2:], title=f"fitted prior of {name}")

@@ -243,7 +243,8 @@ def test_an_energy_of_data_is_drawn_with_the_data():
             numpyro.sample("y", EnergyPrior(lambda y: 0.5 * a * jnp.sum(y**2, -1), BASE), obs=y)
 
     fit = EBIPLA(model).run(random.key(0), y, num_steps=2, progress_bar=False)
-    data, walkers = plot_energy(fit, resolution=10).collections[-2:]  # few on top of many
+    walkers, data = plot_energy(fit, resolution=10).collections[-2:]
+    assert walkers.get_zorder() > data.get_zorder()
     assert walkers.get_label().startswith("prior walkers") and data.get_label() == "data (2000)"
     shown = np.asarray(data.get_offsets(), np.float32)
     assert {tuple(row) for row in shown} <= {tuple(row) for row in y}
