@@ -136,14 +136,11 @@ SOURCES = {
     ),
 }
 
-#: Particles that persist, without an energy prior and with one; the other strategies have one source each.
-_PERSISTENT, _BESIDE_ENERGY = ("akyildiz2023", "kuntz2022"), ("marks2025",)
-_OF_PARTICLES: dict[type, str] = {
+#: What each strategy goes back to; those whose settings decide are in the functions below.
+_OF_STRATEGY: dict[type, str] = {
     WeightedParticles: "cuin2025",
     ShortRunParticles: "pang2020",
     SuccessiveParticles: "debortoli2021",
-}
-_OF_WALKERS: dict[type, str] = {
     Tempered: "syed2022",
     Annealed: "delmoral2006",
     ShortRun: "pang2020",
@@ -159,14 +156,9 @@ def sources_of(particles: AbstractParticles | None, walkers: Iterable[AbstractWa
         walkers: how the walkers of the energy priors are kept.
     """
     walkers = list(walkers)
-    names: list[str] = []
-    if type(particles) is Particles:
-        names += _BESIDE_ENERGY if walkers else _PERSISTENT
-    elif type(particles) in _OF_PARTICLES:
-        names.append(_OF_PARTICLES[type(particles)])
-    names += [_source_of_walkers(w) for w in walkers if type(w) in (*_OF_WALKERS, Persistent)]
-    if particles is not None:
-        names += _sources_of_kernel(particles.kernel)
+    names = [] if particles is None else _of_particles(particles, with_energy=bool(walkers))
+    names += [name for strategy in walkers for name in _of_walkers(strategy)]
+    names += [] if particles is None else _of_kernel(particles.kernel)
     return {name: SOURCES[name] for name in dict.fromkeys(names)}
 
 
@@ -177,13 +169,24 @@ def bibtex_of(config: Config) -> str:
     return "\n\n".join([SOFTWARE, *(source.bibtex(name) for name, source in sources.items())])
 
 
-def _source_of_walkers(walkers: AbstractWalkers) -> str:
-    if isinstance(walkers, Persistent):
-        return "carbone2023" if walkers.weighted else "tieleman2008"
-    return _OF_WALKERS[type(walkers)]
+def _of_particles(particles: AbstractParticles, with_energy: bool) -> list[str]:
+    if type(particles) is Particles:
+        return ["marks2025"] if with_energy else ["akyildiz2023", "kuntz2022"]
+    return _of_strategy(particles)
 
 
-def _sources_of_kernel(kernel: AbstractKernel) -> tuple[str, ...]:
+def _of_walkers(walkers: AbstractWalkers) -> list[str]:
+    if type(walkers) is Persistent:
+        return ["carbone2023" if walkers.weighted else "tieleman2008"]
+    return _of_strategy(walkers)
+
+
+def _of_strategy(strategy: AbstractParticles | AbstractWalkers) -> list[str]:
+    source = _OF_STRATEGY.get(type(strategy))
+    return [] if source is None else [source]
+
+
+def _of_kernel(kernel: AbstractKernel) -> list[str]:
     if isinstance(kernel, Underdamped):
-        return ("oliva2024", "cheng2018")
-    return ("titsias2023",) if isinstance(kernel, MALA) and kernel.precondition else ()
+        return ["oliva2024", "cheng2018"]
+    return ["titsias2023"] if isinstance(kernel, MALA) and kernel.precondition else []
