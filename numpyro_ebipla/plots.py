@@ -94,7 +94,7 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
     for ax, (title, label, log, names) in zip(axes, panels, strict=False):
         for i, name in enumerate(names):
             # Each narrower than the one before: those that stay at 1 lie upon each other.
-            _line(ax, steps, history[name], window, _label(name), width=1.5 + len(names) - 1 - i)
+            _line(ax, steps, history[name], window, _label(name), width=0.5 + len(names) - i)
         if log:
             ax.set_yscale("log")
         elif label in ("probability", "fraction"):
