@@ -86,6 +86,8 @@ BRAKE = Rule(
     MORE_STEPS,
     is_least=True,
 )
+#: Entries of the history that may be infinite in a sound step: the parameters' gradient is cut before it is used.
+MAY_OVERFLOW = ("log_z", "grad_norm")
 FINITE_STEPS = Rule(
     "non-finite steps",
     0,
@@ -129,7 +131,8 @@ ACCEPTANCE = Rule(
 
 def check_history(history: dict[str, np.ndarray], diverged: bool) -> list[Check]:
     """Check what the steps reported, over the last tenth of them."""
-    faulty = sum(int((~np.isfinite(v)).sum()) for k, v in history.items() if not k.endswith("/log_z")) + diverged
+    judged = [v for k, v in history.items() if k.rpartition("/")[2] not in MAY_OVERFLOW]
+    faulty = sum(int((~np.isfinite(v)).sum()) for v in judged) + diverged
     checks = [FINITE_STEPS.judge(faulty)]
     tail = {name: float(np.mean(v[-max(1, len(v) // 10) :])) for name, v in history.items() if len(v)}
     for name, value in tail.items():

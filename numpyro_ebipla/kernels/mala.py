@@ -33,6 +33,10 @@ STEP_RATE = 0.5
 LEAST_STEP_RATE = 0.02
 #: Scales and coupling are running means of about the last hundred moves at most, for the same reason.
 LEAST_SHAPE_RATE = 0.01
+#: A mean squared gradient this many times below its running mean is not noise: of four chains one in 1e13 is. The
+#: particles have left a place where the likelihood was steep beyond measure, and the mean would forget it in thousands
+#: of moves.
+ELSEWHERE = 1e-6
 #: Moves for which the identity counts in the mean coupling, so that a single move of few chains does not replace it.
 COUPLING_DELAY = 10
 
@@ -176,10 +180,12 @@ def _update_mean(curvature: Array, gradient: Array, secant: Array, rate: Array) 
     """Move ``curvature`` towards the mean squared gradient, or the secant where that is less.
 
     At stationarity the mean squared gradient is the mean second derivative, and the secant about its root mean
-    square, which is larger. What is not finite or zero is left out.
+    square, which is larger. What is not finite or zero is left out. A mean of another place (:data:`ELSEWHERE`) is
+    forgotten, half its distance in the logarithm each time.
     """
     axes = tuple(range(gradient.ndim - curvature.ndim))
     square = jnp.mean(jnp.square(gradient), axis=axes)
     square = jnp.where((secant > 0) & ~(square < secant), secant, square)
     square = jnp.where(jnp.isfinite(square) & (square > 0), square, curvature)
+    curvature = jnp.where(square < ELSEWHERE * curvature, jnp.sqrt(square) * jnp.sqrt(curvature), curvature)
     return curvature + rate * (square - curvature)

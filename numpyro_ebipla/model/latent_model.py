@@ -202,15 +202,17 @@ class LatentModel:
         flat = lambda x: x.reshape((-1, *x.shape[2:]))
         return jax.tree.map(flat, jax.vmap(one)(local, shared))
 
-    def faults(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> dict[str, Array]:
-        """Return where the log density of each sample site is not finite, for one particle: ``[B]``, or a scalar."""
+    def lowest(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> dict[str, Array]:
+        """Return the least log density at each sample site for one particle, ``[B]`` or a scalar; not finite is −inf."""
         trace, log_det = self.trace(params, local, shared, batch)
         result = {}
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
-            bad = ~jnp.isfinite(site_log_prob(site, log_det.get(name), jnp.zeros(())))
-            result[name] = self.by_datum(bad, site).any(-1) if self.is_local(site) else bad.any()
+            value = site_log_prob(site, log_det.get(name), jnp.zeros(()))
+            value = jnp.where(jnp.isfinite(value), value, -jnp.inf)
+            value = self.by_datum(value, site) if self.is_local(site) else value.ravel()
+            result[name] = value.min(-1, initial=jnp.inf)
         return result
 
     def tilted(self, params: Params, batch: Batch) -> dict[str, TiltedDensity]:

@@ -34,6 +34,9 @@ ENERGY_EPS = 1e-5
 NETWORK_SLACK = 2.0
 #: For the same reason: steps up to the parameters' own size are enough where nothing has a unit.
 NETWORK_MOST = 1.0
+#: Gradients are cut here, as squares of single precision end at 3e38. Particles drawn from the prior may lie where the
+#: likelihood is exp(-1e20): what noise in proportion to a prediction near zero makes of a datum.
+LARGEST = 1e15
 #: Steps in which the rate of other networks rises to its own, where there is an energy. A decoder that is the faster of
 #: the two folds the latent space before the energy has learnt where the data are.
 WARMUP = 1000
@@ -86,7 +89,9 @@ def _is_network(tree: Any) -> bool:
 def _at_rate(
     learning_rate: optax.ScalarOrSchedule, moves: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    return in_single_precision(optax.chain(moves, optax.scale_by_learning_rate(learning_rate)))
+    return in_single_precision(
+        optax.chain(optax.clip(LARGEST), moves, optax.scale_by_learning_rate(learning_rate)),
+    )
 
 
 def _network_moves(gain: float, other: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -58,16 +58,18 @@ def quiet_sites(latents: Latents) -> tuple[Sites, int]:
     return (both if fields_of(both, 1) else latents.shared), 1
 
 
-def control_weights(position: Sites, gradient: Sites, chain_ndim: int) -> Array:
+def control_weights(position: Sites, gradient: Sites, chain_ndim: int, before: Array | None = None) -> Array:
     """Return weights ``[*C]`` that sum to one over the particles, the leading axis.
 
     Args:
         position: ``{site: [*C, *event]}``, of chains ``C`` that :func:`fields_of` serve.
         gradient: of the log density there, likewise.
         chain_ndim: one, or two where chains belong to data.
+        before: ``[N]`` weights of the particles, by default equal ones.
     """
     x, slope = _flat(position, gradient, chain_ndim)
-    weight = jnp.full(x.shape[:chain_ndim], 1 / len(x), x.dtype)
+    weight = _equal(x) if before is None else before
+    weight = jnp.broadcast_to(weight.reshape((-1,) + (1,) * (chain_ndim - 1)), x.shape[:chain_ndim])
     return reweighted(weight, x, slope, _known(fields_of(position, chain_ndim)))
 
 
@@ -89,7 +91,7 @@ def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites
     fields = _known(fields_of(position, chain_ndim))
 
     def one(x: Array, slope: Array) -> tuple[Array, Array]:
-        equal = jnp.full(len(x), 1 / len(x), x.dtype)
+        equal = _equal(x)
         change, behind = _towards_level(equal, fields.levels(equal, x, slope))
         return fields.shared(equal, x, weigh(change, x - x.mean(0, keepdims=True))), behind
 
@@ -97,7 +99,9 @@ def recentring(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Sites
     return _sites(shift, position, chain_ndim), far
 
 
-def explained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) -> tuple[Sites, Array]:
+def explained(
+    position: Sites, gradient: Sites, values: Array, chain_ndim: int, weight: Array | None = None
+) -> tuple[Sites, Array]:
     """Regress ``values`` ``[*C, L]`` on the control variates of each datum.
 
     What is explained of one is ``h · ∂ log p + div h``, of a field ``h`` linear in each coordinate.
@@ -107,6 +111,7 @@ def explained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) 
         gradient: likewise.
         values: of each chain.
         chain_ndim: likewise.
+        weight: ``[N]`` of the particles, by default equal ones.
 
     Returns:
         The fields ``{site: [L, *C, *event]}``, and the covariance ``[L, L]`` of what is left, summed over data.
@@ -114,23 +119,30 @@ def explained(position: Sites, gradient: Sites, values: Array, chain_ndim: int) 
     x, slope = _flat(position, gradient, chain_ndim)
     fields = _known(fields_of(position, chain_ndim))
 
+    weight = _equal(x) if weight is None else weight
+    number = 1 / jnp.sum(jnp.square(weight))
+
     def one(x: Array, slope: Array, values: Array) -> tuple[Array, Array]:
-        equal = jnp.full(len(x), 1 / len(x), x.dtype)
-        features = fields.features(equal, x, slope)
-        features, values = features - features.mean(0), values - values.mean(0)
-        scale = jnp.sqrt(jnp.mean(jnp.square(features), 0)) + jnp.finfo(x.dtype).tiny
-        features = features / scale
-        solve = _solver(cross(features, features) / len(x))
-        coefficient = jax.vmap(solve, 1, 1)(cross(features, values) / len(x))
+        features = fields.features(weight, x, slope)
+        features, values = (v - weigh(weight, v)[None] for v in (features, values))
+        scale = jnp.sqrt(weigh(weight, jnp.square(features))) + jnp.finfo(x.dtype).tiny
+        features = features / scale[None]
+        weighted = weight[:, None] * features
+        coefficient = jax.vmap(_solver(cross(weighted, features)), 1, 1)(cross(weighted, values))
         rest = values - features @ coefficient
-        field = fields.field(equal, x, coefficient / scale[:, None])
-        return field, cross(rest, rest) / (len(x) - fields.number - 1)
+        field = fields.field(weight, x, coefficient / scale[:, None])
+        return field, cross(weight[:, None] * rest, rest) * (number / (number - fields.number - 1))
 
     if chain_ndim == 1:
         field, left = one(x, slope, values)
         return _sites(field, position, 1), left
     field, left = jax.vmap(one, 1, (2, 0))(x, slope, values)
     return _sites(field, position, 2), left.sum(0)
+
+
+def _equal(x: Array) -> Array:
+    """Return equal weights of particles ``[N, …]``."""
+    return jnp.full(len(x), 1 / len(x), x.dtype)
 
 
 def _flat(position: Sites, gradient: Sites, chain_ndim: int) -> tuple[Array, Array]:

@@ -69,7 +69,11 @@ def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Arra
 
 
 def slope_and_curvature(
-    log_joint: Callable[[Latents, Params], Array], at: Latents, params: Params, before: Params
+    log_joint: Callable[[Latents, Params], Array],
+    at: Latents,
+    params: Params,
+    before: Params,
+    weight: Array | None = None,
 ) -> tuple[Array, Array]:
     """Estimate slope and curvature of the log likelihood.
 
@@ -84,6 +88,7 @@ def slope_and_curvature(
         at: the particles; those that :func:`.quiet_sites` leaves out stay as they are.
         params: unconstrained.
         before: see :func:`go_along`.
+        weight: ``[N]`` of the particles, by default equal ones.
 
     Returns:
         ``[L]`` and minus the second derivatives ``[L, L]``, of all data together.
@@ -96,8 +101,8 @@ def slope_and_curvature(
 
     gradient = jax.grad(lambda quiet: density(quiet, origin).sum())(quiet)
     score = slopes(lambda params: log_joint(at, params), params, before)
-    weight = control_weights(quiet, gradient, chain_ndim)
-    field, left = explained(quiet, gradient, score, chain_ndim)
+    field, left = explained(quiet, gradient, score, chain_ndim, weight)
+    weight = control_weights(quiet, gradient, chain_ndim, weight)
     slope = lambda quiet, along: jax.grad(lambda a: jnp.sum(weight * density(quiet, a)))(along)
 
     ways = jax.tree.map(jnp.negative, field), jnp.eye(len(origin))

@@ -16,6 +16,10 @@ from numpyro_ebipla.training.config import Config
 
 #: Draws from the prior for an initial particle whose log density is not finite, before an error.
 REDRAWS = 10
+#: Log density of a site from which on particles are drawn again, too, where they can be: single precision tells no two
+#: of these apart, and their gradients soon overflow. Where all are so low, as of data millions from the start, it is
+#: no fault.
+ABSURD = -1e12
 
 
 class _Attempt(NamedTuple):
@@ -24,12 +28,12 @@ class _Attempt(NamedTuple):
     Attributes:
         count: of the draws.
         latents: the particles.
-        bad: ``{site: [N, B] or [N]}`` where the log density is not finite.
+        lowest: ``{site: [N, B] or [N]}`` log density, −inf where it is not finite.
     """
 
     count: Array  # type: ignore[assignment]
     latents: Latents
-    bad: dict[str, Array]
+    lowest: dict[str, Array]
 
 
 def initial_state(
@@ -124,36 +128,44 @@ def _draw_batch(config: Config, params: Params, batch: Batch, known: Sites | Non
         local, shared = jax.vmap(one)(random.split(key, num), known or {})
         return Latents(local, known or shared)
 
-    def faults(latents: Latents) -> dict[str, Array]:
+    def lowest(latents: Latents) -> dict[str, Array]:
         def one(latents: Latents) -> dict[str, Array]:
-            return model.faults(params, latents.local, latents.shared, batch._replace(rng_key=key_model))
+            return model.lowest(params, latents.local, latents.shared, batch._replace(rng_key=key_model))
 
         if not model.latents:
             return jax.tree.map(lambda x: x[None], one(latents))
         return jax.vmap(one)(latents)
 
+    # A shared latent takes all local ones of its particle with it.
+    joint = known is None and bool(model.global_sites)
+
+    def worst(values: dict[str, Array]) -> Array:
+        rows = [v.reshape(num, -1) for v in values.values()]
+        return jnp.stack([v.min(1) for v in rows] if joint else jnp.broadcast_arrays(*rows)).min(0)
+
     def attempt(s: _Attempt) -> _Attempt:
         new = draw(random.fold_in(key_draws, s.count))
-        if s.latents.shared and known is None:  # a shared latent takes all local ones of its particle with it
-            rows = jnp.stack([b.reshape(b.shape[0], -1).any(-1) for b in s.bad.values()]).any(0)
-            latents = chain_select(rows, new, s.latents)
-        else:
-            own = [b if b.ndim == 2 else b[:, None] for b in s.bad.values()]
-            where = jnp.any(jnp.stack(jnp.broadcast_arrays(*own)), 0)
-            latents = s.latents._replace(local=chain_select(where, new.local, s.latents.local))
-        return _Attempt(s.count + 1, latents, faults(latents))
+        now, before = lowest(new), worst(s.lowest)
+        better = (before < ABSURD) & (worst(now) >= before)
+        local = chain_select(better, new.local, s.latents.local)
+        shared = chain_select(better, new.shared, s.latents.shared) if joint else s.latents.shared
+        choose = lambda a, b: chain_select(better, a, b) if joint or a.ndim == 2 else a
+        return _Attempt(s.count + 1, Latents(local, shared), jax.tree.map(choose, now, s.lowest))
 
     def go_on(s: _Attempt) -> Array:
-        return (s.count <= REDRAWS) & jnp.stack([b.any() for b in s.bad.values()]).any()
+        return (s.count <= REDRAWS) & jnp.any(worst(s.lowest) < ABSURD)
+
+    def faults(values: dict[str, Array]) -> dict[str, Array]:
+        return {name: jnp.sum(value == -jnp.inf) for name, value in values.items()}
 
     if not model.latents:
-        return Latents({}, {}), jax.tree.map(jnp.sum, faults(Latents({}, {})))
+        return Latents({}, {}), faults(lowest(Latents({}, {})))
     # Everything counts as faulty before the first attempt, so that the model is compiled but once.
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(draw, key_draws))
     nothing = nothing._replace(shared=known or nothing.shared)
-    bad = jax.tree.map(lambda x: jnp.ones(x.shape, bool), jax.eval_shape(faults, nothing))
-    last = lax.while_loop(go_on, attempt, _Attempt(jnp.zeros((), jnp.int32), nothing, bad))
-    return last.latents, jax.tree.map(jnp.sum, last.bad)
+    never = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), jax.eval_shape(lowest, nothing))
+    last = lax.while_loop(go_on, attempt, _Attempt(jnp.zeros((), jnp.int32), nothing, never))
+    return last.latents, faults(last.lowest)
 
 
 def _strong_type_state(state: TrainState) -> TrainState:

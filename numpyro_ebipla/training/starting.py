@@ -117,7 +117,8 @@ def _begin_block(
         draws = {} if guide is None else draw_guide(model, guide, guide_params, at)
         found = Latents(*model.unconstrain(params, draws | given, at))
         bad = {name: ~jnp.isfinite(x) for part in found for name, x in part.items()}
-        return found, model.faults(params, found.local, found.shared, at) | bad
+        lowest = model.lowest(params, found.local, found.shared, at)
+        return found, {name: value == -jnp.inf for name, value in lowest.items()} | bad
 
     found, faults = jax.vmap(one)(random.split(batch.rng_key, num), values)
     return found, jax.tree.map(jnp.sum, faults)

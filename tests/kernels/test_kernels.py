@@ -193,6 +193,22 @@ def test_preconditioner_finds_scales_that_differ_by_ten_thousand():
     assert np.ptp(lag) < 10 / np.sqrt(40_000) and np.all(lag < 0.1)
 
 
+def test_a_curvature_of_another_place_is_forgotten(monkeypatch):
+    """Chains that begin where the target is 1e12 times steeper: their mean squared gradient was remembered for 5000 moves.
+
+    In equilibrium nothing is: the running mean goes on as it is, bit for bit.
+    """
+    wall = lambda x: -0.5 * jnp.sum(x**2, -1) - 1e12 * jnp.sum(jnp.maximum(jnp.abs(x) - 6, 0.0), -1)
+    x = jnp.where(jnp.arange(500)[:, None] % 2, 6.5, random.normal(random.key(0), (500, 2)))
+    _, adapt, _, accept = run(MALA(), wall, x, 400)
+    np.testing.assert_allclose(adapt.curvature["x"], 1.0, atol=0.3)
+    assert float(accept[200:].mean()) == pytest.approx(0.65, abs=0.05)
+    few = random.normal(random.key(1), (4, 2))
+    with_it = run(MALA(), gauss, few, 500)[1]
+    monkeypatch.setattr("numpyro_ebipla.kernels.mala.ELSEWHERE", 0.0)
+    jax.tree.map(np.testing.assert_array_equal, with_it, run(MALA(), gauss, few, 500)[1])
+
+
 def correlated(num_sites, condition=1e4, dim=5):
     """A rotated Gaussian of that condition number, its coordinates in one site or in several; and its covariance."""
     rng = np.random.default_rng(0)

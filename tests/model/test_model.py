@@ -447,6 +447,30 @@ def test_initial_particles_are_redrawn_where_their_density_is_not_finite():
     assert np.all(state.posterior.local["x"] > 0)
 
 
+def test_initial_particles_are_redrawn_where_their_density_is_absurd():
+    """Of up to eleven draws the first below 1e12 nats from the top is taken; where there is none, the best."""
+
+    def model(y, steepness):
+        with numpyro.plate("data", M):
+            x = numpyro.sample("x", dist.Normal(0, 1))
+            numpyro.factor("wall", -steepness * jnp.maximum(x, 0.0))
+            numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    start = lambda steepness: EBIPLA(model, num_particles=64).init(random.key(1), Y, steepness).posterior.local["x"]
+    assert np.all(start(1e16) < 1e-4)
+    assert np.mean(start(1.0) > 0) == pytest.approx(0.5, abs=2.0 / np.sqrt(64 * M)), "what is not absurd stays"
+
+    def low(y):
+        with numpyro.plate("data", M):
+            x = numpyro.sample("x", dist.Normal(0, 1))
+            numpyro.factor("slope", -1e16 * (x + 10))
+            numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    lowest = EBIPLA(low, num_particles=64).init(random.key(1), Y).posterior.local["x"]
+    # The least of eleven normal draws has mean −1.586 and standard deviation 0.58.
+    assert np.mean(lowest) == pytest.approx(-1.586, abs=4 * 0.58 / np.sqrt(64 * M))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, M])
 def test_a_normaliser_for_each_datum_whatever_the_batch(batch_size):
     """With one datum at a time a conditional prior was once taken for one that all data share."""

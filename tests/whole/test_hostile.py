@@ -210,3 +210,42 @@ def test_words_in_an_array_are_not_data():
             numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(mean, 1)), 1), obs=y)
 
     assert set(EBIPLA(named, **SHORT).init(random.key(0), Y, np.array(["a", "b"])).params) == {"b"}
+
+
+def elimination(t, y):
+    log_cl, log_v = numpyro.param("log_cl", 0.0), numpyro.param("log_v", 0.0)
+    s = numpyro.param("s", jnp.ones(2), constraint=dist.constraints.positive)
+    noise = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("subjects", len(y)):
+        cl = jnp.exp(numpyro.sample("cl", dist.Normal(log_cl, s[0])))
+        v = jnp.exp(numpyro.sample("v", dist.Normal(log_v, s[1])))
+        mean = (500 / v)[:, None] * jnp.exp(-(cl / v)[:, None] * t)
+        numpyro.sample("y", dist.Normal(mean, noise * mean).to_event(1), obs=y)
+
+
+def elimination_exact(t, y, theta):
+    """By a grid over the two latents, of ``log_cl, log_v, s, noise``, the last three in logarithms."""
+    z = jnp.linspace(-5, 5, 81)
+    a, b = (g.ravel() for g in jnp.meshgrid(z, z))
+    cl, v = jnp.exp(theta[0] + jnp.exp(theta[2]) * a), jnp.exp(theta[1] + jnp.exp(theta[3]) * b)
+    mean = (500 / v)[:, None] * jnp.exp(-(cl / v)[:, None] * t)
+    each = lambda y: dist.Normal(mean, jnp.exp(theta[4]) * mean).log_prob(y).sum(-1) - (a**2 + b**2) / 2
+    return jax.lax.map(lambda y: jax.scipy.special.logsumexp(each(y)), y).sum()
+
+
+def test_noise_in_proportion_to_a_prediction_near_zero():
+    """Particles of the prior expect next to nothing at late times, and log densities of them are −1e36.
+
+    Then the first gradient was none, and the fit ended with it ("lower the learning rate").
+    """
+    rng = np.random.default_rng(0)
+    t = np.array([0.5, 1, 2, 4, 8, 12, 24])
+    cl, v = 3 * np.exp(0.3 * rng.normal(size=30)), 30 * np.exp(0.2 * rng.normal(size=30))
+    y = (500 / v)[:, None] * np.exp(-(cl / v)[:, None] * t) * (1 + 0.12 * rng.normal(size=(30, 7)))
+    fit = EBIPLA(elimination).run(random.key(0), t.astype(np.float32), y.astype(np.float32), progress_bar=False)
+    assert fit.arrived
+    p = fit.params
+    theta = jnp.concatenate([jnp.stack([p["log_cl"], p["log_v"]]), jnp.log(p["s"]), jnp.log(p["noise"])[None]])
+    value = lambda theta: elimination_exact(jnp.asarray(t, jnp.float32), jnp.asarray(y, jnp.float32), theta)
+    slope, information = jax.grad(value)(theta), -jax.hessian(value)(theta)
+    assert 0.5 * slope @ np.linalg.solve(information, slope) < 0.02, "nats in all below the maximum"
