@@ -9,7 +9,7 @@ from scipy import integrate, linalg
 
 from numpyro_ebipla import MALA, ULA, Underdamped
 from numpyro_ebipla._core.tree import batched_value_and_grad
-from numpyro_ebipla.kernels import Point, start
+from numpyro_ebipla.kernels import Point, mala, start
 
 
 def target_of(log_density):
@@ -194,18 +194,18 @@ def test_preconditioner_finds_scales_that_differ_by_ten_thousand():
 
 
 def test_a_curvature_of_another_place_is_forgotten(monkeypatch):
-    """Chains that begin where the target is 1e12 times steeper: their mean squared gradient was remembered for 5000 moves.
+    """Chains begin where the target is 1e12 times steeper: their mean squared gradient stayed for 5000 moves.
 
     In equilibrium nothing is: the running mean goes on as it is, bit for bit.
     """
     wall = lambda x: -0.5 * jnp.sum(x**2, -1) - 1e12 * jnp.sum(jnp.maximum(jnp.abs(x) - 6, 0.0), -1)
     x = jnp.where(jnp.arange(500)[:, None] % 2, 6.5, random.normal(random.key(0), (500, 2)))
-    _, adapt, _, accept = run(MALA(), wall, x, 400)
+    _, adapt, _, accept = run(MALA(), wall, x, 1500)
     np.testing.assert_allclose(adapt.curvature["x"], 1.0, atol=0.3)
-    assert float(accept[200:].mean()) == pytest.approx(0.65, abs=0.05)
+    assert float(accept[1300:].mean()) == pytest.approx(0.65, abs=0.05)
     few = random.normal(random.key(1), (4, 2))
     with_it = run(MALA(), gauss, few, 500)[1]
-    monkeypatch.setattr("numpyro_ebipla.kernels.mala.ELSEWHERE", 0.0)
+    monkeypatch.setattr(mala, "ELSEWHERE", 0.0)
     jax.tree.map(np.testing.assert_array_equal, with_it, run(MALA(), gauss, few, 500)[1])
 
 
