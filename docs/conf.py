@@ -17,8 +17,22 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "jupyter_execute", "gallery/*.ipynb", "gallery/*.py", "sg_execution_times.rst"]
+
+# Examples are shown the shortest first.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",
+    "abort_on_example_error": True,
+    "parallel": 2,
+    "min_reported_time": 0,
+    "show_memory": False,
+    "download_all_examples": False,
+    "write_computation_times": False,
+}
 
 html_theme = "furo"
 html_title = f"numpyro_ebipla {release}"
