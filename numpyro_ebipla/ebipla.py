@@ -40,6 +40,7 @@ from numpyro_ebipla.training.config import parse_posterior
 from numpyro_ebipla.training.loop import describe_programs, run_steps
 from numpyro_ebipla.training.newton import watch_for
 from numpyro_ebipla.training.same_state import check_is_state
+from numpyro_ebipla.training.second_start import second_start_for
 from numpyro_ebipla.training.step import contrast_at
 from numpyro_ebipla.training.stopping import parse_limits
 from numpyro_ebipla.walkers.base import AbstractWalkers
@@ -379,6 +380,7 @@ class EBIPLA(NewData):
         plan = Plan(*counts, (), None, max_bytes, spent)
         collection = Collection(system, plan, sites, indices, data)  # refuses before the long work
         watch = watch_for(system.config, system.inspection.params, system.shapes, limits.gain)
+        second = second_start_for(system.config, system.inspection.params, system.shapes, system.begin)
         if system.inspection.note:
             warn(system.inspection.note)
         state = begin()
@@ -386,7 +388,7 @@ class EBIPLA(NewData):
             programs = describe_programs(system.config, system.run_chunk, state, data)
             given = (init_params, start and (start.values, start.guide_params)) if init_state is None else init_state
             state, found = store.resume_from(found, state, data, programs, given)
-        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found, watch)
+        run = run_steps(system.run_chunk, state, data, num_steps, progress_bar, limits, store, found, watch, second)
         key_draws = random.fold_in(rng_key, 1)
         fit = collection.finish(key_draws, *run, progress_bar, self.model, args, call.kwargs)
         warn_of_run(fit)

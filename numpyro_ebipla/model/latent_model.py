@@ -203,7 +203,7 @@ class LatentModel:
         return jax.tree.map(flat, jax.vmap(one)(local, shared))
 
     def lowest(self, params: Params, local: Sites, shared: Sites, batch: Batch) -> dict[str, Array]:
-        """Return the least log density of each sample site for one particle, ``[B]`` or a scalar; −inf if not finite."""
+        """Return the least log density of each sample site of one particle, ``[B]`` or a scalar; else −inf."""
         trace, log_det = self.trace(params, local, shared, batch)
         result = {}
         for name, site in trace.items():

@@ -21,6 +21,7 @@ from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.particles.block import gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.newton import LOOK_EVERY, Looks, Watch, is_due
+from numpyro_ebipla.training.second_start import SECOND_START, SecondStart
 from numpyro_ebipla.training.step import batch_indices, log_joint_at
 from numpyro_ebipla.training.stopping import (
     NO_LIMITS,
@@ -46,6 +47,7 @@ def run_steps(
     store: Store | None = None,
     found: Checkpoint | None = None,
     watch: Watch | None = None,
+    second: SecondStart | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray], str | None]:
     """Run chunks of jitted steps, with a look between them.
 
@@ -61,6 +63,7 @@ def run_steps(
         store: where to save checkpoints, if anywhere.
         found: the checkpoint that the state is of: its history is continued.
         watch: what ends a run that has arrived, if that is known.
+        second: what gives parameters a second start, likewise.
 
     Returns:
         The last sound state, ``{name: [steps]}`` and why the run ended early (or None).
@@ -72,6 +75,7 @@ def run_steps(
         record.add_blanks(done, state.params)
     marks = [CHUNK, *([store.every] if store else []), *([PROBE_EVERY] if looking else [])]
     marks += [LOOK_EVERY] if watch else []
+    again_at = SECOND_START - first if second else 0
     with tqdm(total=num_steps, initial=done, disable=not progress_bar, desc="fit") as bar, _held_interrupt() as pressed:
         try:
             while done < num_steps:
@@ -83,7 +87,7 @@ def run_steps(
                 stopped = stopped or _limit_reached(wanted, record, done, bool(pace) and now >= limits.deadline)
                 if stopped:
                     break
-                size = min(_next_edge(done, begun, marks), num_steps) - done
+                size = min(_next_edge(done, begun, marks, again_at), num_steps) - done
                 if pace:
                     size = int(np.clip((limits.deadline - now) / pace, 1, size))
                 state, taken, info = chunk(state, data, jnp.asarray(size, jnp.int32))
@@ -103,6 +107,8 @@ def run_steps(
                     record.probes.append(_look(state.params))
                 if watch and is_due(record.looks, done):
                     record.looks.append(watch.look(done, state, data))
+                if second and done == again_at:
+                    state = second.consider(state, data)
                 if store and done % store.every == 0 and store.save(state, *record.joined()):
                     saved = done
             bar.total = done  # at its end, wherever that is
@@ -170,10 +176,10 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {k: np.concatenate([p[k] for p in parts]) for k in (parts[0] if parts else ())}
 
 
-def _next_edge(done: int, begun: int, marks: list[int]) -> int:
-    """Return where the chunk after ``done`` steps ends: the host looks early, and then at multiples of the marks."""
+def _next_edge(done: int, begun: int, marks: list[int], once: int) -> int:
+    """Return where the chunk after ``done`` steps ends: the host looks early, at multiples of the marks, and once."""
     early = begun + (1 if done == begun else 10 if done < begun + 10 else CHUNK + done)
-    return min(early, *((done // mark + 1) * mark for mark in marks))
+    return min(early, *((done // mark + 1) * mark for mark in marks), *([once] if once > done else []))
 
 
 def _to_settle(limits: Limits, chunk: Callable, state: TrainState, data: Any) -> tuple[dict[str, float], bool]:
