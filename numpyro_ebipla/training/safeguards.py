@@ -43,26 +43,26 @@ safeguard            watches                    does                         whe
 :func:`is_sound`     numbers that are not       does not take the step, and  every step          a test: plain SGD on an
                      finite, walkers' densities the run ends                                     ever steeper energy
                      beyond ``max_energy``                                                       [bounds]
-``ABSURD``, of       initial particles whose    draws them from the prior    once, at the start  noise in proportion to a
-:mod:`.initial`      log density is below −1e12 again, up to ten times                           prediction near zero:
+``ABSURD``, of       initial particles whose    draws them from the prior    once, at the start  noise in proportion to
+``initial``          log density is below −1e12 again, up to ten times                           a mean near zero:
                                                                                                  no gradient; then 2e-4
                                                                                                  nats [starts]
-``LARGEST``, of      gradients of parameters    cuts each number             every step          as above: squares of
-:mod:`.optim`        beyond 1e15                                                                 1e36 overflow [starts]
+``LARGEST``, of the  gradients of parameters    cuts each number             every step          as above: squares of
+default optimiser    beyond 1e15                                                                 1e36 overflow [starts]
 ``ELSEWHERE``, of    a mean squared gradient a  forgets that mean            every move          as above: 0.3 nats
 :class:`.MALA`       million times below its                                                     short; then 2e-4
                      running mean                                                                [starts]
-second start, of     constrained parameters     begins with them where they  once, after 1000    a frontier's scale: 7
-:mod:`.training`     far from their start, in   began, with new particles,   steps, where        nats short; then 1e-3
+``AWAY``, of         constrained parameters     begins with them where they  once, after 1000    a frontier's scale: 7
+``second_start``     far from their start, in   began, with new particles,   steps, where        nats short; then 1e-3
                      which the likelihood is    the others where they are    :func:`.is_known`   [starts]
                      level
 ==================== ========================== ============================ =================== =======================
 
 Figures are in the docs: [brakes] algorithm, "What holds the energy back"; [history] ibid., "How it came to this", and
-the tables above it; [quiet] ibid., "Quiet gradients"; [starts] ibid., "Starts beyond measure" and "A
-second start"; [suite] suite, "What the suite changed"; [unseen] suite, "What
-unseen models changed"; and [bounds] in tests/whole/test_bad_input.py. The tests of each are in
-tests/training/test_step.py, tests/particles, tests/smc and tests/kernels. The first and the third do not act where
+the tables above it; [quiet] ibid., "Quiet gradients"; [starts] ibid., "Starts beyond measure" and "A second start";
+[suite] suite, "What the suite changed"; [unseen] suite, "What unseen models changed"; and [bounds] in
+tests/whole/test_bad_input.py. The tests of each are in tests/training, tests/particles, tests/smc, tests/kernels and
+tests/whole/test_hostile.py. The first and the third do not act where
 walkers and particles agree.
 """
 
