@@ -34,7 +34,9 @@ y = roll @ rotation + 0.1 * random.normal(random.key(2), (4000, 10))
 class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(1)(nn.silu(nn.Dense(128)(x)))[..., 0]
+        for width in (128, 128):
+            x = nn.silu(nn.Dense(width)(x))
+        return nn.Dense(1)(x)[..., 0]
 
 
 def model(y=None, num_data=2000, batch_size=None):
@@ -46,7 +48,7 @@ def model(y=None, num_data=2000, batch_size=None):
         numpyro.sample("y", dist.Normal(decoder(x), 0.1).to_event(1), obs=seen)
 
 
-fit = EBIPLA(model, num_steps=2000).run(random.key(3), y, batch_size=500, progress_bar=False)
+fit = EBIPLA(model, num_steps=3000).run(random.key(3), y, batch_size=500, progress_bar=False)
 fit.print_summary()
 
 # %%
