@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax, random
+from jax import Array, lax
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.state import Latents, Params
@@ -18,6 +18,7 @@ from numpyro_ebipla.model.blocks import BY_BLOCK, Batch
 from numpyro_ebipla.model.clusters import frame_of, log_density_by_cluster
 from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.results.at_draws import placed_draws
+from numpyro_ebipla.results.log_z import KEY_INFORMATION, normaliser_curvatures
 from numpyro_ebipla.smc.control import control_weights, quiet_sites
 from numpyro_ebipla.training.collect import DRAWS_PER_COORDINATE, FEWEST_IN_GROUP, GROUPS
 from numpyro_ebipla.training.fitted import Fitted
@@ -30,27 +31,25 @@ from numpyro_ebipla.training.information import (
     slopes,
 )
 
-#: Draws of the particles that are looked at, and of each energy prior; and how many of all data together, at most.
+#: Draws of the particles that are looked at, and of all data together, at most.
 #: Coefficients of the control variates are estimated, so that the information has a bias of the order of features over
 #: draws. With the 14 to 34 draws by which a run's verdict goes, standard errors of latents with heavy tails were 0.6 to
 #: 0.9 of the exact ones; with a quarter of these 0.96 to 1.00, with all of them 0.99 to 1.01.
 DRAWS, DRAWS_OF_DATA = 8000, 4_000_000
-#: Tag of the key of the latter.
-KEY_INFORMATION = 0x1AF0
 
 
-class Normaliser(NamedTuple):
-    """What is known of log Z of an energy prior, from groups of draws: ``[GROUPS, L]`` and ``[GROUPS, L, L]``.
+class Information(NamedTuple):
+    """Minus the second derivatives of the log likelihood, as the draws of a fit know them.
 
     Attributes:
-        number: of elements of the data that have it.
-        slope: of log Z.
-        curvature: minus its second derivatives.
+        each: ``[G, L, L]``, whose mean is the best estimate; they differ as the estimates from G groups of draws do.
+        rounding: ``[L]``: about what the precision in use leaves unknown on the diagonal. Each datum's complete
+            information, that of a latent's law included, is the observed one and the variance of its score, and where
+            a scale is near zero the latter is millions of times the former.
     """
 
-    number: float
-    slope: np.ndarray
-    curvature: np.ndarray
+    each: np.ndarray
+    rounding: np.ndarray
 
 
 def chosen_params(fit: Fitted, names: Any) -> Params:
@@ -73,11 +72,10 @@ def chosen_params(fit: Fitted, names: Any) -> Params:
     return found
 
 
-def information(fit: Fitted, theta: Params) -> np.ndarray:
-    """Return minus the second derivatives of the log likelihood ``[G, L, L]``, whose mean is the best estimate.
+def information(fit: Fitted, theta: Params) -> Information:
+    """Return the observed information in the unconstrained parameters.
 
-    They differ as the estimates from G groups of draws do. Where a fit does not hold the draws of all latents there is
-    what was found while they were collected.
+    Where a fit does not hold the draws of all latents there is what was found while they were collected.
 
     Args:
         fit: a fit.
@@ -91,15 +89,17 @@ def information(fit: Fitted, theta: Params) -> np.ndarray:
     filled_up = model.subsampled and not model.global_sites and len(fit.collected) % model.batch_size
     noted = None if draws is None or filled_up or len(theta) != len(fit.trained_params) else draws.newton
     if noted is not None and _lacking_draws(fit):
-        return np.asarray(noted[1], np.float64).sum(0)
+        return Information(np.asarray(noted[1], np.float64).sum(0), np.zeros(num_directions(theta)))
     if model.latents:
         _check_quiet(fit)
-        total = _by_block(fit, _curvature, theta, BY_BLOCK).sum(0)
+        *total, missing = _by_block(fit, _curvature, theta, BY_BLOCK).sum(0)
+        rounding = float(jnp.finfo(jax.tree.leaves(theta)[0].dtype).eps) * np.diag(missing)
     else:
         total = _by_block(fit, _curvature_without_latents, theta, BY_BLOCK).sum(0)[None]
-    for normaliser in _normalisers(fit, theta).values():
+        rounding = np.zeros(num_directions(theta))
+    for normaliser in normaliser_curvatures(fit, theta).values():
         total = total - normaliser.number * normaliser.curvature
-    return total
+    return Information(np.asarray(total), rounding)
 
 
 def scores(fit: Fitted, theta: Params, cluster: Any) -> np.ndarray:
@@ -144,7 +144,7 @@ def _scores_of_data(fit: Fitted, theta: Params, labels: Any) -> np.ndarray:
             "cluster={plate: labels, …} says which elements of which plates belong together."
         )
     found = _by_block(fit, _scores, theta, 1)
-    for normaliser in _normalisers(fit, theta).values():
+    for normaliser in normaliser_curvatures(fit, theta).values():
         halves = normaliser.slope.reshape(2, -1, found.shape[-1]).mean(1)
         found = found - normaliser.number / model.num_data * halves[:, None]
     if labels is None:
@@ -212,7 +212,9 @@ def _curvature(model: LatentModel, theta: Params, params: Params, values: Any, b
     group = jnp.repeat(jnp.arange(GROUPS), number // GROUPS)
     weights = jnp.stack([jnp.ones(number), *(GROUPS * (group == i) for i in range(GROUPS))]) / number
     found = lax.map(lambda weight: slope_and_curvature(density, at, theta, theta, weight)[1], weights)
-    return found[1:] - found[1:].mean(0) + found[0]
+    score = slopes(partial(density, at), theta, theta)
+    missing = score.reshape(number, -1, score.shape[-1]).var(0).sum(0)
+    return jnp.concatenate([found[1:] - found[1:].mean(0) + found[0], jnp.diag(missing)[None]])
 
 
 def _curvature_without_latents(
@@ -271,45 +273,6 @@ def _weights(density: Callable[[Latents, Params], Array], at: Latents, theta: Pa
     quiet, chain_ndim = quiet_sites(at)
     gradient = jax.grad(lambda quiet: density(at.replaced(quiet), theta).sum())(quiet)
     return control_weights(quiet, gradient, chain_ndim)
-
-
-# --- log Z ----------------------------------------------------------------------------------------------
-
-
-def _normalisers(fit: Fitted, theta: Params) -> dict[str, Normaliser]:
-    """Return what fresh draws of the energy priors know of log Z."""
-    model, found = fit.config.model, {}
-    batch = fit.batch(model.blocks(joint=False)[0], fit.key(KEY_INFORMATION, None))
-    for i, (name, site) in enumerate(model.energies.items()):
-        if site.per_datum:
-            raise ModelError(
-                f"there are no standard errors: the energy prior at '{name}' has a normaliser for each datum, whose "
-                "curvature is not known."
-            )
-        prior = fit.energy_prior(name)
-        keys = random.split(random.fold_in(batch.rng_key, i), GROUPS)
-        draws = jnp.stack([prior.as_walkers(prior.sample(key, (DRAWS // GROUPS,))) for key in keys])
-        program = model.compiled(_normaliser, name)
-        number = num_elements(model, fit.params, batch)[name] / math.prod(prior.batch_shape)
-        found[name] = Normaliser(number, *(np.asarray(x, np.float64) for x in program(theta, fit.params, draws, batch)))
-    return found
-
-
-def _normaliser(
-    model: LatentModel, name: str, theta: Params, params: Params, draws: Array, batch: Batch
-) -> tuple[Array, Array]:
-    """Return slopes and curvatures of log Z, from groups of draws ``[GROUPS, n, *event]`` (``n, D`` of D priors)."""
-    of_many = model.energy_priors(params, batch)[name].batch_shape != ()
-
-    def log_density(at: Latents, theta: Params) -> Array:
-        prior = model.energy_priors(params | model.constrain_params(theta), batch)[name]
-        return prior.tilted().log_density((at.local if of_many else at.shared)[name])
-
-    def of_group(x: Array) -> tuple[Array, Array]:
-        at = Latents({name: x}, {}) if of_many else Latents({}, {name: x})
-        return slope_and_curvature(log_density, at, theta, theta)
-
-    return lax.map(of_group, draws)
 
 
 # --- checks ---------------------------------------------------------------------------------------------
@@ -376,16 +339,3 @@ def _read_labels(fit: Fitted, given: dict[str, Any]) -> tuple[dict[str, Array], 
     ends = np.cumsum([len(value) for value in arrays.values()])[:-1]
     parts = np.split(inverse, ends)
     return {name: jnp.asarray(part) for name, part in zip(arrays, parts, strict=True)}, len(known)
-
-
-def num_elements(model: LatentModel, params: Params, batch: Batch) -> dict[str, float]:
-    """Return how many elements each sample site has in all data, an event counted as one."""
-    found = {}
-
-    def look() -> None:
-        for name, site in model.sites(params, batch).items():
-            whole = model.ratio(batch) if model.is_local(site) else 1.0
-            found[name] = whole * math.prod(site["fn"].batch_shape)
-
-    jax.eval_shape(look)
-    return found

@@ -11,6 +11,7 @@ from scipy import stats
 
 from numpyro_ebipla import EBIPLA, ULA, EnergyPrior, ModelError, compare
 from numpyro_ebipla.results.estimates import likelihood_ratio, num_observations
+from numpyro_ebipla.results.information import Information
 from numpyro_ebipla.smc.normaliser import Estimate
 from tests.models import fitter, one_level
 
@@ -176,6 +177,27 @@ def test_a_variance_at_zero_has_no_standard_error():
     assert np.isnan(s) or s > float(fit.params["s"]), "no interval that would exclude zero"
 
 
+def test_errors_that_rounding_hides_are_not_given():
+    """A meta-analysis in thousandths, whose heterogeneity is zero: the error was 0.07 to 0.5 of the exact one."""
+    rng = np.random.default_rng(4)
+    se = (1e-3 * rng.uniform(0.5, 3, 14)).astype(np.float32)
+    y = rng.normal(size=14)
+    y = (0.002 + 0.5 * se * (y - y.mean()) / y.std()).astype(np.float32)
+
+    def studies(se, y):
+        mean, tau = numpyro.param("mean", 0.0), numpyro.param("tau", 1.0, constraint=POSITIVE)
+        with numpyro.plate("studies", len(y)):
+            effect = numpyro.sample("effect", dist.Normal(mean, tau))
+            numpyro.sample("y", dist.Normal(effect, se), obs=y)
+
+    fit = EBIPLA(studies).run(random.key(0), se, y, num_steps=4000, progress_bar=False)
+    assert float(fit.params["tau"]) < 1e-5
+    table = fit.summary()
+    error, exact = table.std_error[0], np.sqrt(1 / np.sum(1 / se.astype(np.float64) ** 2))
+    assert np.isnan(error) or error == pytest.approx(exact, rel=0.2)
+    assert not np.isnan(error) or "enable_x64" in str(table)
+
+
 @pytest.mark.parametrize("nothing", [[1], [0, 1]])
 def test_a_curvature_that_is_noise_hides_no_other(monkeypatch, nothing):
     """The entries of what nothing is known of are noise; in its own units, as large as anything."""
@@ -183,7 +205,8 @@ def test_a_curvature_that_is_noise_hides_no_other(monkeypatch, nothing):
     fit = fitter(one_level).run(random.key(0), y.astype(np.float32), num_steps=300, progress_bar=False)
     each = np.tile(np.diag([4.0, 9.0]), (4, 1, 1))
     each[:, nothing, :] = np.array([-1e-5, 3e-5, 1e-5, -2e-5])[:, None, None]
-    monkeypatch.setattr("numpyro_ebipla.results.estimates.information", lambda *_: each)
+    found = Information(each, np.zeros(2))
+    monkeypatch.setattr("numpyro_ebipla.results.estimates.information", lambda *_: found)
     errors = fit.standard_errors()
     assert np.isnan(errors["s"])
     assert np.isnan(errors["mu"]) if 0 in nothing else errors["mu"] == pytest.approx(0.5)
