@@ -30,8 +30,8 @@ from numpyro_ebipla.training.information import (
 #: Ways to know the covariance of estimates.
 KINDS = ("information", "scores", "sandwich")
 #: Times what the precision leaves unknown, from which a curvature is known. Fits without a scale near zero are at 1e5
-#: and more; a location beside a scale of 1e-3 is at 2.7, with its error right to a tenth; below, errors were 0.07 to 0.5
-#: of the exact ones.
+#: and more; a location beside a scale of 1e-3 is at 2.7, with its error right to a tenth; below, errors were 0.07 to
+#: 0.5 of the exact ones.
 ROUNDED = 2.0
 #: Share of a number's own direction of which nothing is known, from which it has no standard error.
 LEAST_SHARE = 1e-3
