@@ -284,5 +284,6 @@ def _reason(info: dict[str, np.ndarray], reached: int) -> str:
     )
     return (
         f"the fit diverged at step {reached + 1}: {what} (contrast {value:.3g}). It stopped and holds the state after "
-        f"step {reached}. Lower the learning rate, or use adjusted chains (kernel=MALA(), prior=Tempered())."
+        f"step {reached}. Start nearer (init_params=…), lower the learning rate, or, if chains are not adjusted, use "
+        "kernel=MALA() and prior=Tempered()."
     )
