@@ -67,6 +67,12 @@ def newton_of_block(
     return slope_and_curvature(log_density_at(model, batch), latents, *thetas)
 
 
+def look_at(model: LatentModel, state: TrainState, data: Any) -> tuple[Array, Array]:
+    """Return slope and curvature from a state's particles, by the program that judges the draws, too."""
+    batch = Batch(None, data, state.rng_key, state.mutable)
+    return model.compiled(newton_of_block)((state.params, state.slow_average), state.posterior.latents, batch)
+
+
 def is_known(config: Config, params: Params, shapes: Callable[[], TrainState]) -> bool:
     """Return whether looks know the likelihood's slope and curvature, in all parameters and from all data.
 
@@ -189,11 +195,8 @@ class Watch(NamedTuple):
     limit: float
 
     def look(self, done: int, state: TrainState, data: Any) -> Looks:
-        """Look at the likelihood, by the program that judges the draws, too."""
-        program = self.config.model.compiled(newton_of_block)
-        batch = Batch(None, data, state.rng_key, state.mutable)
-        found = program((state.params, state.slow_average), state.posterior.latents, batch)
-        return Looks.one(done, state.params, *found)
+        """Look at the likelihood."""
+        return Looks.one(done, state.params, *look_at(self.config.model, state, data))
 
     def verdict(self, looks: Looks, state: TrainState, done: int) -> str | None:
         """Return why the run is over after ``done`` steps, or None while it is not known to be."""

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import random
 from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.state import Params, TrainState
-from numpyro_ebipla.model.blocks import Batch
 from numpyro_ebipla.training.config import Config
-from numpyro_ebipla.training.newton import is_known, newton_of_block
+from numpyro_ebipla.training.newton import flat, is_known, look_at
 
 #: The step after which that is asked.
 SECOND_START = 1000
@@ -48,23 +48,18 @@ class SecondStart(NamedTuple):
             return state
         here, unflatten = ravel_pytree(state.params)
         params = unflatten(jnp.where(jnp.asarray(at_edge), ravel_pytree(self.first)[0], here))
-        key = jax.random.fold_in(state.rng_key, SECOND_START)
+        key = random.fold_in(state.rng_key, SECOND_START)
         new = self.begin(key, params, state.mutable, data)
         return new._replace(step=state.step, rng_key=state.rng_key)
 
     def _at_edge(self, state: TrainState, data: Any) -> np.ndarray:
         """Return which of the L numbers are constrained, far from their start, and level."""
-        constrained = {
-            name: jnp.full(value.shape, name in self.config.model.param_transforms)
-            for name, value in state.params.items()
-        }
-        far = np.abs(ravel_pytree(state.params)[0] - ravel_pytree(self.first)[0]) > AWAY
-        far &= np.asarray(ravel_pytree(constrained)[0])
+        transforms = self.config.model.param_transforms
+        constrained = jax.tree.map_with_path(lambda path, x: jnp.full(x.shape, path[0].key in transforms), state.params)
+        far = flat(constrained).astype(bool) & (np.abs(flat(state.params) - flat(self.first)) > AWAY)
         if not far.any():
             return far
-        batch = Batch(None, data, state.rng_key, state.mutable)
-        program = self.config.model.compiled(newton_of_block)
-        slope, curvature = program((state.params, state.slow_average), state.posterior.latents, batch)
+        slope, curvature = look_at(self.config.model, state, data)
         return far & (np.maximum(np.abs(slope), np.abs(np.diag(curvature))) < LEVEL)
 
 

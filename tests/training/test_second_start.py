@@ -6,7 +6,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from flax import linen as nn
 from jax import random
+from numpyro.contrib.module import flax_module
 from scipy import optimize
 
 from numpyro_ebipla import EBIPLA
@@ -92,3 +94,21 @@ def test_nothing_happens_where_nothing_is_at_an_edge(monkeypatch):
     with_it = run()
     monkeypatch.setattr("numpyro_ebipla.training.loop.SECOND_START", 10_000)
     jax.tree.map(np.testing.assert_array_equal, with_it.params, run().params)
+
+
+def test_parameters_of_a_small_module_are_no_obstacle():
+    """A tree in place of an array stopped a run at step 1000."""
+
+    def model(x, y):
+        net = flax_module("net", nn.Dense(1), input_shape=(1,))
+        s = numpyro.param("s", 1.0, constraint=POSITIVE)
+        with numpyro.plate("data", len(y)):
+            u = numpyro.sample("u", dist.Normal(0, s))
+            numpyro.sample("y", dist.Normal(net(x)[:, 0] + u, 0.3), obs=y)
+
+    x = np.linspace(-1, 1, 60, dtype=np.float32)[:, None]
+    y = (1 + 2 * x[:, 0] + np.random.default_rng(0).normal(size=60)).astype(np.float32)
+    fit = EBIPLA(model).run(random.key(0), x, y, num_steps=1010, progress_bar=False, num_samples=0, stop_at_gain=False)
+    assert fit.stopped is None and int(fit.state.step) == 1010
+    middle = np.polyfit(x[:, 0], y, 1)[1]
+    assert float(fit.params["net$params"]["bias"][0]) == pytest.approx(middle, abs=0.02)
