@@ -43,9 +43,9 @@ systems = {
     "persistent CD": recipes.pcd(model),
 }
 fits = {name: ebipla.run(random.key(2), y, num_steps=2000, progress_bar=False) for name, ebipla in systems.items()}
+masses = {name: 1 / (1 + np.exp(-float(fit.params["logit"]))) for name, fit in fits.items()}
 for name, fit in fits.items():
-    mass = 1 / (1 + np.exp(-float(fit.params["logit"])))
-    print(f"{name:27} means {np.round(fit.params['means'][:, 0], 2)}, mass of the first {mass:.3f}")
+    print(f"{name:27} means {np.round(fit.params['means'][:, 0], 2)}, mass of the first {masses[name]:.3f}")
 print(f"{'data':27} mass of the first {float(first.mean()):.3f}")
 
 # %%
@@ -55,7 +55,7 @@ t = np.linspace(-8, 7, 400)
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 axes[0].hist(np.asarray(y.mean(1)), 80, density=True, color="0.85", label="data")
 for (name, fit), style in zip(fits.items(), ("-", "--", ":"), strict=True):
-    mass = 1 / (1 + np.exp(-float(fit.params["logit"])))
+    mass = masses[name]
     centres = np.asarray(fit.params["means"]).mean(1)
     density = sum(
         w * np.exp(-np.square(t - c)) / np.sqrt(np.pi) for w, c in zip((mass, 1 - mass), centres, strict=True)

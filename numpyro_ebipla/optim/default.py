@@ -89,9 +89,7 @@ def _is_network(tree: Any) -> bool:
 def _at_rate(
     learning_rate: optax.ScalarOrSchedule, moves: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    return in_single_precision(
-        optax.chain(optax.clip(LARGEST), moves, optax.scale_by_learning_rate(learning_rate)),
-    )
+    return in_single_precision(optax.chain(optax.clip(LARGEST), moves, optax.scale_by_learning_rate(learning_rate)))
 
 
 def _network_moves(gain: float, other: optax.GradientTransformation) -> optax.GradientTransformation:

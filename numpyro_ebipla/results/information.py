@@ -27,7 +27,7 @@ from numpyro_ebipla.training.information import (
     by_coordinate,
     go_along,
     num_directions,
-    slope_and_curvature,
+    score_and_curvature,
     slopes,
 )
 
@@ -211,8 +211,8 @@ def _curvature(model: LatentModel, theta: Params, params: Params, values: Any, b
     number = len(jax.tree.leaves(at)[0])
     group = jnp.repeat(jnp.arange(GROUPS), number // GROUPS)
     weights = jnp.stack([jnp.ones(number), *(GROUPS * (group == i) for i in range(GROUPS))]) / number
-    found = lax.map(lambda weight: slope_and_curvature(density, at, theta, theta, weight)[1], weights)
-    score = slopes(partial(density, at), theta, theta)
+    score, by_weight = score_and_curvature(density, at, theta, theta)
+    found = lax.map(lambda weight: by_weight(weight)[1], weights)
     missing = score.reshape(number, -1, score.shape[-1]).var(0).sum(0)
     return jnp.concatenate([found[1:] - found[1:].mean(0) + found[0], jnp.diag(missing)[None]])
 

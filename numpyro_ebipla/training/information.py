@@ -69,11 +69,7 @@ def slopes(f: Callable[[Params], Array], params: Params, before: Params) -> Arra
 
 
 def slope_and_curvature(
-    log_joint: Callable[[Latents, Params], Array],
-    at: Latents,
-    params: Params,
-    before: Params,
-    weight: Array | None = None,
+    log_joint: Callable[[Latents, Params], Array], at: Latents, params: Params, before: Params
 ) -> tuple[Array, Array]:
     """Estimate slope and curvature of the log likelihood.
 
@@ -88,10 +84,23 @@ def slope_and_curvature(
         at: the particles; those that :func:`.quiet_sites` leaves out stay as they are.
         params: unconstrained.
         before: see :func:`go_along`.
-        weight: ``[N]`` of the particles, by default equal ones.
 
     Returns:
         ``[L]`` and minus the second derivatives ``[L, L]``, of all data together.
+    """
+    return score_and_curvature(log_joint, at, params, before)[1](None)
+
+
+def score_and_curvature(
+    log_joint: Callable[[Latents, Params], Array], at: Latents, params: Params, before: Params
+) -> tuple[Array, Callable[[Array | None], tuple[Array, Array]]]:
+    """Return scores ``[N, L]`` (``[N, B, L]``), and what gives slope and curvature for weights ``[N]``, None if equal.
+
+    Args:
+        log_joint: see :func:`slope_and_curvature`.
+        at: likewise.
+        params: likewise.
+        before: likewise.
     """
     moved, origin = go_along(params, before), jnp.zeros(num_directions(params))
     quiet, chain_ndim = quiet_sites(at)
@@ -101,10 +110,13 @@ def slope_and_curvature(
 
     gradient = jax.grad(lambda quiet: density(quiet, origin).sum())(quiet)
     score = slopes(lambda params: log_joint(at, params), params, before)
-    field, left = explained(quiet, gradient, score, chain_ndim, weight)
-    weight = control_weights(quiet, gradient, chain_ndim, weight)
-    slope = lambda quiet, along: jax.grad(lambda a: jnp.sum(weight * density(quiet, a)))(along)
 
-    ways = jax.tree.map(jnp.negative, field), jnp.eye(len(origin))
-    bend = lax.map(lambda way: jax.jvp(slope, (quiet, origin), way)[1], ways)
-    return jnp.tensordot(weight, score, weight.ndim), -bend - left
+    def by_weight(weight: Array | None) -> tuple[Array, Array]:
+        field, left = explained(quiet, gradient, score, chain_ndim, weight)
+        weight = control_weights(quiet, gradient, chain_ndim, weight)
+        slope = lambda quiet, along: jax.grad(lambda a: jnp.sum(weight * density(quiet, a)))(along)
+        ways = jax.tree.map(jnp.negative, field), jnp.eye(len(origin))
+        bend = lax.map(lambda way: jax.jvp(slope, (quiet, origin), way)[1], ways)
+        return jnp.tensordot(weight, score, weight.ndim), -bend - left
+
+    return score, by_weight

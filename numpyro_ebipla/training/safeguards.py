@@ -62,8 +62,7 @@ Figures are in the docs: [brakes] algorithm, "What holds the energy back"; [hist
 the tables above it; [quiet] ibid., "Quiet gradients"; [starts] ibid., "Starts beyond measure" and "A second start";
 [suite] suite, "What the suite changed"; [unseen] suite, "What unseen models changed"; and [bounds] in
 tests/whole/test_bad_input.py. The tests of each are in tests/training, tests/particles, tests/smc, tests/kernels and
-tests/whole/test_hostile.py. The first and the third do not act where
-walkers and particles agree.
+tests/whole/test_hostile.py. The first and the third do not act where walkers and particles agree.
 """
 
 from typing import Any, NamedTuple
