@@ -15,6 +15,9 @@ example test test-unit test-slow bench images papers suite: export MPLBACKEND ?=
 # LAPACK's matrices are small here: its threads would wait for each other, a hundred times as long where cores are busy.
 # (Tests and the suite say so themselves: tests/conftest.py, benchmarks/suite.)
 example docs bench images papers: export OPENBLAS_NUM_THREADS ?= 1
+# What was compiled once is read the next time. (Benchmarks time it, so they have no such cache.)
+example docs: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+example docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help example test test-unit test-slow lint format docs bench images papers suite clean
@@ -44,8 +47,9 @@ format: $(VENV)/.installed-dev ## Apply what `make lint` can fix by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.installed-docs ## Build the docs into docs/_build/html; warnings are errors
+docs: $(VENV)/.installed-docs ## Build the docs into docs/_build/html, and check the pages; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -j $(JOBS) -b html docs docs/_build/html $(ARGS)
+	$(BIN)/python -m pytest docs/test_pages.py -q
 
 bench: $(VENV)/.installed-examples ## Run the speed benchmarks
 	$(BIN)/python -m benchmarks.speed $(ARGS)
