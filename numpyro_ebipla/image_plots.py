@@ -1,4 +1,4 @@
-"""Grids of images, with Matplotlib: generated ones, data beside reconstructions, interpolations.
+"""Grids of images: generated ones, data beside reconstructions, interpolations.
 
 All are importable from :mod:`numpyro_ebipla.plots`.
 """

@@ -1,6 +1,6 @@
-"""Pictures of a fit, with Matplotlib: its history, generated data, images, and a two-dimensional energy landscape."""
+"""Pictures of a fit, with Matplotlib: its history and parameters, generated data, priors, images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_ebipla._core.tree import spaced
+from numpyro_ebipla.history_plots import plot_history, plot_parameters
 from numpyro_ebipla.image_plots import plot_images, plot_interpolation, plot_reconstructions, pyplot, tiles
 from numpyro_ebipla.model.energy import EnergyPrior
 from numpyro_ebipla.results.sites import trace_sites
@@ -23,90 +24,17 @@ __all__ = [
     "plot_history",
     "plot_images",
     "plot_interpolation",
+    "plot_pairs",
+    "plot_parameters",
     "plot_reconstructions",
 ]
 
 #: Points of a scatter plot, at most.
 MAX_POINTS = 2000
+#: Coordinates that are paired, if none are chosen, at most.
+MOST_PAIRED = 5
 #: Nats below its mode at which a landscape's colours end.
 DEPTH = 12.0
-
-#: Share of the steps whose values may leave the axis, where they would leave less than a third of it to the others.
-FIRST_STEPS = 0.1
-
-#: Panels of the history: title, label of the axis, log scale, which entries.
-_PANELS: list[tuple[str, str, bool, Callable[[str], bool]]] = [
-    ("contrast", "nats per datum", False, lambda name: name == "contrast"),
-    ("gradient norm", "‖∇θ‖", True, lambda name: name == "grad_norm"),
-    ("acceptance", "probability", False, lambda name: name.startswith("accept") or name.endswith("/accept")),
-    ("step size", "step size h", True, lambda name: name.startswith("step_size")),
-    ("log normaliser", "log Z against the base", False, lambda name: name.endswith("/log_z")),
-    ("effective sample size", "ESS / P", False, lambda name: name.endswith("/ess")),
-    ("swaps and brakes", "fraction", False, lambda name: name.rpartition("/")[2] in ("swap", "brake", "trust")),
-]
-_LABELS = {
-    "ess": "lowest of the walkers",
-    "swap": "rarest swap of neighbours",
-    "brake": "energy's rate (1: no brake)",
-    "trust": "energy's rate (1: in the trust region)",
-}
-
-
-def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: int | None = None) -> Any:
-    """Plot the history of a fit, one panel for each kind of number that it has.
-
-    Panels are the contrast, the gradient's norm, acceptance of all moves, step sizes, and of the prior walkers log Z,
-    the effective sample size over the number of walkers (above 1 where those of other temperatures count), the share
-    of swaps between the neighbouring temperatures that swap least, and how far the energy's rate is reduced. Faint
-    lines are single steps, full lines running means. Where the first tenth of the steps would leave less than a third
-    of the axis to the others it runs out of the picture, and a line says to where.
-
-    Args:
-        fit: of :meth:`.EBIPLA.run`.
-        axes: at least as many as there are panels (at most seven), by default those of a new figure.
-        smooth: steps of the running mean, by default a fiftieth of all.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: without Matplotlib.
-        ValueError: if the fit took no steps, or there are too few axes.
-    """
-    plt, history = pyplot(), fit.history
-    num_steps = len(fit.losses)
-    if not num_steps:
-        raise ValueError("plot_history: the fit took no steps, so there is no history.")
-    panels = [(*panel[:3], [k for k in history if panel[3](k)]) for panel in _PANELS]
-    panels = [panel for panel in panels if panel[3]]
-    if axes is None:
-        columns = next((n for n in (3, 2) if len(panels) % n == 0), 4)
-        rows = -(-len(panels) // columns)
-        _, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained", squeeze=False)
-        axes = list(grid.flat)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-    axes = list(np.ravel(np.asarray(axes, dtype=object)))
-    if len(axes) < len(panels):
-        raise ValueError(f"plot_history: {len(panels)} panels need as many axes, got {len(axes)}.")
-    window = max(1, num_steps // 50) if smooth is None else smooth
-    steps = int(fit.state.step) - num_steps + 1 + np.arange(num_steps)
-    for ax, (title, label, log, names) in zip(axes, panels, strict=False):
-        for i, name in enumerate(names):
-            # Each narrower than the one before: those that stay at 1 lie upon each other.
-            _line(ax, steps, history[name], window, _label(name), width=0.5 + len(names) - i)
-        if log:
-            ax.set_yscale("log")
-        elif label in ("probability", "fraction"):
-            ax.set_ylim(-0.03, 1.03)
-        else:
-            _cut_first_steps(ax, np.stack([history[name] for name in names]))
-        ax.set(title=title, xlabel="step", ylabel=label)
-        if len(names) > 1 or "/" in names[0]:
-            ax.legend(fontsize="small")
-    if fit.stopped and not fit.arrived:
-        axes[0].set_title(f"{panels[0][0]} (stopped early)")
-    return axes[0].figure
 
 
 def plot_generated(
@@ -217,11 +145,8 @@ def plot_energy(
         prior = fit.energy_prior(name)
         _check_two_dimensional(prior, name)
         walkers = fit.prior_samples()[name] if walkers is None else walkers
-        if particles is None and name in fit.get_samples():
-            particles = fit.get_samples()[name][:, -1]
-        elif particles is None and fit.config.model.energies[name].observed:
-            others = "data"
-            particles = trace_sites(fit, spaced(fit.config.model.num_data, MAX_POINTS), {})[1][name].values
+        if particles is None:
+            others, particles = _particles_or_data(fit, name)
     _check_two_dimensional(prior, name)
     clouds = [
         ("prior walkers", walkers, "red"),
@@ -259,55 +184,96 @@ def plot_energy(
     return ax
 
 
+def plot_pairs(
+    fit: "Fit",
+    axes: Any = None,
+    *,
+    site: str | None = None,
+    components: Sequence[int] | None = None,
+    walkers: Any = None,
+    particles: Any = None,
+) -> Any:
+    """Plot the walkers and particles of an energy prior, of any dimension, in pairs of coordinates.
+
+    Walkers are draws of the prior, particles of the posteriors of all data (of an energy of observed data, the data
+    themselves): where the fit is good, both have one distribution. On the diagonal are histograms of equal area.
+
+    Args:
+        fit: a fit with an energy prior.
+        axes: ``[c, c]``, by default those of a new figure.
+        site: which energy prior of the fit, if there are several.
+        components: which c of the flattened coordinates to plot, by default the first five.
+        walkers: ``[P, ...]`` to show instead of the fit's own.
+        particles: ``[n, ...]`` likewise.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: without Matplotlib.
+        ValueError: for components that are not there, or axes of another shape.
+    """
+    plt, name = pyplot(), fit.energy_site(site)
+    size = int(np.prod(fit.energy_prior(name).event_shape))
+    chosen = list(range(min(size, MOST_PAIRED))) if components is None else list(components)
+    if not chosen or not all(0 <= i < size for i in chosen):
+        raise ValueError(f"plot_pairs: components must be among the {size} of '{name}', got {components!r}.")
+    others, found = _particles_or_data(fit, name)
+    clouds = [
+        ("prior walkers", fit.prior_samples()[name] if walkers is None else walkers, "red"),
+        (others, found if particles is None else particles, "C0"),
+    ]
+    shown = [(label, np.asarray(x, float).reshape(-1, size)[:, chosen], c) for label, x, c in clouds if x is not None]
+    shown.sort(key=lambda cloud: -len(cloud[1]))  # few on top of many
+    bins = int(np.clip(2 * np.sqrt(min(len(x) for _, x, _ in shown)), 5, 40))
+    shape = (len(chosen), len(chosen))
+    if axes is None:
+        _, axes = plt.subplots(*shape, figsize=(2.2 * shape[0] + 0.6,) * 2, layout="constrained", squeeze=False)
+    axes = np.asarray(axes, dtype=object)
+    if axes.shape != shape:
+        raise ValueError(f"plot_pairs: axes must be {shape}, one for each pair, got {axes.shape}.")
+    low, high = np.quantile(np.concatenate([x for _, x, _ in shown]), [0.002, 0.998], axis=0)
+    margin = 0.1 * np.maximum(high - low, 1e-3)
+    for (i, j), ax in np.ndenumerate(axes):
+        if j > i:
+            ax.set_visible(False)
+            continue
+        for _, x, colour in shown:
+            if i == j:
+                ax.hist(x[:, i], np.linspace(low[i], high[i], bins), density=True, histtype="step", color=colour)
+                continue
+            few = x[spaced(len(x), MAX_POINTS)]
+            ax.scatter(few[:, j], few[:, i], s=np.clip(2000 / len(few), 3, 12), alpha=0.5, linewidths=0, color=colour)
+        ax.set_xlim(low[j] - margin[j], high[j] + margin[j])
+        if i == j:
+            ax.set_yticks([])
+        else:
+            ax.set_ylim(low[i] - margin[i], high[i] + margin[i])
+        ax.set_xlabel(f"coordinate {chosen[j]}" if i == shape[0] - 1 else "")
+        ax.set_ylabel(f"coordinate {chosen[i]}" if j == 0 and i else "")
+        ax.tick_params(labelbottom=i == shape[0] - 1, labelleft=j == 0 and i > 0)
+    for label, x, colour in shown:
+        axes[0, 0].plot([], [], color=colour, label=f"{label} ({len(x)})")
+    axes[0, 0].figure.legend(loc="upper right", title=f"fitted prior of {name}", fontsize="small")
+    return axes[0, 0].figure
+
+
 # --- parts ----------------------------------------------------------------------------------------------
 
 
-def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label: str, width: float) -> None:
-    """Plot single steps faintly, and their running mean."""
-    values = np.where(np.isfinite(values), values, np.nan)
-    if window == 1 or np.isnan(values).any():
-        ax.plot(steps, values, label=label, lw=width, marker="." if len(values) == 1 else "")
-        return
-    (faint,) = ax.plot(steps, values, alpha=0.25, lw=0.7)
-    total = np.cumsum(np.insert(values.astype(float), 0, 0.0))
-    mean = (total[window:] - total[:-window]) / window
-    ax.plot(steps[window - 1 :], mean, color=faint.get_color(), label=label, lw=width)
-
-
-def _cut_first_steps(ax: "Axes", values: np.ndarray) -> None:
-    """Let the axis end near the values ``[lines, K]`` of the later steps, if the first ones would flatten them."""
-    early, later = np.split(values, [int(FIRST_STEPS * values.shape[1])], axis=1)
-    early, later = early[np.isfinite(early)], later[np.isfinite(later)]
-    if not (early.size and later.size):
-        return
-    low, high = later.min(), later.max()
-    least, most = min(low, early.min()), max(high, early.max())
-    if not 0 < 3 * (high - low) < most - least:
-        return
-    margin = 0.08 * (high - low)
-    ax.set_ylim(low - margin, high + margin)
-    reach = most if most - high > low - least else least
-    ax.text(
-        0.5, 0.97, f"first steps reach {reach:.3g}", transform=ax.transAxes, ha="center", va="top", fontsize="small"
-    )
-
-
-def _label(name: str) -> str:
-    """Return an entry's name as a reader would say it."""
-    site, _, what = name.rpartition("/")
-    if what in ("brake", "trust"):  # of all energies together
-        return _LABELS[what]
-    if site:
-        return f"{site}: {_LABELS[what]}" if what in _LABELS else f"prior walkers of {site}"
-    kind = {"local": "particles, local latents", "global": "particles, global latents"}
-    return kind.get(name.rpartition("_")[2], name)
+def _particles_or_data(fit: "Fit", name: str) -> tuple[str, Any]:
+    """Return what an energy prior's walkers should look like, and what that is: None if there are no draws."""
+    if fit.config.model.energies[name].observed:
+        return "data", trace_sites(fit, spaced(fit.config.model.num_data, MAX_POINTS), {})[1][name].values
+    draws = fit.get_samples().get(name)
+    return "posterior particles", None if draws is None else draws[:, -1]
 
 
 def _check_two_dimensional(prior: EnergyPrior, name: str) -> None:
     if prior.batch_shape or prior.event_shape != (2,):
         raise ValueError(
             f"plot_energy draws priors with event shape (2,) and no batch shape; '{name}' has event shape "
-            f"{prior.event_shape} and batch shape {prior.batch_shape}."
+            f"{prior.event_shape} and batch shape {prior.batch_shape}. plot_pairs draws more coordinates."
         )
 
 

@@ -22,8 +22,8 @@ FLOORS = [
     ["training"],
     ["diagnostics", "system"],
     ["results", "image_plots"],
-    ["newdata", "plots"],
-    ["ebipla"],
+    ["newdata", "history_plots"],
+    ["ebipla", "plots"],
     ["recipes"],
     ["__init__"],
 ]
@@ -49,6 +49,7 @@ SAID = {
     "results": "the fit: ArviZ, summary",
     "newdata": "infer, log_likelihood, …",
     "image_plots": "grids of images",
+    "history_plots": "what a run went through",
     "plots": "pictures",
     "ebipla": "EBIPLA: init, update, run",
     "recipes": "the systems of the papers",

@@ -47,7 +47,8 @@ class Fitted:
         params: constrained parameters, like SVI's, with those that were held.
         state: the last sound :class:`.TrainState`; ``run(init_state=fit.state)`` goes on.
         history: ``{name: [K]}`` contrast, gradient norm, acceptance, step sizes; for each energy prior
-            ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (over P), ``site/swap``.
+            ``site/accept``, ``site/log_z`` and, by strategy, ``site/ess`` (over P), ``site/swap``; and
+            ``params`` ``[K, L]``, the unconstrained parameters as one vector, if they are up to 32.
         stopped: why the run ended early, or None.
         model: the model with the fitted parameters put in. It visits the data that :meth:`get_samples` holds,
             not a random minibatch (all data of plates of another size).

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, random
+from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla._core.state import Latents, Params, PosteriorState, TrainState
 from numpyro_ebipla._core.tree import put
@@ -21,6 +22,7 @@ from numpyro_ebipla.model.latent_model import LatentModel
 from numpyro_ebipla.particles.block import Adaptations, Block, LogJoint, Prepared, Terms, gather
 from numpyro_ebipla.training.config import Config
 from numpyro_ebipla.training.contrast import Contrast, contrast, cross_entropy
+from numpyro_ebipla.training.information import by_coordinate
 from numpyro_ebipla.training.minibatch import minibatch
 from numpyro_ebipla.training.safeguards import energy_brake, is_due, is_sound, recall, slow_energy, trust
 from numpyro_ebipla.walkers.base import Walkers
@@ -75,7 +77,7 @@ def step(config: Config, state: TrainState, data: Any) -> tuple[TrainState, dict
     block, adapt, moved = advance_particles(config, state, batch, keys.particles, ready, now)
     prior, walked = advance_walkers(config, keys.walkers, (state.params, params), batch, prior, now.walkers)
 
-    info |= moved | walked | step_sizes(block, adapt) | cross_entropy(config.model, now, info)
+    info |= moved | walked | step_sizes(block, adapt) | path_of(params) | cross_entropy(config.model, now, info)
     info |= {f"{name}/gap": gap.mean for name, gap in now.gap.items()}
     info |= {"brake": brake, "trust": trusted} if config.walkers else {}
     info |= {"contrast": now.value, "grad_norm": optax.tree.norm(now.params_grad)}
@@ -247,3 +249,8 @@ def step_sizes(block: Block, adapt: Adaptations) -> dict[str, Array]:
     if block.latents.shared:
         sizes["step_size_global"] = jnp.exp(adapt.shared.log_step)
     return sizes
+
+
+def path_of(params: Params) -> dict[str, Array]:
+    """Report the unconstrained parameters, where they are few, for the history."""
+    return {"params": ravel_pytree(params)[0]} if jax.tree.leaves(params) and by_coordinate(params) else {}

@@ -11,12 +11,15 @@ import pytest
 from jax import random
 
 from numpyro_ebipla import EBIPLA, EnergyPrior, ModelError
+from numpyro_ebipla._core.tree import spaced
 from numpyro_ebipla.plots import (
     plot_energy,
     plot_generated,
     plot_history,
     plot_images,
     plot_interpolation,
+    plot_pairs,
+    plot_parameters,
     plot_reconstructions,
 )
 
@@ -248,3 +251,67 @@ def test_an_energy_of_data_is_drawn_with_the_data():
     assert walkers.get_label().startswith("prior walkers") and data.get_label() == "data (2000)"
     shown = np.asarray(data.get_offsets(), np.float32)
     assert {tuple(row) for row in shown} <= {tuple(row) for row in y}
+
+
+def mixed(y):
+    mean, s = numpyro.param("mean", jnp.zeros(2)), numpyro.param("s", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("data", len(y)):
+        x = numpyro.sample("x", dist.Normal(mean, s).to_event(1))
+        numpyro.sample("y", dist.Normal(x, 1).to_event(1), obs=y)
+
+
+def test_parameters_are_followed_in_their_own_space():
+    """Lines are the path, dashes the estimates, bands their intervals: all that the axes show is the table's."""
+    y = np.random.default_rng(0).normal([3, -1], 1.5, (100, 2)).astype(np.float32)
+    fit = EBIPLA(mixed).run(random.key(0), y, num_steps=900, progress_bar=False)
+    assert fit.history["params"].shape == (len(fit.losses), 3)
+    one, other = visible(plot_parameters(fit))
+    assert (one.get_title(), other.get_title()) == ("mean", "s")
+    table = fit.summary()
+    rows = dict(zip(table.names, zip(table.estimate, table.lower, table.upper, strict=True), strict=True))
+    for ax, names in ((one, ["mean[0]", "mean[1]"]), (other, ["s"])):
+        paths, dashes = ax.lines[::2], ax.lines[1::2]
+        for path, dash, band, name in zip(paths, dashes, ax.patches, names, strict=True):
+            estimate, lower, upper = rows[name]
+            np.testing.assert_allclose(dash.get_ydata(), estimate, rtol=1e-5)
+            bottom, top = band.get_extents().transformed(ax.transData.inverted()).intervaly
+            np.testing.assert_allclose([bottom, top], [lower, upper], rtol=1e-4)
+            assert lower < path.get_ydata()[-1] < upper
+            assert ax.get_ylim()[0] <= lower and upper <= ax.get_ylim()[1]
+    last = other.lines[0].get_ydata()[-1]
+    np.testing.assert_allclose(last, fit.config.model.constrain_params(fit.state.params)["s"], rtol=1e-5)
+    only = visible(plot_parameters(fit, names=["s"], prob=None))
+    assert [ax.get_title() for ax in only] == ["s"] and not only[0].patches
+    for wrong, more in ((dict(names=["t"]), "names must be among"), (dict(axes=[plt.subplots()[1]]), "need as many")):
+        with pytest.raises(ValueError, match=more):
+            plot_parameters(fit, **wrong)
+    with pytest.raises(ValueError, match="no path was kept"):
+        plot_parameters(recorded())
+
+
+def test_pairs_of_a_prior_of_three_dimensions():
+    """Each panel below the diagonal has the walkers' and the particles' own coordinates."""
+
+    def model(y):
+        a = numpyro.param("a", 0.1)
+        with numpyro.plate("data", len(y)):
+            base = dist.Normal(0, 1).expand([3]).to_event(1)
+            x = numpyro.sample("x", EnergyPrior(lambda x: a * jnp.sum(x**2, -1), base))
+            numpyro.sample("y", dist.Normal(x, 1).to_event(1), obs=y)
+
+    y = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    fit = EBIPLA(model, num_samples=5).run(random.key(0), y, num_steps=20, progress_bar=False)
+    figure = plot_pairs(fit)
+    assert len(figure.axes) == 9 and len(visible(figure)) == 6
+    walkers = fit.prior_samples()["x"].reshape(-1, 3)
+    ax = figure.axes[7]  # the last row, the second column
+    assert (ax.get_xlabel(), figure.axes[6].get_ylabel()) == ("coordinate 1", "coordinate 2")
+    shown = ax.collections[1].get_offsets()  # on top of the particles, which are more
+    np.testing.assert_allclose(shown, walkers[spaced(len(walkers), 2000)][:, [1, 2]], rtol=1e-6)
+    some = plot_pairs(fit, components=[2, 0], particles=np.zeros((7, 3)))
+    assert some.axes[2].get_xlabel() == "coordinate 2"
+    assert some.axes[2].collections[1].get_offsets().shape == (7, 2)
+    with pytest.raises(ValueError, match="components must be among the 3"):
+        plot_pairs(fit, components=[3])
+    with pytest.raises(ValueError, match="axes must be"):
+        plot_pairs(fit, axes=[plt.subplots()[1]])
