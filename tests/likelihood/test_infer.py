@@ -25,9 +25,6 @@ from numpyro_ebipla.kernels import evaluate, start
 from numpyro_ebipla.likelihood.chains import BURN_IN, CHAINS, LOOKS, THINNING
 from tests.models import fitter, hierarchy
 
-#: See tests/conftest.py.
-RUNS_LONG = True
-
 LOADING = np.array([[1.0, 0.5, -1.0], [0.3, 2.0, 1.0]])
 
 

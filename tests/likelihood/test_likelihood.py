@@ -16,9 +16,6 @@ from numpyro_ebipla.likelihood.importance import by_importance
 from numpyro_ebipla.likelihood.normalisers import shared_normalisers
 from numpyro_ebipla.smc.normaliser import pooled
 
-#: See tests/conftest.py.
-RUNS_LONG = True
-
 RNG = np.random.default_rng(0)
 GRID = np.linspace(-9, 9, 6001)
 
