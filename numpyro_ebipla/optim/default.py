@@ -76,14 +76,19 @@ def default_for(role: str, with_energy: bool) -> optax.GradientTransformationExt
     if role == "energy":
         return reaching_adam(rate, orthogonal=True)
     late = (lambda step: jnp.minimum(step / WARMUP, 1.0) * rate(step)) if with_energy else rate
-    parts = {"network": _at_rate(late, _network_moves(GAIN, _adam_moves(GAIN))), "other": reaching_adam(rate)}
-    label = lambda params: {name: "network" if _is_network(tree) else "other" for name, tree in params.items()}
-    return optax.partition(parts, label)
+    parts = {
+        "network": _at_rate(late, _network_moves(GAIN, _adam_moves(GAIN))),
+        "module": reaching_adam(rate),
+        "numbers": _at_rate(rate, _adam_moves(GAIN, by_number=True)),
+    }
+    return optax.partition(parts, lambda params: {name: _kind(tree) for name, tree in params.items()})
 
 
-def _is_network(tree: Any) -> bool:
-    """Return whether a site holds several matrices, with something nonlinear between them."""
-    return sum(leaf.ndim == 2 for leaf in jax.tree.leaves(tree)) > 1
+def _kind(site: Any) -> str:
+    """Return what a site is: a number or an array of them, a network of several matrices, or another module."""
+    if isinstance(site, jax.Array):
+        return "numbers"
+    return "network" if sum(leaf.ndim == 2 for leaf in jax.tree.leaves(site)) > 1 else "module"
 
 
 def _at_rate(
@@ -97,10 +102,13 @@ def _network_moves(gain: float, other: optax.GradientTransformation) -> optax.Gr
     return optax.partition({"matrix": _matrix_moves(gain), "other": other}, kinds)
 
 
-def _adam_moves(gain: float, eps: float = EPS, slack: float = 1.0, most: float = MOST) -> optax.GradientTransformation:
+def _adam_moves(
+    gain: float, eps: float = EPS, slack: float = 1.0, most: float = MOST, by_number: bool = False
+) -> optax.GradientTransformation:
     inner = optax.chain(scale_by_capped_adam(eps=eps), scale_by_fan_in())
     size = lambda weights: root_mean_square(weights) / fan_in_factor(weights)
-    return with_reach(inner, mean_of=lambda state: state[0].mean, gain=gain, slack=slack, most=most, size=size)
+    mean_of = lambda state: state[0].mean
+    return with_reach(inner, mean_of=mean_of, gain=gain, slack=slack, most=most, size=size, by_number=by_number)
 
 
 def _matrix_moves(gain: float) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The reach: a factor of each array's steps, by whether its gradients keep their direction."""
+"""The reach: a factor of the steps of each array, or number, by whether its gradients keep their direction."""
 
 from collections.abc import Callable
 from operator import attrgetter
@@ -13,7 +13,7 @@ from numpyro_ebipla.optim.transforms import RECENT_DECAY, TINY
 
 
 class ReachState(NamedTuple):
-    """Number of updates; mean of recent squared norms and log factor, scalars by array; the inner state."""
+    """Number of updates; mean of recent squared norms and log factor, by array or number; the inner state."""
 
     count: Array  # type: ignore[assignment]
     square: Any
@@ -43,6 +43,7 @@ def with_reach(
     slack: float = 1.0,
     most: float = MOST,
     size: Callable[[Array], Array] = root_mean_square,
+    by_number: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiply the updates of each array by a factor that grows while its gradients keep their direction.
 
@@ -63,6 +64,9 @@ def with_reach(
             ``w / slack``.
         most: of an array's size that the steps reach: ``r`` is at most this times the size, or its square, or one.
         size: maps an array to its size in updates of the inner transformation.
+        by_number: whether each number has a factor of its own, and its size is its absolute value: then it makes no
+            difference whether parameters are an array or scalars. A mean of hundreds may stand beside one of
+            thousandths in an array that the user calls one parameter.
 
     Returns:
         A transformation that needs the parameters, and passes extra arguments on to the inner one. Its ``update``
@@ -70,23 +74,24 @@ def with_reach(
     """
     inner = optax.with_extra_args_support(inner)
     white = (1 - decay) / (1 + decay)
+    norm = jnp.square if by_number else lambda x: jnp.sum(jnp.square(x))
+    size = jnp.abs if by_number else size
 
     def grown(log_reach: Array, mean: Array, square: Array, param: Array) -> Array:
-        steadiness = jnp.sum(jnp.square(mean)) / (square + TINY)
+        steadiness = norm(mean) / (square + TINY)
         pivot = jnp.where(log_reach > 0, slack * white, white / slack)
         furthest = jnp.log(jnp.maximum(jnp.minimum(most * size(param), jnp.square(size(param))), 1.0))
         return jnp.minimum(log_reach + gain * (steadiness - pivot), furthest).astype(log_reach.dtype)
 
     def init(params: Any) -> ReachState:
-        scalars = jax.tree.map(lambda p: jnp.zeros((), p.dtype), params)
-        return ReachState(jnp.zeros((), jnp.int32), scalars, scalars, inner.init(params))
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p if by_number else size(p)), params)
+        return ReachState(jnp.zeros((), jnp.int32), zeros, zeros, inner.init(params))
 
     def update(updates: Any, state: ReachState, params: Any = None, **extra: Any) -> tuple[Any, ReachState]:
         if params is None:
             raise ValueError("with_reach bounds steps by the parameters' size: call update(grads, state, params).")
         count = optax.safe_increment(state.count)
-        squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), updates)
-        square = optax.tree.update_moment(squares, state.square, RECENT_DECAY, 1)
+        square = optax.tree.update_moment(jax.tree.map(norm, updates), state.square, RECENT_DECAY, 1)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         log_reach = jax.tree.map(
             grown,
