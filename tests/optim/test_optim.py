@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax import random
 from jax.example_libraries import optimizers
+from jax.flatten_util import ravel_pytree
 
 from numpyro_ebipla.optim import (
     as_optax,
@@ -25,6 +26,7 @@ from numpyro_ebipla.optim import (
     scale_by_width,
     with_reach,
 )
+from numpyro_ebipla.optim.default import default_for
 from numpyro_ebipla.optim.transforms import fan_in
 
 PARAMS = {"a": np.array([0.5, -1.0, 2.0], np.float32), "b": {"w": np.array([[0.3]], np.float32)}}
@@ -619,3 +621,31 @@ def test_a_wide_generator_is_not_dead_after_its_first_steps(output, kind):
         updates, state = step(named, state)
         named = optax.apply_updates(named, updates)
     assert float(loss_of(named)) < 0.1 * begin
+
+
+# --- each number of a plain parameter -------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_it_makes_no_difference_whether_numbers_are_packed():
+    """A location of 596, one of 3e-3 and one of 4e5, as one array or as three scalars: the same moves, to rounding."""
+    goals = np.array([596.0, 3e-3, 4e5])
+    packed, apart = {"m": jnp.zeros(3)}, {"a": jnp.zeros(()), "b": jnp.zeros(()), "c": jnp.zeros(())}
+    gradient = lambda p: (p - goals) / goals**2
+
+    def path(params, gather):
+        optim = default_for("rest", False)
+
+        def step(carry, _):
+            params, state = carry
+            flat, unflatten = ravel_pytree(params)
+            updates, state = optim.update(unflatten(gradient(flat).astype(flat.dtype)), state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), gather(params)
+
+        return np.asarray(jax.lax.scan(step, (params, optim.init(params)), length=3000)[1])
+
+    one = path(packed, lambda p: p["m"])
+    other = path(apart, lambda p: jnp.stack([p["a"], p["b"], p["c"]]))
+    np.testing.assert_allclose(one / goals, other / goals, atol=1e-3)
+    np.testing.assert_allclose(one[-1], goals, rtol=1e-3)
