@@ -26,7 +26,7 @@ help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
-example: $(VENV)/.installed-examples ## Fit and plot the rotated Swiss roll
+example: $(VENV)/.installed-examples ## Fit and plot the rotated Swiss roll, in two to three minutes (ARGS=--quick: one)
 	$(BIN)/python examples/rotated_swiss_roll.py $(ARGS)
 
 test: $(VENV)/.installed-test ## Run the tests and doctests, in two processes (JOBS=2)
@@ -70,6 +70,7 @@ clean: ## Remove .venv (VENV), caches and built files
 
 # The stamp .installed-X says that extra X is installed, as pyproject.toml has it now.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/.created
+	@echo "installing numpyro_ebipla[$*] and what it needs into $(VENV): some 400 MB, one to two minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
