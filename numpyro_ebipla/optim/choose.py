@@ -89,8 +89,8 @@ def default_optimizer(energy_params: tuple[str, ...] = ()) -> optax.GradientTran
 
     No horizon enters, so a run may be continued at any time; the tail average does the rest. See
     :func:`~numpyro_ebipla.optim.default.reaching_adam`. Networks are the energies', and other sites with at least two
-    matrices: where there is an energy, the rate of these rises to the others' over the first thousand steps. Each number
-    of a ``numpyro.param`` on which no energy depends has a reach of its own, elsewhere each array.
+    matrices: where there is an energy, the rate of these rises to the others' over the first thousand steps. Each
+    number of a ``numpyro.param`` on which no energy depends has a reach of its own, elsewhere each array.
 
     Args:
         energy_params: names of the parameters on which an energy depends, but no base distribution.
