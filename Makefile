@@ -65,7 +65,7 @@ suite: $(VENV)/.installed-examples ## Fit models whose optimum is known, with th
 	$(BIN)/python -m benchmarks.suite --jobs $(JOBS) $(ARGS)
 
 clean: ## Remove .venv (VENV), caches and built files
-	rm -rf $(VENV) docs/_build build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build docs/api docs/gallery build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name '.venv*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp .installed-X says that extra X is installed, as pyproject.toml has it now.

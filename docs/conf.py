@@ -15,6 +15,7 @@ version = release = numpyro_ebipla.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
@@ -34,6 +35,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
 }
 
+templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"numpyro_ebipla {release}"
 # MathJax comes with the site. (As an extension the package would keep Sphinx from reading pages in two processes.)
