@@ -116,6 +116,17 @@ def steps_hint(args: tuple) -> str:
     )
 
 
+def no_arrays_hint(named: dict[str, Any]) -> str:
+    """Return what to say of arguments that look like arrays to a user, and are none to JAX."""
+    for name, value in named.items():
+        numbers = (
+            isinstance(value, list) and value and all(isinstance(x, bool | int | float | np.number) for x in value)
+        )
+        if numbers or hasattr(value, "to_numpy"):
+            return f" Argument '{name}' is a {type(value).__name__}, and no array: pass numpy.asarray({name})."
+    return ""
+
+
 def check_whole(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     """Raise for iterators and data loaders, which JAX would not look into, and for what has no order.
 

@@ -10,7 +10,7 @@ from numpyro import handlers
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.static import is_array, join_static, split_static
-from numpyro_ebipla.model.arguments import name_arguments, steps_hint
+from numpyro_ebipla.model.arguments import name_arguments, no_arrays_hint, steps_hint
 from numpyro_ebipla.model.handlers import (
     check_loops,
     check_names,
@@ -44,13 +44,14 @@ def first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, 
         sound = check_loops(check_plates(check_names(check_substituted(model))))
         return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
     except Exception as e:
-        if isinstance(e, ModelError) or wants_a_number(e):
+        columns = any(hasattr(x, "to_numpy") for x in (*args, *kwargs.values()))  # JAX takes these for NumPy's calls
+        if isinstance(e, ModelError) or (wants_a_number(e) and not columns):
             raise
         named = name_arguments(model, args, kwargs)
         empty = [n for n, value in named.items() if any(np.size(x) == 0 for x in jax.tree.leaves(value) if is_array(x))]
         if empty:
             raise ModelError(f"argument '{empty[0]}' of the model is empty, and so it cannot be run: {e}.") from e
-        if hint := steps_hint(args):
+        if (hint := steps_hint(args)) or (hint := no_arrays_hint(named)):
             raise ModelError(f"the model cannot be run with the arguments given: {e}.{hint}") from e
         raise
 

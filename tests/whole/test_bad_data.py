@@ -77,3 +77,20 @@ def test_images_may_stay_bytes():
     found, floats = run(images), run(images.astype(np.float32))
     assert found.args[0].dtype == np.uint8
     np.testing.assert_allclose(found.params["level"], floats.params["level"], rtol=1e-5)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("make", [list, "Series"])
+def test_lists_and_columns_are_named_where_the_model_cannot_take_them(make):
+    """JAX said that float is no valid type, or Python that sequences do not multiply."""
+    make = getattr(pytest.importorskip("pandas"), make) if isinstance(make, str) else make
+
+    def scaled(x, y):
+        slope = numpyro.param("slope", 0.0)
+        with numpyro.plate("data", len(y)):
+            z = numpyro.sample("z", dist.Normal(0, 1))
+            numpyro.sample("y", dist.Normal(z + slope * x, 1), obs=y)
+
+    given = make(Y.tolist())
+    with pytest.raises(ModelError, match=f"Argument 'x' is a {type(given).__name__}.*pass numpy.asarray\\(x\\)"):
+        EBIPLA(scaled).init(random.key(0), given, Y)
