@@ -29,12 +29,7 @@ def shortened():
     return short
 
 
-def test_it_runs_when_pasted(capsys):
-    exec(compile(shortened(), "README.md", "exec"), {"__name__": "__main__"})
-    assert "Fit(3 steps" in capsys.readouterr().out
-
-
-def test_it_runs_with_the_wheel_alone(tmp_path):
+def test_it_runs_when_pasted_with_the_wheel_alone(tmp_path):
     """A wheel is built, unpacked elsewhere, and found before the sources, of which nothing else is in reach."""
     run = lambda *args, **more: subprocess.run([sys.executable, *args], check=True, text=True, cwd=tmp_path, **more)
     pip = ("-m", "pip", "--disable-pip-version-check", "--quiet")
