@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.tree_util import all_leaves
 
 from numpyro_ebipla.optim.reach import GAIN, MOST, root_mean_square, with_reach
 from numpyro_ebipla.optim.schedules import inverse_sqrt_decay
@@ -86,7 +87,7 @@ def default_for(role: str, with_energy: bool) -> optax.GradientTransformationExt
 
 def _kind(site: Any) -> str:
     """Return what a site is: a number or an array of them, a network of several matrices, or another module."""
-    if isinstance(site, jax.Array):
+    if all_leaves([site]):
         return "numbers"
     return "network" if sum(leaf.ndim == 2 for leaf in jax.tree.leaves(site)) > 1 else "module"
 

@@ -649,3 +649,13 @@ def test_it_makes_no_difference_whether_numbers_are_packed():
     other = path(apart, lambda p: jnp.stack([p["a"], p["b"], p["c"]]))
     np.testing.assert_allclose(one / goals, other / goals, atol=1e-3)
     np.testing.assert_allclose(one[-1], goals, rtol=1e-3)
+
+
+@pytest.mark.unit
+def test_arrays_of_numpy_are_numbers_too():
+    """A state that was begun with them goes on with JAX's own."""
+    optim = default_for("rest", True)
+    begin = {"a": np.zeros(3), "net": {"kernel": np.ones((2, 2))}}
+    state = optim.init(begin)
+    params = jax.tree.map(jnp.asarray, begin)
+    assert jax.tree.structure(optim.update(params, state, params)[1]) == jax.tree.structure(state)
