@@ -60,22 +60,13 @@ def plot_history(fit: "Fit", axes: Sequence["Axes"] | None = None, *, smooth: in
         ImportError: without Matplotlib.
         ValueError: if the fit took no steps, or there are too few axes.
     """
-    plt, history = pyplot(), fit.history
+    history = fit.history
     num_steps = len(fit.losses)
     if not num_steps:
         raise ValueError("plot_history: the fit took no steps, so there is no history.")
     panels = [(*panel[:3], [k for k in history if panel[3](k)]) for panel in _PANELS]
     panels = [panel for panel in panels if panel[3]]
-    if axes is None:
-        columns = next((n for n in (3, 2) if len(panels) % n == 0), 4)
-        rows = -(-len(panels) // columns)
-        _, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained", squeeze=False)
-        axes = list(grid.flat)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-    axes = list(np.ravel(np.asarray(axes, dtype=object)))
-    if len(axes) < len(panels):
-        raise ValueError(f"plot_history: {len(panels)} panels need as many axes, got {len(axes)}.")
+    axes = _grid("plot_history", axes, len(panels), next((n for n in (3, 2) if len(panels) % n == 0), 4))
     window = max(1, num_steps // 50) if smooth is None else smooth
     steps = int(fit.state.step) - num_steps + 1 + np.arange(num_steps)
     for ax, (title, label, log, names) in zip(axes, panels, strict=False):
@@ -119,23 +110,14 @@ def plot_parameters(
         ValueError: if no path was kept, as the fit has more parameters or took no steps; for unknown names, or too few
             axes.
     """
-    plt, path = pyplot(), fit.history.get("params")
+    path = fit.history.get("params")
     if path is None or not len(path):
         raise ValueError("plot_parameters: no path was kept; it is kept of up to 32 parameters, by run(…).")
     values = _declared(fit, path)
     chosen = list(values) if names is None else [name for name in names if name in values]
     if not chosen or (names is not None and len(chosen) < len(names)):
         raise ValueError(f"plot_parameters: names must be among {[*values]}, got {names!r}.")
-    if axes is None:
-        columns = min(len(chosen), 3)
-        rows = -(-len(chosen) // columns)
-        _, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained", squeeze=False)
-        axes = list(grid.flat)
-        for ax in axes[len(chosen) :]:
-            ax.set_visible(False)
-    axes = list(np.ravel(np.asarray(axes, dtype=object)))
-    if len(axes) < len(chosen):
-        raise ValueError(f"plot_parameters: {len(chosen)} panels need as many axes, got {len(axes)}.")
+    axes = _grid("plot_parameters", axes, len(chosen), min(len(chosen), 3))
     estimates = {site: np.ravel(ravel_pytree({site: fit.params[site]})[0]) for site in chosen}
     intervals = {}
     if prob is not None and has_information(fit):
@@ -159,6 +141,21 @@ def plot_parameters(
 
 
 # --- parts ----------------------------------------------------------------------------------------------
+
+
+def _grid(function: str, axes: Sequence["Axes"] | None, number: int, columns: int) -> list["Axes"]:
+    """Return axes for so many panels: those given, or a new figure's."""
+    if axes is None:
+        rows = -(-number // columns)
+        size = (4 * columns, 3 * rows)
+        _, grid = pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        axes = list(grid.flat)
+        for ax in axes[number:]:
+            ax.set_visible(False)
+    axes = list(np.ravel(np.asarray(axes, dtype=object)))
+    if len(axes) < number:
+        raise ValueError(f"{function}: {number} panels need as many axes, got {len(axes)}.")
+    return axes
 
 
 def _line(ax: "Axes", steps: np.ndarray, values: np.ndarray, window: int, label: str, width: float) -> None:
