@@ -218,10 +218,9 @@ def plot_pairs(
     chosen = list(range(min(size, MOST_PAIRED))) if components is None else list(components)
     if not chosen or not all(0 <= i < size for i in chosen):
         raise ValueError(f"plot_pairs: components must be among the {size} of '{name}', got {components!r}.")
-    others, found = _particles_or_data(fit, name)
     clouds = [
         ("prior walkers", fit.prior_samples()[name] if walkers is None else walkers, "red"),
-        (others, found if particles is None else particles, "C0"),
+        (*_particles_or_data(fit, name, particles), "C0"),
     ]
     shown = [(label, np.asarray(x, float).reshape(-1, size)[:, chosen], c) for label, x, c in clouds if x is not None]
     shown.sort(key=lambda cloud: -len(cloud[1]))  # few on top of many
@@ -232,7 +231,7 @@ def plot_pairs(
     axes = np.asarray(axes, dtype=object)
     if axes.shape != shape:
         raise ValueError(f"plot_pairs: axes must be {shape}, one for each pair, got {axes.shape}.")
-    low, high = np.quantile(np.concatenate([x for _, x, _ in shown]), [0.002, 0.998], axis=0)
+    low, high = _bulk(np.concatenate([x for _, x, _ in shown]))
     margin = 0.1 * np.maximum(high - low, 1e-3)
     for (i, j), ax in np.ndenumerate(axes):
         if j > i:
@@ -261,12 +260,16 @@ def plot_pairs(
 # --- parts ----------------------------------------------------------------------------------------------
 
 
-def _particles_or_data(fit: "Fit", name: str) -> tuple[str, Any]:
-    """Return what an energy prior's walkers should look like, and what that is: None if there are no draws."""
-    if fit.config.model.energies[name].observed:
-        return "data", trace_sites(fit, spaced(fit.config.model.num_data, MAX_POINTS), {})[1][name].values
+def _particles_or_data(fit: "Fit", name: str, given: Any = None) -> tuple[str, Any]:
+    """Return what an energy prior's walkers should look like by name, and it, if not given: None without draws."""
+    observed = fit.config.model.energies[name].observed
+    what = "data" if observed else "posterior particles"
+    if given is not None:
+        return what, given
+    if observed:
+        return what, trace_sites(fit, spaced(fit.config.model.num_data, MAX_POINTS), {})[1][name].values
     draws = fit.get_samples().get(name)
-    return "posterior particles", None if draws is None else draws[:, -1]
+    return what, None if draws is None else draws[:, -1]
 
 
 def _check_two_dimensional(prior: EnergyPrior, name: str) -> None:
@@ -285,9 +288,14 @@ def _cloud(x: Any) -> np.ndarray:
     return x.reshape(-1, 2)
 
 
+def _bulk(points: np.ndarray) -> np.ndarray:
+    """Return the ends ``[2, d]`` between which nearly all of the points ``[n, d]`` are, by coordinate."""
+    return np.quantile(points, [0.002, 0.998], axis=0)
+
+
 def _limits(points: np.ndarray) -> tuple[float, float, float, float]:
     """Return where the bulk of the points is, with a margin of a fifth."""
-    low, high = np.quantile(points, [0.002, 0.998], axis=0)
+    low, high = _bulk(points)
     margin = 0.2 * np.maximum(high - low, 1e-3)
     (left, bottom), (right, top) = low - margin, high + margin
     return float(left), float(right), float(bottom), float(top)

@@ -116,13 +116,18 @@ def steps_hint(args: tuple) -> str:
     )
 
 
+def is_column(x: Any) -> bool:
+    """Return whether it is a column or a table, as of pandas: an array to NumPy, and none to JAX."""
+    return hasattr(x, "to_numpy")
+
+
 def no_arrays_hint(named: dict[str, Any]) -> str:
     """Return what to say of arguments that look like arrays to a user, and are none to JAX."""
     for name, value in named.items():
         numbers = (
             isinstance(value, list) and value and all(isinstance(x, bool | int | float | np.number) for x in value)
         )
-        if numbers or hasattr(value, "to_numpy"):
+        if numbers or is_column(value):
             return f" Argument '{name}' is a {type(value).__name__}, and no array: pass numpy.asarray({name})."
     return ""
 

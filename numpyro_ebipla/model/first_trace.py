@@ -10,7 +10,7 @@ from numpyro import handlers
 
 from numpyro_ebipla._core.errors import ModelError
 from numpyro_ebipla._core.static import is_array, join_static, split_static
-from numpyro_ebipla.model.arguments import name_arguments, no_arrays_hint, steps_hint
+from numpyro_ebipla.model.arguments import is_column, name_arguments, no_arrays_hint, steps_hint
 from numpyro_ebipla.model.handlers import (
     check_loops,
     check_names,
@@ -44,7 +44,7 @@ def first_trace(model: Callable, rng_key: Array, args: tuple, kwargs: dict[str, 
         sound = check_loops(check_plates(check_names(check_substituted(model))))
         return trace_model(from_base(handlers.seed(sound, rng_key)), args, kwargs)
     except Exception as e:
-        columns = any(hasattr(x, "to_numpy") for x in (*args, *kwargs.values()))  # JAX takes these for NumPy's calls
+        columns = any(map(is_column, (*args, *kwargs.values())))  # NumPy's calls in these look like wanting a number
         if isinstance(e, ModelError) or (wants_a_number(e) and not columns):
             raise
         named = name_arguments(model, args, kwargs)
